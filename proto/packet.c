@@ -1,0 +1,69 @@
+#include "proto/packet.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+int packet_send(int socket, const void *bytes, size_t count, const int *fds, int fd_count, int flags)
+{
+    struct iovec iov = {.iov_base = (void *)(uintptr_t)bytes, .iov_len = count};
+    _Alignas(struct cmsghdr) char control[CMSG_SPACE(PACKET_FDS_MAX * sizeof(int))];
+    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+    if (fd_count > PACKET_FDS_MAX)
+        return -EINVAL;
+    if (fd_count > 0) {
+        memset(control, 0, sizeof control);
+        msg.msg_control = control;
+        msg.msg_controllen = CMSG_SPACE((size_t)fd_count * sizeof(int));
+        struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
+        c->cmsg_level = SOL_SOCKET;
+        c->cmsg_type = SCM_RIGHTS;
+        c->cmsg_len = CMSG_LEN((size_t)fd_count * sizeof(int));
+        memcpy(CMSG_DATA(c), fds, (size_t)fd_count * sizeof(int));
+    }
+    for (;;) {
+        ssize_t sent = sendmsg(socket, &msg, flags | MSG_NOSIGNAL);
+        if (sent >= 0)
+            return (size_t)sent == count ? 0 : -EIO;
+        if (errno != EINTR)
+            return errno == EWOULDBLOCK ? -EAGAIN : -errno;
+    }
+}
+
+ssize_t packet_receive(int socket, void *buf, size_t capacity, int *ret_fds, int fd_max, int *ret_fd_count, int flags)
+{
+    struct iovec iov = {.iov_base = buf, .iov_len = capacity};
+    _Alignas(struct cmsghdr) char control[CMSG_SPACE(PACKET_FDS_MAX * sizeof(int))];
+    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+    ssize_t got;
+    do
+        got = recvmsg(socket, &msg, flags | MSG_CMSG_CLOEXEC);
+    while (got < 0 && errno == EINTR);
+    if (got < 0)
+        return errno == EWOULDBLOCK ? -EAGAIN : -errno;
+    int count = 0, too_many = (msg.msg_flags & MSG_CTRUNC) != 0;
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(&msg); c; c = CMSG_NXTHDR(&msg, c)) {
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+            continue;
+        int n = (int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+        for (int i = 0; i < n; i++) {
+            int fd;
+            memcpy(&fd, CMSG_DATA(c) + (size_t)i * sizeof fd, sizeof fd);
+            if (count < fd_max)
+                ret_fds[count++] = fd;
+            else {
+                close(fd);
+                too_many = 1;
+            }
+        }
+    }
+    if (too_many || (msg.msg_flags & MSG_TRUNC)) {
+        while (count > 0)
+            close(ret_fds[--count]);
+        got = -EMSGSIZE;
+    }
+    if (ret_fd_count)
+        *ret_fd_count = count;
+    return got;
+}

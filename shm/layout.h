@@ -1,0 +1,189 @@
+/* The layout of the three shared regions, on which daemon and clients must agree byte for byte.
+ *
+ *   heap    the objects and nothing else          clients read-write
+ *   map     who holds what; below                 daemon writes, clients read
+ *   state   a word an object, a hint byte a page  daemon and clients
+ *
+ *   map:    header | tags | root gens | roots | page entries | span records
+ *   state:  hints (1 byte a page) | words (16 bits an object, in units of 8 words)
+ *
+ * Invariants of the map (span_check(), tag_check(), root_check() verify them; O(1) for each span, tag, root):
+ *   1. A page is in at most one span: its entry names the span class, the page's index in it, and its first unit.
+ *   2. The record of a span is valid from the store of its class on, which is last: words, then entries, then record.
+ *   3. A span's lessee is 0 or the tag of a client in state TAG_CLIENT or TAG_CLIENT_DYING.
+ *   4. No two spans share a unit of state words.
+ *   5. A page entry of class 0 is PAGE_COLD or PAGE_WARM: free, without or with memory behind it.
+ */
+#ifndef SHM_LAYOUT_H
+#define SHM_LAYOUT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "shm/atomic.h"
+#include "shm/sizeclass_table.h"
+
+#define LAYOUT_MAGIC   0x50414548414e4552ULL /* "RENAHEAP" */
+#define LAYOUT_VERSION 1
+
+#define PAGE_SHIFT 13
+#define PAGE_SIZE  (1ULL << PAGE_SHIFT)
+
+#define HEAP_MIN      (1ULL << 20)  /* bytes */
+#define HEAP_MAX      (1ULL << 40)
+#define HEAP_MAX_SPAN ((1U << 24) - 1) /* pages: what the index of a page entry can count */
+
+#define UNIT_WORDS 8                          /* state words are handed out in units of 16 bytes */
+#define UNIT_BYTES (UNIT_WORDS * sizeof(uint16_t))
+
+#define TAG_COUNT  32768 /* tags 1..32767 */
+#define ROOT_NAME  64    /* bytes of a name with its NUL */
+#define ROOT_GENS  256   /* futex words, by hash of the name */
+
+/* ---- span classes: size class x {scan, noscan} --------------------------------------------------------------- */
+
+#define SPAN_CLASS(size_class, noscan) ((unsigned)(size_class) * 2 + ((noscan) ? 1 : 0))
+#define SPAN_CLASS_COUNT               (SIZE_CLASS_COUNT * 2)
+#define CLASS_LARGE                    254u /* one object a span, of any number of pages; 255: noscan */
+#define CLASS_IS_LARGE(c)              ((c) >= CLASS_LARGE)
+#define CLASS_IS_NOSCAN(c)             ((c) & 1u)
+#define CLASS_VALID(c)                 (((c) >= 2u && (c) < SPAN_CLASS_COUNT) || CLASS_IS_LARGE(c))
+
+/* ---- header ----------------------------------------------------------------------------------------------------- */
+
+/* A redo record: what one commit changes in two places. Written, made valid, applied, made invalid; a daemon that finds
+ * it valid at its start applies it again, which changes nothing if it had been applied. */
+struct redo {
+    uint32_t valid;     /* sync: daemon; store_release [RD1] after the rest */
+    uint16_t tag;       /* the transaction; 0: none */
+    uint16_t has_root;
+    uint32_t root_slot;
+    uint32_t root_uid;
+    uint64_t root_ref;
+    char root_name[ROOT_NAME];
+};
+
+struct map_header {
+    /* sync: constant after heap_format() */
+    uint64_t magic;
+    uint32_t version;
+    uint32_t page_shift;
+    uint8_t heap_id[16];
+    uint64_t heap_max;    /* bytes */
+    uint64_t base;        /* the address that every process tries first */
+    uint64_t map_bytes;
+    uint64_t state_bytes;
+    uint64_t page_count;
+    uint64_t unit_count;
+    uint32_t root_slots;
+    uint32_t class_digest; /* of the size class table: two builds with other tables never share a heap */
+    char boot_id[40];      /* clients of an earlier boot are surely gone. sync: daemon, at its start */
+    uint64_t created_ns;   /* real time */
+    /* sync: daemon, atomic */
+    uint32_t epoch; /* how often a daemon was started over this heap */
+    uint32_t spare;
+    uint64_t refills, reclaimed_clients, reclaimed_objects, pages_returned, round_trips;
+    struct redo redo;
+};
+
+/* ---- tags: clients and transactions ----------------------------------------------------------------------------- */
+
+enum tag_state {
+    TAG_FREE = 0,
+    TAG_CLIENT,          /* a live client */
+    TAG_CLIENT_DYING,    /* the pass over the state words frees what bears the tag; then TAG_FREE */
+    TAG_TX,              /* a transaction that runs, or may be begun by its owner at any time */
+    TAG_TX_COMMITTED,    /* its words count as SHARED until they are turned */
+    TAG_TX_DYING,        /* the pass frees them */
+    TAG_TX_PUBLISHING,   /* the pass turns them to SHARED: committed, and its client is gone */
+    TAG_STATE_COUNT
+};
+
+struct tag {
+    uint32_t state;      /* enum tag_state. sync: daemon, store_release [TG1] after the other fields */
+    uint16_t owner;      /* of a transaction: its client's tag */
+    uint16_t read_only;
+    uint32_t pid, uid, gid;
+    uint32_t epoch;      /* of the daemon that admitted it */
+    uint64_t start_time; /* of the process, clock ticks since boot: pid and this name it */
+    uint64_t since_ns;   /* real time of admission */
+    char command[16];
+};
+
+/* ---- roots -------------------------------------------------------------------------------------------------------- */
+
+struct root {
+    uint32_t seq;  /* odd while it is written; a seqlock. sync: daemon [RT1] */
+    uint32_t uid;  /* who made it, for quotas */
+    uint64_t ref;  /* 0: the slot may be taken, but a search goes on past it while `used` */
+    uint32_t used; /* 0: a search ends here */
+    uint32_t spare;
+    char name[ROOT_NAME];
+};
+
+/* ---- pages and spans ------------------------------------------------------------------------------------------------ */
+
+/* Page entry, 64 bits: | index of the page in its span : 24 | first unit of the span : 32 | span class : 8 | */
+#define PAGE_COLD 0ULL        /* free, no memory behind it */
+#define PAGE_WARM (1ULL << 8) /* free, backed */
+
+static inline uint64_t page_entry_make(unsigned span_class, uint32_t unit, uint32_t index)
+{
+    return (uint64_t)index << 40 | (uint64_t)unit << 8 | span_class;
+}
+static inline unsigned page_entry_class(uint64_t entry) { return entry & 0xff; }
+static inline uint32_t page_entry_unit(uint64_t entry) { return (uint32_t)(entry >> 8); }
+static inline uint32_t page_entry_index(uint64_t entry) { return (uint32_t)(entry >> 40); }
+
+/* The record of a span stands at its first page. */
+struct span {
+    uint16_t lessee;     /* tag of the client that alone may take its FREE objects; 0: none. sync: daemon [LS1] */
+    uint16_t returned;   /* bit i: page i has no memory behind it; only of a span that nobody leases */
+    uint8_t span_class;  /* 0: no span begins here. sync: daemon, store_release [SP1], last of all */
+    uint8_t spare[3];
+    uint32_t page_count;
+    uint32_t unit;       /* first unit of its state words */
+    uint32_t uid;        /* whose quota it is charged to */
+    uint16_t charged;    /* the client whose quota it is charged to; 0: it is gone */
+    uint16_t spare2;
+};
+
+/* ---- a process's view of the regions ---------------------------------------------------------------------------------- */
+
+struct heap {
+    uint8_t *base; /* of the heap region, here */
+    uint64_t heap_bytes;
+    struct map_header *header;
+    struct tag *tags;
+    uint32_t *root_gens;
+    struct root *roots;
+    uint64_t *pages;
+    struct span *spans;
+    uint8_t *hints;
+    uint16_t *words;
+    uint64_t page_count, unit_count;
+    uint32_t root_slots;
+};
+
+struct geometry {
+    uint64_t heap_bytes, page_count, unit_count;
+    uint64_t tags_at, gens_at, roots_at, pages_at, spans_at, map_bytes;
+    uint64_t words_at, state_bytes;
+    uint32_t root_slots;
+};
+
+/* heap_max: bytes, rounded up to 1 MiB. 0, or -EINVAL when it is out of [HEAP_MIN, HEAP_MAX]. */
+int geometry_init(struct geometry *g, uint64_t heap_max, uint32_t root_slots);
+
+/* Lays the view `h` over three mappings of g's sizes; reads and writes nothing. heap may be NULL. */
+void heap_view(struct heap *h, const struct geometry *g, void *heap, void *map, void *state);
+
+/* Writes a new header into zeroed regions. die: without magic, which is last, the regions are nobody's heap. */
+void heap_format(struct heap *h, const struct geometry *g, const uint8_t heap_id[16], uint64_t base);
+
+/* Checks a header that came from outside against the sizes of the regions: 0 and its geometry, or -EPROTO with
+ * `ret_why` set to a static text. */
+int heap_check_header(const struct map_header *header, uint64_t map_bytes, uint64_t state_bytes, struct geometry *ret_g,
+                      const char **ret_why);
+
+#endif

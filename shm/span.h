@@ -1,0 +1,71 @@
+/* Spans as the map shows them. The daemon alone writes records and entries (the functions below marked so); everybody
+ * reads them. A position that came from outside is a number until span_at() has said that a span begins there. */
+#ifndef SHM_SPAN_H
+#define SHM_SPAN_H
+
+#include "shm/layout.h"
+#include "shm/sizeclass.h"
+#include "shm/state.h"
+
+/* What a span is, read once from its record and its first page's entry. */
+struct span_info {
+    uint64_t first;      /* page */
+    uint32_t page_count;
+    uint32_t objects;
+    uint32_t size;       /* of an object, bytes */
+    uint8_t span_class;
+    uint16_t *words;
+};
+
+/* 1 if a span begins at page `first`, and what it is. Costs two loads. */
+static inline int span_at(const struct heap *h, uint64_t first, struct span_info *ret)
+{
+    if (first >= h->page_count)
+        return 0;
+    const struct span *span = &h->spans[first];
+    unsigned c = load_acquire(&span->span_class); /* [SP1] */
+    if (!CLASS_VALID(c))
+        return 0;
+    uint32_t page_count = load_relaxed(&span->page_count);
+    ret->first = first;
+    ret->page_count = page_count;
+    ret->span_class = (uint8_t)c;
+    ret->objects = CLASS_IS_LARGE(c) ? 1 : class_table[c].objects;
+    ret->size = CLASS_IS_LARGE(c) ? 0 : class_table[c].size;
+    ret->words = h->words + (uint64_t)load_relaxed(&span->unit) * UNIT_WORDS;
+    return 1;
+}
+
+static inline uint32_t span_units(uint32_t objects) { return (objects + UNIT_WORDS - 1) / UNIT_WORDS; }
+
+/* Makes pages [first, first + page_count) a span. Daemon only; the words are FREE already.
+ * die: after the first entries: a daemon that restarts clears entries that no record covers. */
+void span_write(struct heap *h, uint64_t first, uint32_t page_count, unsigned span_class, uint32_t unit, uint16_t lessee,
+                uint16_t charged, uint32_t uid);
+
+/* Undoes it; the entries become PAGE_WARM, or PAGE_COLD where `returned` says so. Daemon only.
+ * die: the record goes first: see span_write(). */
+void span_clear(struct heap *h, uint64_t first);
+
+/* How many of its words are FREE now. O(objects). */
+uint32_t span_count_free(const struct span_info *span);
+
+/* Checks the record at `first` and its entries (invariants 1, 2, 3 of shm/layout.h): NULL, or what is wrong.
+ * O(pages of the span), for a large one its first and last 8 pages. */
+const char *span_check(const struct heap *h, uint64_t first);
+
+/* Where a pointer points. */
+struct object {
+    uint64_t first;     /* page of its span */
+    uint32_t index;     /* in the span */
+    uint32_t remainder; /* bytes from the object's start; only below 4 GiB exact, see object_find() */
+    uint64_t offset;    /* of the object's start in the heap */
+    uint64_t size;
+    uint8_t span_class;
+    uint16_t *word;
+};
+
+/* Finds the object that holds heap offset `offset`: 1, or 0 if it is in no object. Any pointer, interior too. */
+int object_find(const struct heap *h, uint64_t offset, struct object *ret);
+
+#endif

@@ -1,0 +1,77 @@
+/* The state words: 16 bits an object, and the hints, a byte a page. This is the protocol by which processes share the
+ * heap without locks; every change of a word that the product makes is one of the functions below.
+ *
+ *                 word_cache (lessee)             word_own (t, pops)
+ *        FREE ------------------------> CACHED(t) -----------------> OWNED(t)
+ *          ^  <------------------------    ^  ^ <------------------   |   ^
+ *          |    word_flush (t)             |  |   word_disown (t)     |   |
+ *          |                               |  |          word_publish |   | word_claim (any t, CAS)
+ *          |                               |  +-----------------+     v   |
+ *          |                               |    word_unshare    +---- SHARED
+ *          |                               |    (any t, CAS)           |
+ *          +--- word_reclaim (daemon, CAS: the tag's client is dead) --+--- word_collect (collector, CAS)
+ *
+ * The rule: a word with my own tag I change by a plain store; a SHARED one by compare-and-swap; a word with another's
+ * tag I never touch; a FREE one only the lessee of its span takes. So each word has one plain writer. A transaction has
+ * a tag of its own, and its words OWNED(x) count as SHARED once the map says that x is committed: then they too are
+ * changed by compare-and-swap only.
+ *
+ * Orders. [ST1] FREE is stored with release and loaded with acquire by who takes it: the object's last writes are seen
+ * before its next owner's first. A swap away from SHARED acquires what its publisher released. OWNED and CACHED are
+ * relaxed: only their own client reads them. [HT1] The hint is stored with release after the FREE words; who clears it
+ * does so by an exchange and then scans. The hint is never skipped because it is set already: that store could be lost.
+ */
+#ifndef SHM_STATE_H
+#define SHM_STATE_H
+
+#include "shm/layout.h"
+
+#define WORD_FREE      0u
+#define WORD_SHARED    1u
+#define WORD_CACHED(t) ((uint16_t)((t) << 1))
+#define WORD_OWNED(t)  ((uint16_t)((t) << 1 | 1))
+
+static inline unsigned word_tag(uint16_t word) { return word >> 1; } /* 0: FREE or SHARED */
+static inline int word_is_owned(uint16_t word) { return word > 1 && (word & 1); }
+static inline int word_is_cached(uint16_t word) { return word > 1 && !(word & 1); }
+
+/* refill: the lessee takes a FREE object into a magazine. 0: it was not FREE.
+ * die: CACHED(t), which the pass frees. */
+static inline int word_cache(uint16_t *word, uint16_t cached)
+{
+    if (load_acquire(word) != WORD_FREE) /* [ST1] */
+        return 0;
+    store_relaxed(word, cached);
+    return 1;
+}
+
+/* alloc: a pop of a magazine. 0: the entry is stale (the object was freed twice, or torn away) and must be dropped.
+ * `to` is OWNED(t), OWNED(x) or, for ARENA_SHARED, WORD_SHARED.
+ * die: an object that nobody was told of; OWNED is freed by the pass, SHARED waits for the collector. */
+static inline int word_own(uint16_t *word, uint16_t cached, uint16_t to)
+{
+    if (unlikely(load_relaxed(word) != cached))
+        return 0;
+    store_relaxed(word, to);
+    return 1;
+}
+
+/* flush: an entry that has left its magazine becomes FREE for the span's lessee; then comes hint_set().
+ * die: FREE without a hint: the pass that reclaims this client counts every span again. */
+static inline int word_flush(uint16_t *word, uint16_t cached)
+{
+    if (unlikely(load_relaxed(word) != cached))
+        return 0;
+    store_release(word, WORD_FREE); /* [ST1] */
+    return 1;
+}
+
+/* Any change away from SHARED, or from OWNED(x) of a committed x. `seen` is what was loaded. 0: look again. */
+static inline int word_swap(uint16_t *word, uint16_t seen, uint16_t to) { return cas_acq_rel(word, &seen, to); }
+
+/* [HT1] */
+static inline void hint_set(uint8_t *hint) { store_release(hint, 1); }
+static inline int hint_seen(const uint8_t *hint) { return load_relaxed(hint) != 0; }
+static inline int hint_clear(uint8_t *hint) { return exchange_acq_rel(hint, 0) != 0; }
+
+#endif

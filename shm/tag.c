@@ -1,0 +1,34 @@
+#include "shm/tag.h"
+
+#include <string.h>
+
+void tag_write(struct heap *h, unsigned tag, const struct tag *value)
+{
+    struct tag *t = &h->tags[tag];
+    t->owner = value->owner;
+    t->read_only = value->read_only;
+    t->pid = value->pid;
+    t->uid = value->uid;
+    t->gid = value->gid;
+    t->epoch = value->epoch;
+    t->start_time = value->start_time;
+    t->since_ns = value->since_ns;
+    memcpy(t->command, value->command, sizeof t->command);
+    tag_set_state(h, tag, (enum tag_state)value->state);
+}
+
+const char *tag_check(const struct heap *h, unsigned tag)
+{
+    const struct tag *t = &h->tags[tag];
+    uint32_t state = load_acquire(&t->state);
+    if (state >= TAG_STATE_COUNT)
+        return "state out of range";
+    if (state == TAG_TX || state == TAG_TX_COMMITTED) {
+        unsigned owner = t->owner;
+        if (owner == 0 || owner >= TAG_COUNT)
+            return "a transaction of nobody";
+        if (tag_state(h, owner) != TAG_CLIENT)
+            return "a transaction of a client that is gone";
+    }
+    return NULL;
+}
