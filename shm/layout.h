@@ -82,6 +82,7 @@ struct map_header {
     /* sync: daemon, atomic */
     uint32_t epoch; /* how often a daemon was started over this heap */
     uint32_t spare;
+    uint64_t top; /* no page at or above it was ever backed; raised before the first entry there is written */
     uint64_t refills, reclaimed_clients, reclaimed_objects, pages_returned, round_trips;
     struct redo redo;
 };

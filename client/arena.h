@@ -1,0 +1,187 @@
+/* arena: a heap in shared memory for many processes.
+ *
+ * A daemon, arenad(8), owns the heap; any number of processes map it with this library, allocate and free from caches of
+ * their own at the speed of a private malloc, and pass objects to one another. A process may die at any instruction:
+ * what it had cached, and what it had allocated but not published, is free again; what it had published stays.
+ *
+ *     arena_t *a;
+ *     if (arena_open(&a, NULL, NULL) == 0) {
+ *         char *text = arena_alloc(a, 100);          // OWNED: dies with this process
+ *         arena_publish(a, text);                    // SHARED: outlives it; anyone may free it
+ *         arena_root_set(a, "greeting", arena_ref(a, text));
+ *     }
+ *
+ * Sizes are bytes. Functions that return int return 0 or a negative errno (predicates 1 or 0); functions that return a
+ * pointer return NULL and set errno. Every function may be called by any thread; none from a signal handler (they are
+ * not async-signal-safe: a handler between a check and its store would break any order). EINTR is never returned.
+ *
+ * Errors of an allocation: ENOMEM the heap is full (never a SIGBUS later) - EDQUOT a limit of the daemon's - ENOTCONN the
+ * daemon was away for timeout_ms; caches go on, the next slow path tries again - ESTALE the daemon serves another heap
+ * now; this one is of the past - EINVAL an argument - EACCES a reader may not.
+ *
+ * Cost: "fast" is no lock, no system call and no atomic read-modify-write. A "slow path" takes a lock of this process's
+ * and moves a batch of objects; one in many of them makes a round trip to the daemon (10-70 us).
+ *
+ * fork: the child has the mapping, and is a client of its own from its first call on. What the parent owned stays the
+ * parent's: the child can read it and cannot free it. exec: the new program has nothing; the old one's memory is
+ * reclaimed when the process ends. Threads: each has caches of its own, given back when it ends.
+ *
+ * What nothing can know: a receiver that takes a published object off a queue and dies before it claims it leaves it
+ * SHARED; only the collector finds that. A free after the object was allocated again is not caught, nor are racing frees
+ * by threads of one process of an object that it still owns. Processes that share a heap can write one another's data.
+ */
+#ifndef ARENA_H
+#define ARENA_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct arena arena_t;   /* a mapped heap, of this process */
+typedef uint64_t arena_ref_t;   /* offset of an object in the heap; 0 is null; the same in every process */
+
+/* flags of arena_alloc_flags */
+enum {
+    ARENA_NOSCAN = 1, /* holds no references: the collector does not read it; under 16 bytes it costs 4, 8 or 12 */
+    ARENA_ZERO = 2,   /* all bytes are 0 */
+    ARENA_SHARED = 4, /* published from the start */
+};
+
+enum { ARENA_READ_ONLY = 1 }; /* arena_options.flags: no writable mapping of anything; reads and roots only */
+
+struct arena_options {
+    size_t size;     /* of this structure: set by ARENA_OPTIONS_INIT, so that it can grow */
+    unsigned flags;  /* ARENA_READ_ONLY */
+    int timeout_ms;  /* longest wait for a daemon that is gone; 0: 30000, -1: for ever */
+};
+#define ARENA_OPTIONS_INIT { sizeof(struct arena_options), 0, 0 }
+
+/* The heap's figures, the names of `arenactl stat --json`. Bytes unless the name says otherwise. */
+struct arena_stats {
+    size_t size;                /* of this structure, set by the caller; fields beyond it are not written */
+    uint64_t heap_id;           /* first 64 bits of the heap's id */
+    uint64_t heap_max;          /* what the heap may grow to */
+    uint64_t heap_backed;       /* of the heap, with memory behind it */
+    uint64_t heap_in_use;       /* in spans */
+    uint64_t objects_used;      /* allocated objects: owned + shared */
+    uint64_t objects_owned;     /* allocated, not published */
+    uint64_t objects_shared;    /* published */
+    uint64_t objects_cached;    /* free, in clients' magazines */
+    uint64_t bytes_used;        /* of allocated objects, as their size classes have them */
+    uint64_t bytes_cached;      /* of cached objects */
+    uint64_t bytes_leased;      /* of spans leased to clients */
+    uint64_t spans;             /* number of spans */
+    uint64_t spans_leased;      /* number of those leased to clients */
+    uint64_t clients;           /* attached clients */
+    uint64_t transactions;      /* tags of transactions in use or kept by clients */
+    uint64_t roots;             /* named roots */
+    uint64_t refills;           /* leases granted since the heap was made */
+    uint64_t round_trips;       /* requests answered since the heap was made */
+    uint64_t reclaimed_clients; /* clients that died or said goodbye */
+    uint64_t reclaimed_objects; /* objects that were freed after them */
+    uint64_t pages_free;        /* pages of 8 KiB in no span */
+    uint64_t pages_warm;        /* of these, with memory behind them */
+    uint64_t pages_returned;    /* pages given back to the system since the heap was made */
+    uint64_t map_backed;        /* of the map region */
+    uint64_t state_backed;      /* of the state region */
+    uint64_t words_in_use;      /* bytes of state words */
+    uint64_t epoch;             /* how often a daemon was started over this heap */
+};
+
+/* ---- a heap --------------------------------------------------------------------------------------------------- */
+
+/* Attaches to the daemon at `socket`; NULL: $ARENA_SOCKET, else $XDG_RUNTIME_DIR/arenad/default.sock if it exists, else
+ * /run/arenad/default.sock. A second open of one heap in one process shares the mapping, counted. About 100 us.
+ * -ENOENT, -ECONNREFUSED no daemon there - -EACCES this user is not allowed - -EDQUOT too many clients -
+ * -EPROTONOSUPPORT the daemon is of another version - -EINVAL bad options - -ENOMEM - -EMFILE, here or there. */
+int arena_open(arena_t **out, const char *socket, const struct arena_options *options);
+
+/* The last close says goodbye: what this process owns is freed. No other thread may be inside a call with `a`. */
+int arena_close(arena_t *a);
+
+/* ---- objects -------------------------------------------------------------------------------------------------- */
+
+/* A scan object (it may hold references), OWNED by this process; aligned to 16 bytes from 16 bytes on, below to 8.
+ * size 0 is a unique object. Up to 32 KiB fast; above, a slow path with a cache of freed ones. */
+void *arena_alloc(arena_t *a, size_t size);
+void *arena_alloc_flags(arena_t *a, size_t size, unsigned flags); /* EINVAL: unknown flags */
+void *arena_calloc(arena_t *a, size_t count, size_t size);        /* ENOMEM also when count * size overflows */
+
+/* NULL p: alloc; size 0: free, NULL. Keeps scan or noscan, OWNED or SHARED. In place where the size class, or the pages
+ * behind a large object, allow it. On failure NULL, and p is as it was. */
+void *arena_realloc(arena_t *a, void *p, size_t size);
+
+/* alignment: any power of two up to 2 MiB, else EINVAL. */
+void *arena_aligned_alloc(arena_t *a, size_t alignment, size_t size);
+
+/* Frees an own object, or a published one of any process. A bad pointer goes to the error handler and nothing is done.
+ * Fast for own objects; one compare-and-swap more for published ones. NULL does nothing. */
+void arena_free(arena_t *a, void *p);
+
+size_t arena_usable_size(arena_t *a, const void *p); /* all of it may be used; 0: not an object */
+
+size_t arena_alloc_batch(arena_t *a, size_t size, void **out, size_t count); /* how many it got; errno if fewer */
+void arena_free_batch(arena_t *a, void **objects, size_t count);
+
+/* Gives back all that this process caches: this thread's magazines and the process's leases now, other threads'
+ * magazines at their next slow path. What a process may hold otherwise: 4 MiB of free objects a thread, and free
+ * objects in leased spans of 4 MiB, more while it keeps asking for what it gave back (at most 256 MiB). */
+int arena_trim(arena_t *a);
+
+/* ---- ownership ------------------------------------------------------------------------------------------------ */
+
+/* OWNED -> SHARED: it outlives this process, and anyone may free it. Fast. SHARED already: 0.
+ * -EINVAL not an object, or freed; -EBUSY another process's. */
+int arena_publish(arena_t *a, void *p);
+
+/* SHARED -> OWNED: reclaimed if this process dies. Of two racing claims one wins, the other gets -EBUSY.
+ * -EBUSY owned already; -EINVAL not an object, or freed. */
+int arena_claim(arena_t *a, void *p);
+
+/* ---- transactions: this thread's ------------------------------------------------------------------------------- */
+
+/* What this thread allocates from here on belongs to the transaction, until commit or abort: if the process dies before,
+ * all of it is freed. One at a time: -EALREADY. A round trip now and then, for tags. -EDQUOT, -ENOTCONN, -ESTALE. */
+int arena_tx_begin(arena_t *a);
+
+/* Publishes all of it as one, and with it moves the root (NULL: none). One round trip.
+ * -EAGAIN the root was not `expected`: still open. -EINVAL no transaction, a bad name, or `desired` is neither published
+ * nor of this transaction: still open. -EDQUOT, -ENOSPC too many roots: still open. */
+int arena_tx_commit(arena_t *a, const char *root, arena_ref_t expected, arena_ref_t desired);
+
+int arena_tx_abort(arena_t *a); /* frees all of it. -EINVAL: no transaction */
+
+/* ---- references ------------------------------------------------------------------------------------------------ */
+
+arena_ref_t arena_ref(const arena_t *a, const void *p); /* NULL: 0; not in the heap: 0 and EINVAL; interior is fine */
+void *arena_ptr(const arena_t *a, arena_ref_t ref);     /* 0 or out of range: NULL */
+int arena_same_address(const arena_t *a);               /* 1: raw pointers are valid in every process */
+
+/* ---- roots: names of 1..63 bytes without control characters ---------------------------------------------------- */
+
+/* Of an object not yet published, or freed: -EINVAL. A bad name: -EINVAL. */
+int arena_root_set(arena_t *a, const char *name, arena_ref_t ref);   /* a round trip; 0 removes it (-ENOENT) */
+int arena_root_get(arena_t *a, const char *name, arena_ref_t *ref);  /* no round trip; -ENOENT */
+int arena_root_cas(arena_t *a, const char *name, arena_ref_t expected, arena_ref_t desired); /* 0: create; -EAGAIN */
+
+/* Waits until the root is other than `old` (0: until it exists), at once if it is; -1 for ever, 0 polls. A removed root
+ * is 0. -ETIMEDOUT. No round trip: the wait is on the map. */
+int arena_root_wait(arena_t *a, const char *name, arena_ref_t old, int timeout_ms, arena_ref_t *ref);
+
+/* ---- figures and errors ---------------------------------------------------------------------------------------- */
+
+int arena_stats(arena_t *a, struct arena_stats *out); /* the daemon counts the whole heap: O(objects), not for loops */
+
+/* Called for a bad free: error is EINVAL (not an object of this heap, or inside one), EALREADY (free already) or EPERM
+ * (another process's, not published). The default prints the message, one line, and aborts. With a handler that returns,
+ * the call has done nothing and the heap is whole. fn NULL: the default again. */
+typedef void arena_error_fn(void *context, int error, const void *p, const char *message);
+int arena_on_error(arena_t *a, arena_error_fn *fn, void *context);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

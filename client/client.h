@@ -1,0 +1,225 @@
+/* The library inside: what a process keeps of a heap that it has mapped.
+ *
+ *   alloc  ->  mcache.c   the thread's magazines, in its mcache segment; no lock
+ *              lease.c    the process's leased spans; a lock a span class
+ *              conn.c     the connection to the daemon; one lock
+ *   and on the same level as lease.c: large.c, a cache of freed large objects
+ *
+ * Lock order: a span class's lock, then the connection's. In private memory, except the magazines; a forked child throws
+ * all of it away and begins anew (fork.c). sync: says who may touch a field.
+ */
+#ifndef CLIENT_CLIENT_H
+#define CLIENT_CLIENT_H
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdbool.h>
+
+#include "client/arena.h"
+#include "proto/msg.h"
+#include "shm/layout.h"
+#include "shm/sizeclass.h"
+#include "shm/span.h"
+#include "shm/state.h"
+#include "shm/tag.h"
+
+#define PUBLIC __attribute__((visibility("default")))
+
+enum {
+    HEAPS_MAX = 16,                /* open at once in a process */
+    MCACHE_BYTES = 32 << 20,       /* of addresses, a thread's slot in the segment */
+    MCACHES_MAX = 8192,            /* threads at once */
+    MCACHE_BUDGET = 3 << 20,       /* bytes of objects that a thread's magazines may hold */
+    MAGAZINE_BYTES = 2 << 20,      /* of objects in one magazine */
+    MAGAZINE_SLOTS = 16384,
+    LEASE_MAX_PAGES = 128,         /* a lease asks for 1, 2, 4 ... pages' worth, up to 1 MiB */
+    HINT_LOOKS = 64,               /* full spans whose hints a refill looks at before it asks the daemon */
+    KEEP_FREE_MIN = 4 << 20,       /* bytes of FREE objects kept in leased spans */
+    KEEP_FULL_MIN = 32 << 20,      /* bytes of leased spans without FREE objects */
+    TX_TAGS_MAX = 1024,            /* of a client: what the daemon grants */
+    KEEP_MAX = 256 << 20,          /* to which both grow when what was let go is asked for again */
+};
+
+/* ---- the thread's mcache ------------------------------------------------------------------------------------------ */
+
+struct slot {
+    void *object;
+    uint16_t *word; /* its state word: saves the pop every look-up */
+};
+
+/* A LIFO array of free objects of one span class. sync: its thread */
+struct magazine {
+    uint32_t count, capacity;
+    struct slot *slots;
+};
+
+struct transaction;
+
+/* In the client's mcache segment, 32 MiB of addresses a thread. sync: its thread, but for `trim` */
+struct mcache {
+    uint16_t cached;        /* CACHED(tag) */
+    uint16_t own;           /* OWNED(tag) */
+    uint16_t owned;         /* what an allocation stores: OWNED(tag), or OWNED(x) in a transaction */
+    uint16_t special;       /* an allocation has more to do: a transaction's log */
+    uint32_t number;        /* of the slot in the segment */
+    uint32_t trim_seen;
+    struct arena *arena;
+    struct transaction *tx; /* private memory; NULL: none is open */
+    uint64_t budget_used;   /* bytes: capacities x sizes of all magazines */
+    uint32_t steal_cursor;
+    uint32_t pad;
+    uint64_t used_serial[4];/* classes that refilled or flushed since the cursor passed them: a bit each */
+    struct mcache *next_free;
+    struct magazine magazines[256];
+};
+
+/* ---- the process's leases --------------------------------------------------------------------------------------------- */
+
+enum lease_list { LEASE_NONE, LEASE_CURRENT, LEASE_IDLE, LEASE_FULL, LEASE_LISTS };
+
+/* By first page. sync: the lock of its span class */
+struct lease {
+    uint32_t next, prev;
+    uint16_t free;   /* FREE objects, as far as this process knows */
+    uint16_t cursor; /* words below it were looked at */
+    uint8_t list;    /* enum lease_list */
+    uint8_t span_class;
+    uint8_t again;   /* something was flushed below the cursor */
+    uint8_t spare;
+};
+#define LEASE_END UINT32_MAX
+
+/* The client's side of an mcentral. current: spans with a FREE object, oldest first; idle: wholly free; full: worked
+ * through, kept in case that other processes free in them. sync: lock */
+struct central {
+    pthread_mutex_t lock;
+    uint32_t first[LEASE_LISTS], last[LEASE_LISTS], count[LEASE_LISTS];
+    uint32_t ask_pages;   /* of the next lease */
+    bool gave_back;       /* FREE memory went back since the last lease: if it is asked for again, keep more */
+    uint32_t releases;    /* in a row, without a lease between */
+};
+
+/* Bounds that adapt. sync: relaxed atomics */
+struct keep {
+    uint64_t free_bytes, free_limit; /* in current and idle */
+    uint64_t full_bytes, full_limit;
+    uint64_t missed_bytes; /* flushed into spans that had been let go, since the last lease */
+};
+
+struct large_cache {
+    pthread_mutex_t lock;
+    uint32_t bins[2][256]; /* by noscan and size bin: first pages, chained in leases[first] */
+    uint32_t oldest, newest; /* chained in leases[first + 1] */
+    uint64_t bytes, limit;
+    bool evicted; /* since the last round trip */
+    uint32_t evictions;
+};
+
+/* ---- the connection ------------------------------------------------------------------------------------------------- */
+
+struct connection {
+    pthread_mutex_t lock;
+    int fd;              /* -1: none */
+    uint32_t epoch;      /* of the daemon that it is to */
+    uint32_t next_id;
+    bool stale;          /* the daemon serves another heap: for ever */
+    struct msg in, out;
+    uint8_t packet[MSG_MAX];
+};
+
+/* ---- a heap ----------------------------------------------------------------------------------------------------------- */
+
+struct arena {
+    /* hot, constant after arena_open */
+    uint8_t *base;
+    uint64_t heap_bytes;
+    const uint64_t *pages;
+    uint16_t *words;
+    uint32_t index; /* in tls_mcaches */
+    uint16_t tag;
+    bool read_only, same_address;
+    struct heap heap;
+    uint64_t map_bytes, state_bytes;
+    /* sync: registry lock */
+    uint32_t opens;
+    struct mcache *free_mcaches;
+    uint32_t mcache_count;
+    uint8_t *mcache_base;  /* addresses for MCACHES_MAX slots */
+    int mcache_fd;
+    /* each with a lock of its own */
+    struct central central[256];
+    struct lease *leases;
+    struct keep keep;
+    struct large_cache large;
+    struct connection conn;
+    uint32_t trim_serial;  /* sync: atomic; a thread that finds it changed gives its magazines back */
+    uint64_t trim_notice;  /* sync: atomic; serial of a NOTICE_TRIM that waits for an answer; 0: none */
+    uint32_t tx_ready[TX_TAGS_MAX]; /* tags of transactions that may be begun. sync: conn.lock */
+    uint32_t tx_ready_count;
+    uint32_t tx_resolved[TX_TAGS_MAX]; /* that bear no word any more, to be told with the next commit. sync: conn.lock */
+    uint32_t tx_resolved_count;
+    int timeout_ms;
+    char *socket;
+    uint32_t generation;  /* of forks, when it attached */
+    arena_error_fn *on_error;
+    void *on_error_context;
+};
+
+extern __thread struct mcache *tls_mcaches[HEAPS_MAX];
+
+/* open.c */
+int arena_attach(struct arena *a, int fd); /* HELLO as a new client: tag and mcache segment */
+int arena_reattach(struct arena *a);       /* in a forked child, at its first call */
+extern uint32_t fork_generation;
+
+/* thread.c: this thread's mcache, made if need be; NULL and errno. */
+struct mcache *mcache_get(struct arena *a);
+void threads_forget(uint32_t index); /* a heap is closed: no thread has an mcache of it any more */
+extern pthread_mutex_t registry_lock;
+
+/* mcache.c */
+void mcache_init(struct mcache *mc, struct arena *a, uint32_t number);
+void mcache_flush_all(struct mcache *mc);
+int mcache_push(struct mcache *mc, unsigned span_class, void *object, uint16_t *word); /* its word is CACHED already */
+void *alloc_class(struct mcache *mc, unsigned span_class, unsigned flags, size_t size);
+
+/* lease.c */
+int lease_init(struct arena *a);
+void lease_fini(struct arena *a);
+/* refill: up to `want` objects, each FREE -> CACHED(tag): their number, or a negative errno. */
+int lease_refill(struct arena *a, unsigned span_class, struct slot *out, uint32_t want);
+/* flush: entries that have left their magazine, CACHED -> FREE, then the hints. */
+void lease_flush(struct arena *a, unsigned span_class, const struct slot *slots, uint32_t count);
+void lease_release_all(struct arena *a);
+/* The first pages of all leases, in portions: for RESUME. Called with conn.lock held. */
+uint32_t lease_list(struct arena *a, uint64_t *cursor, uint32_t *out, uint32_t capacity);
+void trim_if_asked(struct mcache *mc);
+
+/* large.c */
+void *large_alloc(struct arena *a, struct mcache *mc, size_t size, size_t alignment, unsigned flags);
+void large_free(struct arena *a, uint64_t first, uint16_t *word);
+void large_published(struct arena *a, uint64_t first);
+int large_extend(struct arena *a, uint64_t first, uint32_t pages);
+void large_release_all(struct arena *a);
+void large_init(struct arena *a);
+
+/* conn.c. conn_lock gives conn.out to fill in; conn_call sends it and leaves the reply in conn.in: 0, or the error that
+ * the daemon answered, -ENOTCONN, -ESTALE. A lost connection is made anew and the request repeated. */
+void conn_lock(struct arena *a);
+void conn_unlock(struct arena *a);
+int conn_call(struct arena *a, uint32_t type, uint32_t expect);
+int conn_tell(struct arena *a, uint32_t type); /* no reply */
+int conn_connect(const char *path);
+void conn_init(struct connection *c, int fd);
+const char *socket_path(const char *given, char *buf, size_t capacity);
+
+/* tx.c */
+void tx_log(struct mcache *mc, void *object, uint16_t *word);
+void tx_thread_exit(struct mcache *mc);
+bool tx_is_mine(const struct arena *a, unsigned tag);
+
+/* object.c */
+void bad_free(struct arena *a, const void *p, int error, const char *format, ...) __attribute__((format(printf, 4, 5)));
+int free_slow(struct arena *a, struct mcache *mc, void *p);
+
+#endif

@@ -1,0 +1,223 @@
+/* The connection to the daemon: requests and replies, one at a time under conn.lock, and what happens when it is lost.
+ *
+ * A daemon that died comes back with the same heap: the client connects again, says HELLO with its tag, lists its leases
+ * (RESUME; the daemon takes back what is not listed) and repeats its request. Every request may be repeated: what a lost
+ * grant had leased is not listed, and what a commit or a root update had done is looked up in the map first. A daemon
+ * with another heap id is another heap: ESTALE from then on. */
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "client/client.h"
+#include "proto/packet.h"
+
+const char *socket_path(const char *given, char *buf, size_t capacity)
+{
+    const char *dir = getenv("XDG_RUNTIME_DIR"), *env = getenv("ARENA_SOCKET");
+    struct stat st;
+    if (given && *given)
+        return given;
+    if (env && *env)
+        return env;
+    if (dir && *dir && snprintf(buf, capacity, "%s/arenad/default.sock", dir) < (int)capacity && stat(buf, &st) == 0)
+        return buf;
+    return "/run/arenad/default.sock";
+}
+
+int conn_connect(const char *path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    if (strlen(path) >= sizeof address.sun_path)
+        return -ENAMETOOLONG;
+    strcpy(address.sun_path, path);
+    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return -errno;
+    while (connect(fd, (struct sockaddr *)&address, sizeof address) < 0) {
+        if (errno == EINTR)
+            continue;
+        int rc = -errno;
+        close(fd);
+        return rc;
+    }
+    return fd;
+}
+
+void conn_init(struct connection *c, int fd)
+{
+    pthread_mutex_init(&c->lock, NULL);
+    c->fd = fd;
+    c->stale = false;
+    c->next_id = 0;
+}
+
+void conn_lock(struct arena *a) { pthread_mutex_lock(&a->conn.lock); }
+void conn_unlock(struct arena *a) { pthread_mutex_unlock(&a->conn.lock); }
+
+static int64_t now_ms(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+static int64_t deadline_of(const struct arena *a)
+{
+    return a->timeout_ms < 0 ? INT64_MAX : now_ms() + (a->timeout_ms ? a->timeout_ms : 30000);
+}
+
+static void drop(struct connection *c)
+{
+    if (c->fd >= 0)
+        close(c->fd);
+    c->fd = -1;
+}
+
+static int send_out(struct arena *a, uint32_t type, uint32_t id)
+{
+    struct connection *c = &a->conn;
+    c->out.type = type;
+    c->out.id = id;
+    c->out.epoch = c->epoch;
+    int bytes = msg_encode(&c->out, c->packet, sizeof c->packet);
+    return bytes < 0 ? bytes : packet_send(c->fd, c->packet, (size_t)bytes, NULL, 0, 0);
+}
+
+/* Receives until the reply to `id` is there; notices on the way are noted. 0, the error in it, or -EPIPE: lost. */
+static int receive_in(struct arena *a, uint32_t id, uint32_t expect, int64_t deadline)
+{
+    struct connection *c = &a->conn;
+    char why[MSG_TEXT_MAX + 1];
+    for (;;) {
+        ssize_t got = packet_receive(c->fd, c->packet, sizeof c->packet, NULL, 0, NULL, 0);
+        if (got == -EAGAIN) { /* SO_RCVTIMEO: the daemon is there and says nothing */
+            if (now_ms() >= deadline)
+                return -ETIMEDOUT;
+            continue;
+        }
+        if (got <= 0)
+            return -EPIPE;
+        if (msg_decode(&c->in, c->packet, (size_t)got, why) < 0)
+            return -EPROTO;
+        if (c->in.type == MSG_NOTICE && c->in.id == 0) {
+            if (c->in.what == NOTICE_TRIM)
+                exchange_acq_rel(&a->trim_notice, c->in.value);
+            continue;
+        }
+        if (c->in.id != id)
+            continue;
+        if (c->in.type == MSG_ERROR)
+            return -(int)c->in.error;
+        return c->in.type == expect ? 0 : -EPROTO;
+    }
+}
+
+static int exchange(struct arena *a, uint32_t type, uint32_t expect, int64_t deadline)
+{
+    uint32_t id = ++a->conn.next_id ? a->conn.next_id : ++a->conn.next_id;
+    int rc = send_out(a, type, id);
+    if (rc < 0)
+        return rc == -EINVAL ? rc : -EPIPE;
+    return receive_in(a, id, expect, deadline);
+}
+
+/* HELLO with the tag that this process has, and its leases. */
+static int resume(struct arena *a, int64_t deadline)
+{
+    struct connection *c = &a->conn;
+    uint64_t cursor = 0;
+    c->out.version_min = c->out.version = PROTO_VERSION;
+    c->out.layout = LAYOUT_VERSION;
+    c->out.flags = a->read_only ? HELLO_READ_ONLY : 0;
+    c->out.heap_id = a->heap.header->heap_id;
+    c->out.heap_id_bytes = 16;
+    c->out.tag = a->tag;
+    int rc = exchange(a, MSG_HELLO, MSG_WELCOME, deadline);
+    if (rc < 0)
+        return rc;
+    c->epoch = c->in.epoch;
+    do {
+        c->out.list_count = lease_list(a, &cursor, c->out.list, 4000);
+        c->out.flags = cursor >= a->heap.page_count ? RESUME_LAST : 0;
+        rc = exchange(a, MSG_RESUME, MSG_OK, deadline);
+    } while (rc == 0 && cursor < a->heap.page_count);
+    return rc;
+}
+
+/* Waits for a daemon, at most until the deadline, and resumes. 0, -ENOTCONN, -ESTALE. */
+static int reconnect(struct arena *a, int64_t deadline)
+{
+    struct connection *c = &a->conn;
+    unsigned pause_ms = 1;
+    for (;;) {
+        drop(c);
+        int fd = conn_connect(a->socket), rc;
+        if (fd >= 0) {
+            struct timeval poll_every = {.tv_sec = 0, .tv_usec = 100000};
+            setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &poll_every, sizeof poll_every);
+            c->fd = fd;
+            rc = resume(a, deadline);
+            if (rc == 0)
+                return 0;
+            drop(c);
+            if (rc == -ESTALE) {
+                c->stale = true;
+                return -ESTALE;
+            }
+            if (rc != -EPIPE && rc != -ETIMEDOUT && rc != -EMFILE && rc != -ENOMEM)
+                return -ENOTCONN;
+        }
+        if (now_ms() >= deadline)
+            return -ENOTCONN;
+        struct timespec pause = {.tv_nsec = (long)pause_ms * 1000000};
+        nanosleep(&pause, NULL);
+        pause_ms = pause_ms < 50 ? pause_ms * 2 : 50;
+    }
+}
+
+int conn_call(struct arena *a, uint32_t type, uint32_t expect)
+{
+    struct connection *c = &a->conn;
+    int64_t deadline = 0;
+    if (c->stale)
+        return -ESTALE;
+    for (bool again = false;; again = true) {
+        int rc = -EPIPE;
+        if (c->fd >= 0)
+            rc = exchange(a, type, expect, deadline ? deadline : (deadline = deadline_of(a)));
+        if (rc != -EPIPE && rc != -ETIMEDOUT && rc != -EPROTO)
+            return rc;
+        if (rc == -ETIMEDOUT) { /* what it may still answer is settled by the next RESUME */
+            drop(c);
+            return -ENOTCONN;
+        }
+        static __thread struct msg kept; /* resume() uses conn.out */
+        kept = c->out;
+        rc = reconnect(a, deadline ? deadline : (deadline = deadline_of(a)));
+        c->out = kept;
+        if (rc < 0)
+            return rc;
+        if (type == MSG_LEASE || type == MSG_LARGE)
+            c->out.list_count = 0; /* not listed, so taken back */
+        (void)again;
+        if (type == MSG_TX_COMMIT && tag_state(&a->heap, c->out.tag) == TAG_TX_COMMITTED)
+            return 0; /* it had been done */
+    }
+}
+
+int conn_tell(struct arena *a, uint32_t type)
+{
+    if (a->conn.fd < 0)
+        return -ENOTCONN;
+    int rc = send_out(a, type, 0);
+    if (rc < 0)
+        drop(&a->conn);
+    return rc;
+}

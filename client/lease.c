@@ -1,0 +1,382 @@
+/* The process's leased spans: the client's side of the mcentrals.
+ *
+ * A refill takes FREE objects from the spans of `current`, oldest first; then from wholly free ones (`idle`); then it
+ * looks at the hints of `full` spans, in which other processes may have freed; only then it asks the daemon, for twice as
+ * much as last time. What is kept is bounded, and the bounds grow while what was let go is soon asked for again.
+ *
+ * Condition 1 of the design: a lease is scanned and let go under one lock, its span class's; so no FREE word of a span
+ * is taken after its release was sent. A span that is given back was removed from the lists before.
+ */
+#include <string.h>
+#include <sys/mman.h>
+
+#include "client/client.h"
+
+int lease_init(struct arena *a)
+{
+    uint64_t bytes = a->heap.page_count * sizeof *a->leases;
+    if (!a->leases) {
+        void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (p == MAP_FAILED)
+            return -ENOMEM;
+        a->leases = p;
+    } else
+        madvise(a->leases, bytes, MADV_DONTNEED);
+    for (int i = 0; i < 256; i++) {
+        struct central *c = &a->central[i];
+        memset(c, 0, sizeof *c);
+        pthread_mutex_init(&c->lock, NULL);
+        for (int list = 0; list < LEASE_LISTS; list++)
+            c->first[list] = c->last[list] = LEASE_END;
+        c->ask_pages = class_table[i].pages;
+    }
+    a->keep = (struct keep){0, KEEP_FREE_MIN, 0, KEEP_FULL_MIN, 0};
+    return 0;
+}
+
+void lease_fini(struct arena *a)
+{
+    if (a->leases)
+        munmap(a->leases, a->heap.page_count * sizeof *a->leases);
+    a->leases = NULL;
+}
+
+/* ---- lists -------------------------------------------------------------------------------------------------------------------------- */
+
+static uint64_t span_bytes(const struct central *c, const struct arena *a)
+{
+    return (uint64_t)class_table[c - a->central].pages << PAGE_SHIFT;
+}
+
+static void list_remove(struct arena *a, struct central *c, uint32_t first)
+{
+    struct lease *l = &a->leases[first];
+    *(l->prev == LEASE_END ? &c->first[l->list] : &a->leases[l->prev].next) = l->next;
+    *(l->next == LEASE_END ? &c->last[l->list] : &a->leases[l->next].prev) = l->prev;
+    c->count[l->list]--;
+    if (l->list == LEASE_FULL)
+        fetch_sub_relaxed(&a->keep.full_bytes, span_bytes(c, a));
+    l->list = LEASE_NONE;
+}
+
+static void list_append(struct arena *a, struct central *c, uint32_t first, enum lease_list list)
+{
+    struct lease *l = &a->leases[first];
+    l->list = (uint8_t)list;
+    l->next = LEASE_END;
+    l->prev = c->last[list];
+    *(l->prev == LEASE_END ? &c->first[list] : &a->leases[l->prev].next) = first;
+    c->last[list] = first;
+    c->count[list]++;
+    if (list == LEASE_FULL)
+        fetch_add_relaxed(&a->keep.full_bytes, span_bytes(c, a));
+}
+
+static void list_move(struct arena *a, struct central *c, uint32_t first, enum lease_list list)
+{
+    if (a->leases[first].list == list)
+        return;
+    list_remove(a, c, first);
+    list_append(a, c, first, list);
+}
+
+static void count_free(struct arena *a, uint32_t first, const struct class_info *info, int change)
+{
+    struct lease *l = &a->leases[first];
+    l->free = (uint16_t)(l->free + change);
+    fetch_add_relaxed(&a->keep.free_bytes, (uint64_t)((int64_t)change * info->size));
+}
+
+/* ---- giving back ---------------------------------------------------------------------------------------------------------------------- */
+
+/* Lets go of the oldest spans of a list until `enough` says so or `most` were let go; one message for each 1024. */
+static uint32_t release(struct arena *a, struct central *c, enum lease_list list, uint32_t most, const uint64_t *measure,
+                        uint64_t bound)
+{
+    const struct class_info *info = &class_table[c - a->central];
+    uint32_t total = 0;
+    while (total < most && c->first[list] != LEASE_END && load_relaxed(measure) > bound) {
+        conn_lock(a);
+        struct msg *out = &a->conn.out;
+        out->list_count = 0;
+        while (total < most && out->list_count < 1024 && c->first[list] != LEASE_END && load_relaxed(measure) > bound) {
+            uint32_t first = c->first[list];
+            list_remove(a, c, first);
+            count_free(a, first, info, -(int)a->leases[first].free);
+            memset(&a->leases[first], 0, sizeof(struct lease));
+            out->list[out->list_count++] = first;
+            total++;
+        }
+        conn_tell(a, MSG_RELEASE); /* if the daemon is gone, RESUME will not list them */
+        conn_unlock(a);
+    }
+    return total;
+}
+
+/* Too much FREE memory is leased: wholly free spans go first. */
+static void release_free(struct arena *a, struct central *c)
+{
+    struct keep *k = &a->keep;
+    uint64_t limit = load_relaxed(&k->free_limit);
+    if (load_relaxed(&k->free_bytes) <= limit)
+        return;
+    uint32_t n = release(a, c, LEASE_IDLE, UINT32_MAX, &k->free_bytes, limit - limit / 4);
+    if (load_relaxed(&k->free_bytes) > limit)
+        n += release(a, c, LEASE_CURRENT, UINT32_MAX, &k->free_bytes, limit - limit / 4);
+    if (!n)
+        return;
+    c->gave_back = true;
+    if (++c->releases >= 4 && limit > KEEP_FREE_MIN) /* nothing of it was asked for again: it is a shrinking */
+        store_relaxed(&k->free_limit, limit / 2);
+}
+
+/* A lease is needed: was it let go too early? */
+static void adapt(struct arena *a, struct central *c, uint32_t pages)
+{
+    struct keep *k = &a->keep;
+    uint64_t most = a->heap_bytes / 4 < KEEP_MAX ? a->heap_bytes / 4 : KEEP_MAX, limit;
+    if (c->gave_back && (limit = load_relaxed(&k->free_limit)) < most)
+        store_relaxed(&k->free_limit, limit * 2);
+    if (load_relaxed(&k->missed_bytes) > ((uint64_t)pages << PAGE_SHIFT) / 2 && (limit = load_relaxed(&k->full_limit)) < most)
+        store_relaxed(&k->full_limit, limit * 2);
+    store_relaxed(&k->missed_bytes, 0);
+    c->gave_back = false;
+    c->releases = 0;
+}
+
+static void give_back_all(struct arena *a, struct central *c)
+{
+    const uint64_t always = 1;
+    for (int list = LEASE_CURRENT; list < LEASE_LISTS; list++)
+        release(a, c, (enum lease_list)list, UINT32_MAX, &always, 0);
+    c->ask_pages = class_table[c - a->central].pages;
+    c->gave_back = false;
+}
+
+void lease_release_all(struct arena *a)
+{
+    for (unsigned i = 2; i < SPAN_CLASS_COUNT; i++) {
+        struct central *c = &a->central[i];
+        pthread_mutex_lock(&c->lock);
+        give_back_all(a, c);
+        pthread_mutex_unlock(&c->lock);
+    }
+    store_relaxed(&a->keep.free_limit, KEEP_FREE_MIN);
+    store_relaxed(&a->keep.full_limit, KEEP_FULL_MIN);
+}
+
+void trim_if_asked(struct mcache *mc)
+{
+    struct arena *a = mc->arena;
+    uint64_t notice = load_relaxed(&a->trim_notice);
+    if (unlikely(notice && exchange_acq_rel(&a->trim_notice, 0))) {
+        fetch_add_relaxed(&a->trim_serial, 1);
+        large_release_all(a);
+        lease_release_all(a);
+    } else
+        notice = 0;
+    if (unlikely(mc->trim_seen != load_relaxed(&a->trim_serial))) {
+        mc->trim_seen = load_relaxed(&a->trim_serial);
+        mcache_flush_all(mc);
+        lease_release_all(a);
+    }
+    if (notice) {
+        conn_lock(a);
+        a->conn.out.mode = CLIENT_MODE_TRIMMED;
+        a->conn.out.value = notice;
+        conn_tell(a, MSG_MODE);
+        conn_unlock(a);
+    }
+}
+
+/* ---- refill ------------------------------------------------------------------------------------------------------------------------------ */
+
+/* Takes FREE objects of one span from its cursor on. At the span's end it goes to `full`, or stays if something was
+ * flushed behind the cursor meanwhile. */
+static uint32_t take_from(struct arena *a, struct central *c, uint32_t first, struct slot *out, uint32_t want)
+{
+    const struct class_info *info = &class_table[c - a->central];
+    struct lease *l = &a->leases[first];
+    uint16_t *words = a->words + (uint64_t)page_entry_unit(load_relaxed(&a->pages[first])) * UNIT_WORDS;
+    uint8_t *base = a->base + ((uint64_t)first << PAGE_SHIFT);
+    uint16_t cached = WORD_CACHED(a->tag);
+    uint32_t got = 0, i = l->cursor;
+    for (; i < info->objects && got < want; i++)
+        if (word_cache(&words[i], cached))
+            out[got++] = (struct slot){base + (uint64_t)i * info->size, &words[i]};
+    count_free(a, first, info, -(int)(got < l->free ? got : l->free));
+    if (i < info->objects) {
+        l->cursor = (uint16_t)i;
+        return got;
+    }
+    l->cursor = 0;
+    if (l->again && l->free)
+        l->again = 0;
+    else {
+        count_free(a, first, info, -(int)l->free); /* it was an estimate */
+        list_move(a, c, first, LEASE_FULL);
+    }
+    return got;
+}
+
+/* How many of its words are FREE; a span that others have freed in goes to the list that it belongs to. */
+static void look_again(struct arena *a, struct central *c, uint32_t first)
+{
+    const struct class_info *info = &class_table[c - a->central];
+    struct span_info span;
+    if (!span_at(&a->heap, first, &span))
+        return;
+    for (uint32_t i = 0; i < span.page_count && i < 16; i++)
+        hint_clear(&a->heap.hints[first + i]); /* by an exchange, and then the scan */
+    uint32_t n = span_count_free(&span);
+    count_free(a, first, info, (int)n - (int)a->leases[first].free);
+    a->leases[first].cursor = 0;
+    a->leases[first].again = 0;
+    list_move(a, c, first, n == 0 ? LEASE_FULL : n == info->objects ? LEASE_IDLE : LEASE_CURRENT);
+}
+
+/* Looks at the hints of some of the spans that were worked through, oldest first. */
+static bool look_at_hints(struct arena *a, struct central *c)
+{
+    const struct class_info *info = &class_table[c - a->central];
+    bool found = false;
+    for (uint32_t n = 0; n < HINT_LOOKS && n < c->count[LEASE_FULL]; n++) {
+        uint32_t first = c->first[LEASE_FULL];
+        int seen = 0;
+        for (uint32_t i = 0; i < info->pages; i++)
+            seen |= hint_seen(&a->heap.hints[first + i]);
+        list_remove(a, c, first); /* to the end: the next look begins behind it */
+        list_append(a, c, first, LEASE_FULL);
+        if (seen) {
+            look_again(a, c, first);
+            found |= a->leases[first].list != LEASE_FULL;
+        }
+    }
+    return found;
+}
+
+/* Spans that were granted come into current. */
+static void accept_grant(struct arena *a, struct central *c, const struct msg *grant)
+{
+    for (uint32_t i = 0; i < grant->list_count; i++) {
+        uint32_t first = grant->list[i];
+        if (first >= a->heap.page_count || a->leases[first].list != LEASE_NONE)
+            continue; /* not ours to believe */
+        a->leases[first] = (struct lease){.span_class = (uint8_t)(c - a->central)};
+        list_append(a, c, first, LEASE_CURRENT);
+        look_again(a, c, first);
+    }
+}
+
+/* populates what was cut for this lease: a fault a page would cost four times as much */
+static void populate(struct arena *a, struct central *c, const struct msg *grant)
+{
+    uint64_t pages = class_table[c - a->central].pages;
+    for (uint32_t i = 0; i < grant->list_count;) {
+        uint32_t first = grant->list[i], run = 1;
+        while (i + run < grant->list_count && grant->list[i + run] == first + run * pages)
+            run++;
+        madvise(a->base + ((uint64_t)first << PAGE_SHIFT), run * pages << PAGE_SHIFT, MADV_POPULATE_WRITE);
+        i += run;
+    }
+}
+
+static int ask_daemon(struct arena *a, struct central *c)
+{
+    const struct class_info *info = &class_table[c - a->central];
+    adapt(a, c, c->ask_pages);
+    conn_lock(a);
+    struct msg *out = &a->conn.out;
+    out->span_class = (uint32_t)(c - a->central);
+    out->pages = c->ask_pages;
+    out->list_count = 0;
+    uint64_t limit = load_relaxed(&a->keep.full_limit);
+    while (out->list_count < 512 && c->first[LEASE_FULL] != LEASE_END && load_relaxed(&a->keep.full_bytes) > limit) {
+        uint32_t first = c->first[LEASE_FULL]; /* worked through, long ago: to the daemon's `empty` */
+        list_remove(a, c, first);
+        memset(&a->leases[first], 0, sizeof(struct lease));
+        out->list[out->list_count++] = first;
+    }
+    int rc = conn_call(a, MSG_LEASE, MSG_GRANT);
+    if (rc == 0) {
+        if (a->conn.in.flags & GRANT_FRESH)
+            populate(a, c, &a->conn.in);
+        accept_grant(a, c, &a->conn.in);
+        c->ask_pages = c->ask_pages * 2 < LEASE_MAX_PAGES ? c->ask_pages * 2 : LEASE_MAX_PAGES;
+        if (c->ask_pages < info->pages)
+            c->ask_pages = info->pages;
+    }
+    conn_unlock(a);
+    return rc;
+}
+
+int lease_refill(struct arena *a, unsigned span_class, struct slot *out, uint32_t want)
+{
+    struct central *c = &a->central[span_class];
+    uint32_t got = 0;
+    int rc = 0;
+    pthread_mutex_lock(&c->lock);
+    while (got < want) {
+        uint32_t first = c->first[LEASE_CURRENT];
+        if (first == LEASE_END)
+            first = c->first[LEASE_IDLE];
+        if (first != LEASE_END) {
+            list_move(a, c, first, LEASE_CURRENT);
+            got += take_from(a, c, first, out + got, want - got);
+            continue;
+        }
+        if (got || look_at_hints(a, c)) {
+            if (got)
+                break;
+            continue;
+        }
+        if ((rc = ask_daemon(a, c)) < 0)
+            break;
+    }
+    pthread_mutex_unlock(&c->lock);
+    return got ? (int)got : rc;
+}
+
+/* ---- flush ------------------------------------------------------------------------------------------------------------------------------- */
+
+void lease_flush(struct arena *a, unsigned span_class, const struct slot *slots, uint32_t count)
+{
+    struct central *c = &a->central[span_class];
+    const struct class_info *info = &class_table[span_class];
+    uint16_t cached = WORD_CACHED(a->tag);
+    pthread_mutex_lock(&c->lock);
+    for (uint32_t i = 0; i < count; i++) {
+        uint64_t page = (uint64_t)((uint8_t *)slots[i].object - a->base) >> PAGE_SHIFT;
+        if (!word_flush(slots[i].word, cached))
+            continue; /* freed twice, or torn away: nobody's to give */
+        hint_set(&a->heap.hints[page]); /* always: skipping it when it is set could lose one */
+        uint32_t first = (uint32_t)page - page_entry_index(load_relaxed(&a->pages[page]));
+        struct lease *l = &a->leases[first];
+        if (l->list == LEASE_NONE) {
+            fetch_add_relaxed(&a->keep.missed_bytes, info->size);
+            continue;
+        }
+        count_free(a, first, info, 1);
+        l->again = 1;
+        if (l->free >= info->objects)
+            list_move(a, c, first, LEASE_IDLE);
+        else if (l->list == LEASE_FULL)
+            list_move(a, c, first, LEASE_CURRENT);
+    }
+    release_free(a, c);
+    pthread_mutex_unlock(&c->lock);
+}
+
+uint32_t lease_list(struct arena *a, uint64_t *cursor, uint32_t *out, uint32_t capacity)
+{
+    uint32_t count = 0;
+    uint64_t page = *cursor;
+    for (; page < a->heap.page_count && count < capacity; page++) {
+        if (load_relaxed(&a->heap.spans[page].lessee) == a->tag && a->leases[page].list != LEASE_NONE)
+            out[count++] = (uint32_t)page;
+        if (page >= a->heap.header->top)
+            page = a->heap.page_count - 1;
+    }
+    *cursor = page;
+    return count;
+}

@@ -1,0 +1,293 @@
+/* Attaching: HELLO, the regions, the mapping at the common address; and what a forked child does at its first call. */
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "client/client.h"
+#include "proto/packet.h"
+
+static struct arena *heaps[HEAPS_MAX]; /* sync: registry_lock */
+uint32_t fork_generation = 1;
+
+/* ---- HELLO ------------------------------------------------------------------------------------------------------------------------------ */
+
+/* Sends HELLO as a new client and takes the reply with its descriptors: their number, or a negative errno. */
+static int hello(struct connection *c, unsigned flags, int fds[4])
+{
+    char why[MSG_TEXT_MAX + 1];
+    int count = 0;
+    c->out.type = MSG_HELLO;
+    c->out.id = ++c->next_id;
+    c->out.version_min = c->out.version = PROTO_VERSION;
+    c->out.layout = LAYOUT_VERSION;
+    c->out.flags = flags & ARENA_READ_ONLY ? HELLO_READ_ONLY : 0;
+    c->out.heap_id_bytes = 0;
+    c->out.tag = 0;
+    int bytes = msg_encode(&c->out, c->packet, sizeof c->packet);
+    int rc = bytes < 0 ? bytes : packet_send(c->fd, c->packet, (size_t)bytes, NULL, 0, 0);
+    if (rc < 0 && rc != -EPIPE) /* a daemon that refuses may have closed already; its reason is there to be read */
+        return rc;
+    ssize_t got;
+    do
+        got = packet_receive(c->fd, c->packet, sizeof c->packet, fds, 4, &count, 0);
+    while (got == -EAGAIN);
+    if (got <= 0)
+        return got < 0 ? (int)got : -ECONNREFUSED;
+    rc = msg_decode(&c->in, c->packet, (size_t)got, why);
+    if (rc == 0 && c->in.type == MSG_ERROR)
+        rc = -(int)c->in.error;
+    else if (rc == 0 && (c->in.type != MSG_WELCOME || count != (flags & ARENA_READ_ONLY ? 3 : 4) || c->in.heap_id_bytes != 16))
+        rc = -EPROTO;
+    if (rc < 0)
+        while (count > 0)
+            close(fds[--count]);
+    return rc < 0 ? rc : count;
+}
+
+static void close_fds(int *fds, int count)
+{
+    for (int i = 0; i < count; i++)
+        if (fds[i] >= 0)
+            close(fds[i]);
+}
+
+/* ---- the regions --------------------------------------------------------------------------------------------------------------------- */
+
+/* Maps the heap where every process has it, or elsewhere if something is there. */
+static void *map_heap(int fd, uint64_t bytes, uint64_t base, int prot, bool *ret_same)
+{
+    void *want = (void *)(uintptr_t)base;
+    void *got = mmap(want, bytes, prot, MAP_SHARED | MAP_NORESERVE | MAP_FIXED_NOREPLACE, fd, 0);
+    if (got != MAP_FAILED && got != want) { /* a kernel that does not know the flag */
+        munmap(got, bytes);
+        got = MAP_FAILED;
+    }
+    *ret_same = got != MAP_FAILED;
+    return *ret_same ? got : mmap(NULL, bytes, prot, MAP_SHARED | MAP_NORESERVE, fd, 0);
+}
+
+static bool fd_covers(int fd, uint64_t bytes)
+{
+    struct stat st;
+    return fstat(fd, &st) == 0 && (uint64_t)st.st_size >= bytes;
+}
+
+static int map_regions(struct arena *a, const struct msg *welcome, const int *fds)
+{
+    const char *why;
+    struct geometry g;
+    int prot = a->read_only ? PROT_READ : PROT_READ | PROT_WRITE, rc = -ENOMEM;
+    if (!fd_covers(fds[0], welcome->heap_bytes) || !fd_covers(fds[1], welcome->map_bytes) ||
+        !fd_covers(fds[2], welcome->state_bytes))
+        return -EPROTO;
+    void *map = mmap(NULL, welcome->map_bytes, PROT_READ, MAP_SHARED | MAP_NORESERVE, fds[1], 0);
+    if (map == MAP_FAILED)
+        return -errno;
+    void *state = mmap(NULL, welcome->state_bytes, prot, MAP_SHARED | MAP_NORESERVE, fds[2], 0);
+    if (state == MAP_FAILED) {
+        rc = -errno;
+        goto no_state;
+    }
+    rc = heap_check_header(map, welcome->map_bytes, welcome->state_bytes, &g, &why);
+    if (rc < 0 || g.heap_bytes != welcome->heap_bytes) {
+        rc = -EPROTO;
+        goto no_heap;
+    }
+    void *heap = map_heap(fds[0], g.heap_bytes, welcome->base, prot, &a->same_address);
+    if (heap == MAP_FAILED) {
+        rc = -errno;
+        goto no_heap;
+    }
+    heap_view(&a->heap, &g, heap, map, state);
+    a->base = heap;
+    a->heap_bytes = g.heap_bytes;
+    a->pages = a->heap.pages;
+    a->words = a->heap.words;
+    a->map_bytes = welcome->map_bytes;
+    a->state_bytes = welcome->state_bytes;
+    return 0;
+no_heap:
+    munmap(state, welcome->state_bytes);
+no_state:
+    munmap(map, welcome->map_bytes);
+    return rc;
+}
+
+static void unmap_regions(struct arena *a)
+{
+    if (!a->base)
+        return;
+    munmap(a->base, a->heap_bytes);
+    munmap(a->heap.header, a->map_bytes);
+    munmap(a->heap.hints, a->state_bytes);
+}
+
+/* ---- open and close ------------------------------------------------------------------------------------------------------------------- */
+
+static void arena_free_struct(struct arena *a)
+{
+    unmap_regions(a);
+    lease_fini(a);
+    if (a->conn.fd >= 0)
+        close(a->conn.fd);
+    if (a->mcache_fd >= 0)
+        close(a->mcache_fd);
+    free(a->socket);
+    free(a);
+}
+
+static struct arena *find_open(const uint8_t heap_id[16], bool read_only)
+{
+    for (int i = 0; i < HEAPS_MAX; i++)
+        if (heaps[i] && heaps[i]->generation == fork_generation && heaps[i]->read_only == read_only &&
+            memcmp(heaps[i]->heap.header->heap_id, heap_id, 16) == 0 && !heaps[i]->conn.stale)
+            return heaps[i];
+    return NULL;
+}
+
+/* The caller's second HELLO of a heap that is open already: this client goes away at once. */
+static void say_bye(struct arena *a)
+{
+    conn_lock(a);
+    a->conn.out.flags = 0;
+    if (a->conn.fd >= 0 && !a->conn.stale)
+        conn_call(a, MSG_BYE, MSG_OK);
+    conn_unlock(a);
+}
+
+static int open_new(struct arena *a, const char *path, unsigned flags, struct arena **ret)
+{
+    int fds[4] = {-1, -1, -1, -1};
+    int fd = conn_connect(path);
+    if (fd < 0)
+        return fd;
+    conn_init(&a->conn, fd);
+    int count = hello(&a->conn, flags, fds);
+    if (count < 0)
+        return count;
+    a->tag = (uint16_t)a->conn.in.tag;
+    a->conn.epoch = a->conn.in.epoch;
+    struct arena *open = find_open(a->conn.in.heap_id, a->read_only);
+    if (open) {
+        close_fds(fds, count);
+        say_bye(a);
+        open->opens++;
+        *ret = open;
+        return 0;
+    }
+    struct timeval poll_every = {.tv_sec = 0, .tv_usec = 100000};
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &poll_every, sizeof poll_every);
+    int rc = map_regions(a, &a->conn.in, fds);
+    if (rc == 0 && count == 4) {
+        a->mcache_fd = fds[3];
+        fds[3] = -1;
+    }
+    close_fds(fds, count);
+    if (rc < 0 || (rc = lease_init(a)) < 0)
+        return rc;
+    large_init(a);
+    for (uint32_t i = 0; i < HEAPS_MAX; i++)
+        if (!heaps[i]) {
+            heaps[i] = a;
+            a->index = i;
+            a->opens = 1;
+            *ret = a;
+            return 0;
+        }
+    return -EMFILE;
+}
+
+PUBLIC int arena_open(arena_t **out, const char *socket, const struct arena_options *options)
+{
+    struct arena_options o = ARENA_OPTIONS_INIT;
+    char buf[256];
+    if (!out || (options && (options->size < sizeof o || (options->flags & ~(unsigned)ARENA_READ_ONLY) || options->timeout_ms < -1)))
+        return -EINVAL;
+    if (options)
+        o = *options;
+    const char *path = socket_path(socket, buf, sizeof buf);
+    struct arena *a = calloc(1, sizeof *a), *found = NULL;
+    if (!a)
+        return -ENOMEM;
+    a->conn.fd = a->mcache_fd = -1;
+    a->read_only = (o.flags & ARENA_READ_ONLY) != 0;
+    a->timeout_ms = o.timeout_ms;
+    a->socket = strdup(path);
+    pthread_mutex_lock(&registry_lock);
+    a->generation = fork_generation;
+    int rc = a->socket ? open_new(a, path, o.flags, &found) : -ENOMEM;
+    pthread_mutex_unlock(&registry_lock);
+    if (found != a)
+        arena_free_struct(a);
+    if (rc == 0)
+        *out = found;
+    return rc;
+}
+
+PUBLIC int arena_close(arena_t *a)
+{
+    if (!a)
+        return -EINVAL;
+    pthread_mutex_lock(&registry_lock);
+    if (--a->opens) {
+        pthread_mutex_unlock(&registry_lock);
+        return 0;
+    }
+    heaps[a->index] = NULL;
+    threads_forget(a->index);
+    pthread_mutex_unlock(&registry_lock);
+    if (a->generation == fork_generation)
+        say_bye(a);
+    if (a->mcache_base)
+        munmap(a->mcache_base, (uint64_t)MCACHE_BYTES * MCACHES_MAX);
+    arena_free_struct(a);
+    return 0;
+}
+
+/* ---- fork --------------------------------------------------------------------------------------------------------------------------------- */
+
+/* In a forked child, by its first slow path: the parent's connection, mcaches and leases are not ours. The mapping is. */
+int arena_reattach(struct arena *a)
+{
+    int fds[4] = {-1, -1, -1, -1}, rc = 0;
+    pthread_mutex_lock(&registry_lock);
+    if (a->generation == fork_generation)
+        goto out;
+    if (a->conn.fd >= 0)
+        close(a->conn.fd);
+    if (a->mcache_fd >= 0)
+        close(a->mcache_fd);
+    a->mcache_fd = -1;
+    a->free_mcaches = NULL;
+    a->mcache_count = 0;
+    a->mcache_base = NULL;
+    a->tx_ready_count = a->tx_resolved_count = 0;
+    conn_init(&a->conn, conn_connect(a->socket));
+    rc = a->conn.fd < 0 ? -ENOTCONN : hello(&a->conn, a->read_only ? ARENA_READ_ONLY : 0, fds);
+    if (rc < 0)
+        goto out;
+    bool same_heap = memcmp(a->conn.in.heap_id, a->heap.header->heap_id, 16) == 0;
+    if (rc == 4 && same_heap) {
+        a->mcache_fd = fds[3];
+        fds[3] = -1;
+    }
+    close_fds(fds, rc);
+    rc = same_heap ? lease_init(a) : -ESTALE;
+    if (rc < 0)
+        goto out;
+    struct timeval poll_every = {.tv_sec = 0, .tv_usec = 100000};
+    setsockopt(a->conn.fd, SOL_SOCKET, SO_RCVTIMEO, &poll_every, sizeof poll_every);
+    large_init(a);
+    a->trim_notice = 0;
+    a->tag = (uint16_t)a->conn.in.tag;
+    a->conn.epoch = a->conn.in.epoch;
+    a->generation = fork_generation;
+out:
+    pthread_mutex_unlock(&registry_lock);
+    return rc;
+}

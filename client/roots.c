@@ -1,0 +1,98 @@
+/* Named roots: a get reads the map; a change is the daemon's; a wait sleeps on a word of the map. */
+#include <limits.h>
+#include <linux/futex.h>
+#include <sched.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "client/client.h"
+#include "shm/root.h"
+
+static int64_t now_ms(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+PUBLIC int arena_root_get(arena_t *a, const char *name, arena_ref_t *ref)
+{
+    uint64_t found;
+    int64_t deadline = 0;
+    if (!ref || root_name_check(name) < 0)
+        return -EINVAL;
+    for (unsigned tries = 0;; tries++) {
+        int rc = root_lookup(&a->heap, name, &found);
+        if (rc == 0)
+            *ref = found;
+        if (rc != -EAGAIN)
+            return rc;
+        if (tries < 1000)
+            continue;
+        if (deadline == 0) /* a daemon that died within an update: its successor puts it right */
+            deadline = a->timeout_ms < 0 ? INT64_MAX : now_ms() + (a->timeout_ms ? a->timeout_ms : 30000);
+        else if (now_ms() > deadline)
+            return -ENOTCONN;
+        sched_yield();
+    }
+}
+
+static int root_call(arena_t *a, const char *name, unsigned mode, arena_ref_t expected, arena_ref_t desired)
+{
+    if (root_name_check(name) < 0)
+        return -EINVAL;
+    if (a->read_only)
+        return -EACCES;
+    if (a->generation != fork_generation) {
+        int rc = arena_reattach(a);
+        if (rc < 0)
+            return rc;
+    }
+    conn_lock(a);
+    strcpy(a->conn.out.name, name);
+    a->conn.out.mode = mode;
+    a->conn.out.expected = expected;
+    a->conn.out.desired = desired;
+    fence_release(); /* what the object holds is written before the root leads to it */
+    int rc = conn_call(a, MSG_ROOT, MSG_OK);
+    conn_unlock(a);
+    return rc;
+}
+
+PUBLIC int arena_root_set(arena_t *a, const char *name, arena_ref_t ref)
+{
+    return root_call(a, name, ROOT_MODE_SET, 0, ref);
+}
+
+PUBLIC int arena_root_cas(arena_t *a, const char *name, arena_ref_t expected, arena_ref_t desired)
+{
+    return root_call(a, name, ROOT_MODE_CAS, expected, desired);
+}
+
+PUBLIC int arena_root_wait(arena_t *a, const char *name, arena_ref_t old, int timeout_ms, arena_ref_t *ref)
+{
+    if (!ref || root_name_check(name) < 0 || timeout_ms < -1)
+        return -EINVAL;
+    uint32_t *gen = &a->heap.root_gens[root_hash(name) % ROOT_GENS];
+    int64_t deadline = timeout_ms < 0 ? INT64_MAX : now_ms() + timeout_ms;
+    for (;;) {
+        uint32_t seen = load_acquire(gen); /* [RT2] before the root is read */
+        arena_ref_t now = 0;
+        int rc = arena_root_get(a, name, &now);
+        if (rc < 0 && rc != -ENOENT)
+            return rc;
+        if (now != old) {
+            *ref = now;
+            return 0;
+        }
+        int64_t left = deadline - now_ms();
+        if (left <= 0)
+            return -ETIMEDOUT;
+        if (left > 1000)
+            left = 1000; /* a heap that is stale is not woken up any more */
+        struct timespec wait = {left / 1000, left % 1000 * 1000000};
+        syscall(SYS_futex, gen, FUTEX_WAIT, seen, &wait, NULL, 0);
+    }
+}

@@ -1,0 +1,143 @@
+/* Threads: each gets an mcache at its first allocation, and gives it back when it ends. Slots of the segment are used
+ * again, so threads may come and go for ever. A forked child has none: the segment is not inherited. */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "client/client.h"
+
+/* What the library keeps of a thread, for arena_close. sync: registry_lock */
+struct thread {
+    struct mcache **tls; /* its tls_mcaches */
+    struct thread *next, *prev;
+};
+
+pthread_mutex_t registry_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct thread *threads;
+static pthread_key_t key;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static void give_back(struct mcache *mc)
+{
+    struct arena *a = mc->arena;
+    if (mc->tx)
+        tx_thread_exit(mc);
+    mcache_flush_all(mc);
+    mc->next_free = a->free_mcaches;
+    a->free_mcaches = mc;
+}
+
+static void on_thread_exit(void *value)
+{
+    struct thread *t = value;
+    for (int i = 0; i < HEAPS_MAX; i++) {
+        struct mcache *mc = t->tls[i];
+        if (!mc)
+            continue;
+        pthread_mutex_lock(&registry_lock);
+        give_back(mc);
+        t->tls[i] = NULL;
+        pthread_mutex_unlock(&registry_lock);
+    }
+    pthread_mutex_lock(&registry_lock);
+    *(t->prev ? &t->prev->next : &threads) = t->next;
+    if (t->next)
+        t->next->prev = t->prev;
+    pthread_mutex_unlock(&registry_lock);
+    free(t);
+}
+
+static void after_fork(void)
+{
+    fork_generation++;
+    pthread_mutex_init(&registry_lock, NULL);
+    memset(tls_mcaches, 0, sizeof tls_mcaches);
+    for (struct thread *t = threads, *next; t; t = next) { /* the other threads are not here; this one begins anew */
+        next = t->next;
+        free(t);
+    }
+    threads = NULL;
+    pthread_setspecific(key, NULL);
+}
+
+static void start(void)
+{
+    pthread_key_create(&key, on_thread_exit);
+    pthread_atfork(NULL, NULL, after_fork);
+}
+
+void threads_forget(uint32_t index)
+{
+    for (struct thread *t = threads; t; t = t->next)
+        t->tls[index] = NULL;
+}
+
+static int remember_thread(void)
+{
+    struct thread *t = pthread_getspecific(key);
+    if (t)
+        return 0;
+    t = calloc(1, sizeof *t);
+    if (!t)
+        return -ENOMEM;
+    t->tls = tls_mcaches;
+    t->next = threads;
+    if (threads)
+        threads->prev = t;
+    threads = t;
+    int rc = pthread_setspecific(key, t);
+    return rc ? -rc : 0;
+}
+
+static struct mcache *mcache_map(struct arena *a)
+{
+    if (!a->mcache_base) { /* addresses for all slots in a row: nothing behind them yet */
+        void *all = mmap(NULL, (uint64_t)MCACHE_BYTES * MCACHES_MAX, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (all == MAP_FAILED)
+            return NULL;
+        a->mcache_base = all;
+    }
+    uint64_t at = (uint64_t)a->mcache_count * MCACHE_BYTES;
+    if (a->mcache_count == MCACHES_MAX) {
+        errno = EAGAIN;
+        return NULL;
+    }
+    struct mcache *mc = mmap(a->mcache_base + at, MCACHE_BYTES, PROT_READ | PROT_WRITE,
+                             MAP_SHARED | MAP_NORESERVE | MAP_FIXED, a->mcache_fd, (off_t)at);
+    if (mc == MAP_FAILED)
+        return NULL;
+    madvise(mc, MCACHE_BYTES, MADV_DONTFORK);
+    mcache_init(mc, a, a->mcache_count++);
+    return mc;
+}
+
+struct mcache *mcache_get(struct arena *a)
+{
+    struct mcache *mc = tls_mcaches[a->index];
+    if (mc)
+        return mc;
+    pthread_once(&once, start);
+    if (a->generation != fork_generation) {
+        int rc = arena_reattach(a);
+        if (rc < 0) {
+            errno = -rc;
+            return NULL;
+        }
+    }
+    if (a->read_only) {
+        errno = EACCES;
+        return NULL;
+    }
+    pthread_mutex_lock(&registry_lock);
+    int rc = remember_thread();
+    if (rc < 0)
+        errno = -rc;
+    else if ((mc = a->free_mcaches) != NULL) {
+        a->free_mcaches = mc->next_free;
+        mc->trim_seen = load_relaxed(&a->trim_serial);
+    } else
+        mc = mcache_map(a);
+    tls_mcaches[a->index] = mc;
+    pthread_mutex_unlock(&registry_lock);
+    return mc;
+}

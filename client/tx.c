@@ -1,0 +1,175 @@
+/* Transactions: a thread's. While one is open, what the thread allocates is OWNED(x), x being the transaction's tag, and
+ * its state word is noted in a private log. Commit is one update of the map by the daemon, together with the root's; from
+ * then on OWNED(x) counts as SHARED, and the log's words are turned to SHARED by compare-and-swap. If this process dies
+ * before, the daemon's pass frees them all; after, it turns them. Abort frees what the log names.
+ *
+ * A tag may be used again when no word bears it: the client says so with its next commit, and takes another one from its
+ * stock meanwhile, so a transaction costs one round trip. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "client/client.h"
+#include "shm/root.h"
+
+struct transaction {
+    uint16_t tag;
+    struct slot *log; /* in the order of allocation; some may have been freed since */
+    size_t count, capacity;
+    bool log_failed; /* out of private memory: the words are found by the pass when this process ends */
+};
+
+void tx_log(struct mcache *mc, void *object, uint16_t *word)
+{
+    struct transaction *tx = mc->tx;
+    if (!tx)
+        return;
+    if (tx->count == tx->capacity) {
+        size_t capacity = tx->capacity ? tx->capacity * 2 : 256;
+        struct slot *grown = realloc(tx->log, capacity * sizeof *grown);
+        if (!grown) {
+            tx->log_failed = true;
+            return;
+        }
+        tx->log = grown;
+        tx->capacity = capacity;
+    }
+    tx->log[tx->count++] = (struct slot){object, word};
+}
+
+bool tx_is_mine(const struct arena *a, unsigned tag)
+{
+    return a->heap.tags[tag].owner == a->tag && tag_state(&a->heap, tag) == TAG_TX;
+}
+
+/* A tag in state TAG_TX that bears no word. */
+static int take_tag(struct arena *a, uint16_t *ret)
+{
+    int rc = 0;
+    conn_lock(a);
+    if (a->tx_ready_count == 0) {
+        a->conn.out.count = 16;
+        rc = conn_call(a, MSG_TX_TAGS, MSG_TAGS);
+        for (uint32_t i = 0; rc == 0 && i < a->conn.in.list_count && a->tx_ready_count < TX_TAGS_MAX; i++)
+            a->tx_ready[a->tx_ready_count++] = a->conn.in.list[i];
+        if (rc == 0 && a->tx_ready_count == 0)
+            rc = -EPROTO;
+    }
+    if (rc == 0)
+        *ret = (uint16_t)a->tx_ready[--a->tx_ready_count];
+    conn_unlock(a);
+    return rc;
+}
+
+PUBLIC int arena_tx_begin(arena_t *a)
+{
+    struct mcache *mc = mcache_get(a);
+    uint16_t tag;
+    if (!mc)
+        return -errno;
+    if (mc->tx)
+        return -EALREADY;
+    struct transaction *tx = calloc(1, sizeof *tx);
+    if (!tx)
+        return -ENOMEM;
+    int rc = take_tag(a, &tag);
+    if (rc < 0) {
+        free(tx);
+        return rc;
+    }
+    tx->tag = tag;
+    mc->tx = tx;
+    mc->owned = WORD_OWNED(tag);
+    mc->special = 1;
+    return 0;
+}
+
+static void finish(struct mcache *mc)
+{
+    free(mc->tx->log);
+    free(mc->tx);
+    mc->tx = NULL;
+    mc->owned = mc->own;
+    mc->special = 0;
+}
+
+/* Turns the log's words to SHARED. Others may free or claim them already, so by compare-and-swap. */
+static void publish_log(struct arena *a, const struct transaction *tx)
+{
+    for (size_t i = 0; i < tx->count; i++) {
+        uint64_t page = (uint64_t)((uint8_t *)tx->log[i].object - a->base) >> PAGE_SHIFT;
+        word_swap(tx->log[i].word, WORD_OWNED(tx->tag), WORD_SHARED);
+        if (CLASS_IS_LARGE(page_entry_class(load_relaxed(&a->pages[page]))))
+            large_published(a, page);
+    }
+}
+
+PUBLIC int arena_tx_commit(arena_t *a, const char *root, arena_ref_t expected, arena_ref_t desired)
+{
+    struct mcache *mc = mcache_get(a);
+    if (!mc)
+        return -errno;
+    struct transaction *tx = mc->tx;
+    if (!tx || (root && root_name_check(root) < 0))
+        return -EINVAL;
+    conn_lock(a);
+    struct msg *out = &a->conn.out;
+    out->tag = tx->tag;
+    strcpy(out->name, root ? root : "");
+    out->expected = expected;
+    out->desired = desired;
+    uint32_t told = a->tx_resolved_count;
+    memcpy(out->list, a->tx_resolved, told * sizeof *out->list);
+    out->list_count = told;
+    fence_release(); /* what the objects hold is written before they are published */
+    int rc = conn_call(a, MSG_TX_COMMIT, MSG_OK);
+    if (rc != -ENOTCONN && rc != -ESTALE) { /* it was read: those tags may run again */
+        for (uint32_t i = 0; i < told && a->tx_ready_count < TX_TAGS_MAX; i++)
+            a->tx_ready[a->tx_ready_count++] = a->tx_resolved[i];
+        a->tx_resolved_count = 0;
+    }
+    conn_unlock(a);
+    if (rc < 0)
+        return rc == -EPERM ? -EINVAL : rc;
+    publish_log(a, tx);
+    if (!tx->log_failed) {
+        conn_lock(a);
+        if (a->tx_resolved_count < TX_TAGS_MAX)
+            a->tx_resolved[a->tx_resolved_count++] = tx->tag;
+        conn_unlock(a);
+    }
+    finish(mc);
+    return 0;
+}
+
+static void abort_tx(struct mcache *mc)
+{
+    struct arena *a = mc->arena;
+    struct transaction *tx = mc->tx;
+    uint16_t tag = tx->tag;
+    struct slot *log = tx->log;
+    size_t count = tx->count;
+    bool clean = !tx->log_failed;
+    tx->log = NULL;
+    finish(mc);
+    for (size_t i = 0; i < count; i++)
+        if (load_relaxed(log[i].word) == WORD_OWNED(tag))
+            free_slow(a, mc, log[i].object);
+    free(log);
+    conn_lock(a);
+    if (clean && a->tx_ready_count < TX_TAGS_MAX)
+        a->tx_ready[a->tx_ready_count++] = tag;
+    conn_unlock(a);
+}
+
+PUBLIC int arena_tx_abort(arena_t *a)
+{
+    struct mcache *mc = mcache_get(a);
+    if (!mc)
+        return -errno;
+    if (!mc->tx)
+        return -EINVAL;
+    abort_tx(mc);
+    return 0;
+}
+
+void tx_thread_exit(struct mcache *mc) { abort_tx(mc); }

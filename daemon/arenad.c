@@ -1,0 +1,288 @@
+/* main(): the order of start and stop.
+ *
+ *   options, config -> socket (given by a service manager, or bound here) -> regions (from the fd store, from files, or
+ *   new) -> background, keeper -> server_start (rebuild) -> READY -> loop -> STOPPING -> socket removed
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <libgen.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/prctl.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <systemd/sd-daemon.h>
+#include <unistd.h>
+
+#include "daemon/keeper.h"
+#include "daemon/log.h"
+#include "daemon/server.h"
+
+/* ---- the listening socket --------------------------------------------------------------------------------------------------- */
+
+static int make_parents(const char *path)
+{
+    char copy[512];
+    snprintf(copy, sizeof copy, "%s", path);
+    char *dir = dirname(copy);
+    if (mkdir(dir, 0755) < 0 && errno != EEXIST) {
+        fprintf(stderr, "arenad: cannot make the directory %s of the socket: %s\n", dir, strerror(errno));
+        return -errno;
+    }
+    return 0;
+}
+
+/* 1: another daemon answers there, 0: nobody (a socket left behind is removed), or a negative errno. */
+static int socket_in_use(const char *path, const struct sockaddr_un *address)
+{
+    struct stat st;
+    if (lstat(path, &st) < 0)
+        return errno == ENOENT ? 0 : -errno;
+    if (!S_ISSOCK(st.st_mode)) {
+        fprintf(stderr, "arenad: %s is there and is not a socket: choose another --socket\n", path);
+        return -EEXIST;
+    }
+    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    int rc = connect(fd, (const struct sockaddr *)address, sizeof *address) == 0 || errno == EAGAIN || errno == EPROTOTYPE;
+    close(fd);
+    return rc;
+}
+
+/* The lock beside the socket closes the race between two daemons that both find nobody there. Kept open for ever. */
+static int lock_socket(const char *path)
+{
+    char lock[600];
+    snprintf(lock, sizeof lock, "%s.lock", path);
+    int fd = open(lock, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0) {
+        fprintf(stderr, "arenad: cannot make %s: %s\n", lock, strerror(errno));
+        return -errno;
+    }
+    if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
+        fprintf(stderr, "arenad: another daemon serves %s\n", path);
+        close(fd);
+        return -EADDRINUSE;
+    }
+    return fd;
+}
+
+static int listen_here(const struct config *config)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    if (strlen(config->socket) >= sizeof address.sun_path) {
+        fprintf(stderr, "arenad: the socket path %s is longer than %zu bytes\n", config->socket,
+                sizeof address.sun_path - 1);
+        return -ENAMETOOLONG;
+    }
+    strcpy(address.sun_path, config->socket);
+    int rc = make_parents(config->socket);
+    if (rc < 0)
+        return rc;
+    int lock = lock_socket(config->socket);
+    if (lock < 0)
+        return lock;
+    rc = socket_in_use(config->socket, &address);
+    if (rc) {
+        if (rc > 0)
+            fprintf(stderr, "arenad: another daemon serves %s\n", config->socket);
+        return rc > 0 ? -EADDRINUSE : rc;
+    }
+    unlink(config->socket);
+    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    mode_t mask = umask(0777 & ~config->socket_mode);
+    rc = fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof address) < 0 || listen(fd, 4096) < 0 ? -errno : 0;
+    umask(mask);
+    if (rc == 0 && config->socket_group[0]) {
+        struct group *group = getgrnam(config->socket_group);
+        rc = !group ? -ENOENT : chown(config->socket, (uid_t)-1, group->gr_gid) < 0 ? -errno : 0;
+    }
+    if (rc < 0) {
+        fprintf(stderr, "arenad: cannot listen on %s: %s\n", config->socket, strerror(-rc));
+        return rc;
+    }
+    return fd;
+}
+
+/* ---- what a service manager handed over -------------------------------------------------------------------------------------- */
+
+struct handed {
+    int listen_fd;
+    int region[REGION_COUNT];
+};
+
+static void take_handed(struct handed *h)
+{
+    char **names = NULL;
+    *h = (struct handed){-1, {-1, -1, -1}};
+    int count = sd_listen_fds_with_names(1, &names);
+    for (int i = 0; i < count; i++) {
+        int fd = SD_LISTEN_FDS_START + i, taken = 0;
+        if (sd_is_socket_unix(fd, SOCK_SEQPACKET, 1, NULL, 0) > 0 && h->listen_fd < 0) {
+            h->listen_fd = fd;
+            taken = 1;
+            fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+        }
+        for (int r = 0; names && r < REGION_COUNT; r++)
+            if (!taken && strcmp(names[i], region_names[r]) == 0 && h->region[r] < 0) {
+                h->region[r] = fd;
+                taken = 1;
+            }
+        if (!taken)
+            close(fd);
+        free(names ? names[i] : NULL);
+    }
+    free(names);
+}
+
+static int store_regions(const struct regions *r)
+{
+    for (int i = 0; i < REGION_COUNT; i++) {
+        char state[64];
+        snprintf(state, sizeof state, "FDSTORE=1\nFDNAME=%s\nFDPOLL=0", region_names[i]);
+        int rc = sd_pid_notify_with_fds(0, 0, state, &r->fd[i], 1);
+        if (rc <= 0)
+            return rc;
+    }
+    return sd_notify_barrier(0, 5000000);
+}
+
+/* ---- regions ----------------------------------------------------------------------------------------------------------------------- */
+
+static int new_heap(struct config *config, struct regions *r, const char *dir, char *why)
+{
+    struct geometry g;
+    struct heap heap;
+    uint8_t id[16];
+    int rc = geometry_init(&g, config->max, (uint32_t)config->map_roots);
+    if (rc < 0)
+        return rc;
+    if (getrandom(id, sizeof id, 0) != sizeof id)
+        return -EIO;
+    rc = regions_create(r, &g, dir, why);
+    if (rc < 0)
+        return rc;
+    heap_view(&heap, &g, NULL, r->mapped[REGION_MAP], r->mapped[REGION_STATE]);
+    heap_format(&heap, &g, id, config->base);
+    return 0;
+}
+
+static int open_regions(struct config *config, struct regions *r, const struct handed *handed, bool *ret_kept)
+{
+    const char *dir = strcmp(config->backing, "memfd") == 0 ? NULL : config->backing;
+    char why[512] = "";
+    struct geometry g;
+    int rc = -ENOENT;
+    *ret_kept = false;
+    if (handed->region[REGION_MAP] >= 0 && handed->region[REGION_HEAP] >= 0 && handed->region[REGION_STATE] >= 0)
+        rc = regions_adopt(r, handed->region, NULL, &g, why);
+    else if (dir && !config->reset)
+        rc = regions_adopt(r, NULL, dir, &g, why);
+    else if (dir) {
+        struct regions old = {.directory = (char *)(uintptr_t)dir};
+        regions_remove(&old);
+    }
+    *ret_kept = rc == 0;
+    if (rc == -ENOENT)
+        rc = new_heap(config, r, dir, why);
+    if (rc < 0)
+        fprintf(stderr, "arenad: %s%s\n", why[0] ? why : strerror(-rc),
+                rc == -EUCLEAN ? "; kept for inspection, --reset throws it away" : "");
+    return rc;
+}
+
+/* ---- background ------------------------------------------------------------------------------------------------------------------------ */
+
+static int ready_fd = -1; /* the parent that was started waits for a byte */
+
+static void to_background(void)
+{
+    int fds[2];
+    if (pipe2(fds, O_CLOEXEC) < 0)
+        return;
+    pid_t pid = fork();
+    if (pid > 0) {
+        char byte;
+        close(fds[1]);
+        ssize_t n;
+        do
+            n = read(fds[0], &byte, 1);
+        while (n < 0 && errno == EINTR);
+        _exit(n == 1 ? 0 : 1);
+    }
+    close(fds[0]);
+    ready_fd = fds[1];
+    setsid();
+}
+
+static void tell_ready(void)
+{
+    if (ready_fd < 0)
+        return;
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (null >= 0) {
+        dup2(null, 0);
+        dup2(null, 1);
+        dup2(null, 2);
+        close(null);
+    }
+    if (write(ready_fd, "r", 1) == 1)
+        close(ready_fd);
+    ready_fd = -1;
+}
+
+static int run(struct config *config, struct server *s, int listen_fd, bool kept)
+{
+    int rc = server_start(s, config, listen_fd);
+    if (rc < 0)
+        return rc;
+    log_event(LOG_LEVEL_INFO, kept || s->core.heap.header->epoch > 1 ? "serve-again" : "serve",
+              "name=%s socket=%s max=%llu base=0x%llx epoch=%u spans=%llu", config->name, config->socket,
+              (unsigned long long)s->core.heap.heap_bytes, (unsigned long long)s->core.heap.header->base,
+              s->core.heap.header->epoch, (unsigned long long)s->core.spans);
+    tell_ready();
+    server_run(s);
+    server_stop(s);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    static struct server server;
+    struct config config;
+    struct handed handed;
+    bool kept;
+    signal(SIGPIPE, SIG_IGN);
+    int rc = config_parse(&config, argc, argv);
+    if (rc != 0)
+        return rc < 0 ? 2 : 0;
+    log_set_level(log_level_parse(config.log_level));
+    take_handed(&handed);
+    bool managed = getenv("NOTIFY_SOCKET") != NULL;
+    int listen_fd = handed.listen_fd >= 0 ? handed.listen_fd : listen_here(&config);
+    if (listen_fd < 0)
+        return 1;
+    if (open_regions(&config, &server.regions, &handed, &kept) < 0) {
+        if (handed.listen_fd < 0)
+            unlink(config.socket);
+        return 1;
+    }
+    if (managed && !server.regions.directory && store_regions(&server.regions) <= 0)
+        log_event(LOG_LEVEL_WARNING, "fdstore", "result=refused advice=\"set FileDescriptorStoreMax: without it a crash "
+                  "loses the heap\"");
+    if (!config.foreground)
+        to_background();
+    if (config.keeper && !managed && !server.regions.directory && (rc = keeper_run(&server.regions, listen_fd)) < 0)
+        log_event(LOG_LEVEL_WARNING, "keeper", "error=\"%s\" advice=\"a crash loses the heap\"", strerror(-rc));
+    rc = run(&config, &server, listen_fd, kept);
+    if (handed.listen_fd < 0)
+        unlink(config.socket);
+    regions_close(&server.regions);
+    config_free(&config);
+    return rc < 0 ? 1 : 0;
+}

@@ -1,0 +1,344 @@
+/* Clients, their transactions, and the roots that they set. A client's entry in the map's tag table is written before
+ * the process is told its tag; what it holds is charged to it and to its user. */
+#include "daemon/core.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "proto/msg.h"
+#include "shm/assert.h"
+#include "shm/root.h"
+
+struct uid_account *account_of(struct core *core, uint32_t uid)
+{
+    struct uid_account *account;
+    HASH_FIND(hh, core->accounts, &uid, sizeof uid, account);
+    if (!account && (account = calloc(1, sizeof *account)) != NULL) {
+        account->uid = uid;
+        HASH_ADD(hh, core->accounts, uid, sizeof uid, account);
+    }
+    return account;
+}
+
+/* ---- attach and death ---------------------------------------------------------------------------------------------------- */
+
+/* A free tag, round robin so that one is not used again soon; 0: none. */
+static unsigned tag_take(struct core *core)
+{
+    for (unsigned n = 0; n < TAG_COUNT; n++) {
+        core->tag_cursor = core->tag_cursor + 1 < TAG_COUNT ? core->tag_cursor + 1 : 1;
+        if (tag_state(&core->heap, core->tag_cursor) == TAG_FREE)
+            return core->tag_cursor;
+    }
+    return 0;
+}
+
+static struct client *client_new(struct core *core, unsigned tag, const struct tag *identity)
+{
+    struct client *client = calloc(1, sizeof *client);
+    struct uid_account *account = account_of(core, identity->uid);
+    if (!client || !account) {
+        free(client);
+        return NULL;
+    }
+    *client = (struct client){.state = CLIENT_LIVE,
+                              .tag = (uint16_t)tag,
+                              .read_only = identity->read_only,
+                              .pid = identity->pid,
+                              .uid = identity->uid,
+                              .account = account,
+                              .pidfd = -1};
+    account->clients++;
+    core->clients[tag] = client;
+    core->client_count++;
+    return client;
+}
+
+int client_attach(struct core *core, const struct tag *identity, struct client **ret)
+{
+    struct uid_account *account = account_of(core, identity->uid);
+    if (!account)
+        return -ENOMEM;
+    if ((core->limits.uid_clients && account->clients >= core->limits.uid_clients) ||
+        (core->limits.clients && core->client_count >= core->limits.clients))
+        return -EDQUOT;
+    unsigned tag = tag_take(core);
+    if (!tag)
+        return -EUSERS;
+    struct client *client = client_new(core, tag, identity);
+    if (!client)
+        return -ENOMEM;
+    struct tag value = *identity;
+    value.state = TAG_CLIENT;
+    value.epoch = core->heap.header->epoch;
+    tag_write(&core->heap, tag, &value);
+    *ret = client;
+    return 0;
+}
+
+void client_die(struct core *core, struct client *client)
+{
+    if (client->state == CLIENT_DYING)
+        return;
+    client->state = CLIENT_DYING;
+    client->account->clients--;
+    core->client_count--;
+    core->heap.header->reclaimed_clients++;
+    tag_set_state(&core->heap, client->tag, TAG_CLIENT_DYING);
+    reclaim_add(core, client->tag);
+    for (uint32_t i = 0; i < client->tx_count; i++) {
+        unsigned tag = client->tx_tags[i];
+        bool committed = tag_state(&core->heap, tag) == TAG_TX_COMMITTED;
+        tag_set_state(&core->heap, tag, committed ? TAG_TX_PUBLISHING : TAG_TX_DYING);
+        reclaim_add(core, tag);
+    }
+}
+
+void client_take_back(struct core *core, struct client *client, const uint8_t *listed)
+{
+    for (uint64_t page = 0; page < core->mheap.top; page++) {
+        struct span_info span;
+        if (!span_at(&core->heap, page, &span))
+            continue;
+        if (load_relaxed(&core->heap.spans[page].lessee) == client->tag && !(listed[page / 8] >> (page % 8) & 1))
+            mcentral_uncache_span(core, client, page);
+        page += span.page_count - 1;
+    }
+}
+
+/* ---- transactions -------------------------------------------------------------------------------------------------------------- */
+
+static bool owns_tx(const struct core *core, const struct client *client, unsigned tag)
+{
+    enum tag_state state = tag < TAG_COUNT ? tag_state(&core->heap, tag) : TAG_FREE;
+    return (state == TAG_TX || state == TAG_TX_COMMITTED) && core->heap.tags[tag].owner == client->tag;
+}
+
+static int tx_remember(struct client *client, unsigned tag)
+{
+    if (client->tx_count == client->tx_capacity) {
+        uint32_t capacity = client->tx_capacity ? client->tx_capacity * 2 : 8;
+        uint16_t *grown = realloc(client->tx_tags, capacity * sizeof *grown);
+        if (!grown)
+            return -ENOMEM;
+        client->tx_tags = grown;
+        client->tx_capacity = capacity;
+    }
+    client->tx_tags[client->tx_count++] = (uint16_t)tag;
+    return 0;
+}
+
+int client_tx_tags(struct core *core, struct client *client, uint32_t count, uint32_t *out)
+{
+    enum { TX_TAGS_CLIENT = 1024, TX_TAGS_ALL = TAG_COUNT * 3 / 4 }; /* the rest stays for clients */
+    uint32_t got = 0;
+    while (got < count) {
+        if (client->tx_count >= TX_TAGS_CLIENT || core->tx_tag_count >= TX_TAGS_ALL)
+            return got ? (int)got : -EDQUOT;
+        unsigned tag = tag_take(core);
+        if (!tag || tx_remember(client, tag) < 0)
+            return got ? (int)got : tag ? -ENOMEM : -EUSERS;
+        struct tag value = {.state = TAG_TX, .owner = client->tag, .pid = client->pid, .uid = client->uid};
+        tag_write(&core->heap, tag, &value);
+        core->tx_tag_count++;
+        out[got++] = tag;
+    }
+    return (int)got;
+}
+
+/* ---- roots ------------------------------------------------------------------------------------------------------------------------- */
+
+/* A reference that a root may hold: to the start of an object, published or of transaction `tx` or a committed one. */
+static bool may_refer(const struct core *core, uint64_t ref, unsigned tx)
+{
+    struct object object;
+    if (ref == 0 || !object_find(&core->heap, ref, &object) || object.remainder)
+        return false;
+    uint16_t word = load_acquire(object.word); /* the publisher's writes */
+    return word == WORD_SHARED || (word_is_owned(word) && (word_tag(word) == tx || tag_is_committed(&core->heap, word_tag(word))));
+}
+
+/* What a change of a root would do: 0 and its slot (-1: nothing to do), or an error. Changes nothing. */
+static int root_plan(struct core *core, struct client *client, const char *name, bool cas, uint64_t expected,
+                     uint64_t desired, unsigned tx, int64_t *ret_slot)
+{
+    if (root_name_check(name) < 0)
+        return -EINVAL;
+    int64_t slot = root_find(&core->heap, name);
+    uint64_t now = slot >= 0 ? core->heap.roots[slot].ref : 0;
+    if (cas && now != expected)
+        return -EAGAIN;
+    if (desired && !may_refer(core, desired, tx))
+        return -EINVAL;
+    if (!desired && slot < 0)
+        return cas ? (*ret_slot = -1, 0) : -ENOENT;
+    if (slot < 0) {
+        if ((core->limits.uid_roots && client->account->roots >= core->limits.uid_roots) ||
+            (core->limits.roots && core->root_count >= core->limits.roots))
+            return -EDQUOT;
+        slot = root_find_free(&core->heap, name);
+        if (slot < 0)
+            return -ENOSPC;
+    }
+    *ret_slot = slot;
+    return 0;
+}
+
+static void root_apply(struct core *core, uint32_t uid, const char *name, int64_t slot, uint64_t desired)
+{
+    struct root *root = &core->heap.roots[slot];
+    struct uid_account *account = account_of(core, root->ref ? root->uid : uid);
+    if (!root->ref && desired) {
+        core->root_count++;
+        account->roots++;
+    } else if (root->ref && !desired) {
+        core->root_count--;
+        account->roots--;
+    }
+    root_write(&core->heap, (uint32_t)slot, name, desired, uid);
+    if (core->wake_root)
+        core->wake_root(core->wake_context, &core->heap.root_gens[root_hash(name) % ROOT_GENS]);
+}
+
+int client_root(struct core *core, struct client *client, const char *name, unsigned mode, uint64_t expected,
+                uint64_t desired)
+{
+    int64_t slot;
+    int rc = root_plan(core, client, name, mode == ROOT_MODE_CAS, expected, desired, 0, &slot);
+    if (rc == 0 && slot >= 0)
+        root_apply(core, client->uid, name, slot, desired);
+    return rc;
+}
+
+int client_tx_commit(struct core *core, struct client *client, unsigned tag, const char *name, uint64_t expected,
+                     uint64_t desired)
+{
+    struct heap *h = &core->heap;
+    struct redo *redo = &h->header->redo;
+    int64_t slot = -1;
+    if (!owns_tx(core, client, tag) || tag_state(h, tag) != TAG_TX)
+        return -EPERM;
+    if (name[0]) {
+        int rc = root_plan(core, client, name, true, expected, desired, tag, &slot);
+        if (rc < 0)
+            return rc;
+    }
+    if (slot < 0) { /* one store: no record is needed */
+        tag_set_state(h, tag, TAG_TX_COMMITTED);
+        return 0;
+    }
+    redo->tag = (uint16_t)tag;
+    redo->has_root = 1;
+    redo->root_slot = (uint32_t)slot;
+    redo->root_uid = client->uid;
+    redo->root_ref = desired;
+    memset(redo->root_name, 0, ROOT_NAME);
+    memcpy(redo->root_name, name, strnlen(name, ROOT_NAME - 1));
+    store_release(&redo->valid, 1); /* [RD1] from here on it is committed, whoever dies */
+    tag_set_state(h, tag, TAG_TX_COMMITTED);
+    root_apply(core, client->uid, name, slot, desired);
+    store_release(&redo->valid, 0); /* [RD1] */
+    return 0;
+}
+
+int client_tx_resolved(struct core *core, struct client *client, unsigned tag)
+{
+    if (!owns_tx(core, client, tag))
+        return -EPERM;
+    tag_set_state(&core->heap, tag, TAG_TX);
+    return 0;
+}
+
+/* ---- rebuild and check ----------------------------------------------------------------------------------------------------------- */
+
+void clients_rebuild(struct core *core)
+{
+    struct heap *h = &core->heap;
+    for (unsigned tag = 1; tag < TAG_COUNT; tag++) {
+        enum tag_state state = tag_state(h, tag);
+        if (state != TAG_CLIENT && state != TAG_CLIENT_DYING)
+            continue;
+        struct client *client = client_new(core, tag, &h->tags[tag]);
+        ASSERT(client);
+        client->state = CLIENT_DETACHED; /* until it comes back, or is found dead */
+        if (state == TAG_CLIENT_DYING) {
+            client->state = CLIENT_DYING;
+            client->account->clients--;
+            core->client_count--;
+            reclaim_add(core, tag);
+        }
+    }
+    for (unsigned tag = 1; tag < TAG_COUNT; tag++) {
+        enum tag_state state = tag_state(h, tag);
+        if (state < TAG_TX)
+            continue;
+        unsigned owner_tag = h->tags[tag].owner;
+        struct client *owner = owner_tag < TAG_COUNT ? core->clients[owner_tag] : NULL;
+        core->tx_tag_count++;
+        if (state == TAG_TX_DYING || state == TAG_TX_PUBLISHING)
+            reclaim_add(core, tag);
+        else if (!owner || owner->state == CLIENT_DYING) { /* the daemon died within client_die() */
+            tag_set_state(h, tag, state == TAG_TX_COMMITTED ? TAG_TX_PUBLISHING : TAG_TX_DYING);
+            reclaim_add(core, tag);
+        } else {
+            int rc = tx_remember(owner, tag);
+            ASSERT(rc == 0);
+        }
+    }
+    for (uint32_t slot = 0; slot < h->root_slots; slot++) {
+        if (!h->roots[slot].ref)
+            continue;
+        struct uid_account *account = account_of(core, h->roots[slot].uid);
+        ASSERT(account);
+        account->roots++;
+        core->root_count++;
+    }
+}
+
+static void client_free(struct client *client)
+{
+    if (client)
+        free(client->tx_tags);
+    free(client);
+}
+
+void clients_free(struct core *core)
+{
+    struct uid_account *account, *next;
+    for (unsigned tag = 1; core->clients && tag < TAG_COUNT; tag++)
+        client_free(core->clients[tag]);
+    free(core->clients);
+    core->clients = NULL;
+    HASH_ITER(hh, core->accounts, account, next) {
+        HASH_DEL(core->accounts, account);
+        free(account);
+    }
+}
+
+void client_forget(struct core *core, unsigned tag)
+{
+    client_free(core->clients[tag]);
+    core->clients[tag] = NULL;
+}
+
+const char *clients_check(struct core *core)
+{
+    for (unsigned tag = 1; tag < TAG_COUNT; tag++) {
+        const char *why = tag_check(&core->heap, tag);
+        enum tag_state state = tag_state(&core->heap, tag);
+        bool is_client = state == TAG_CLIENT || state == TAG_CLIENT_DYING;
+        if (why)
+            return why;
+        if (is_client != (core->clients[tag] != NULL))
+            return "the tag table and the daemon disagree about a client";
+    }
+    uint32_t roots = 0;
+    for (uint32_t slot = 0; slot < core->heap.root_slots; slot++) {
+        const char *why = root_check(&core->heap, slot);
+        if (why)
+            return why;
+        roots += core->heap.roots[slot].ref != 0;
+    }
+    return roots == core->root_count ? NULL : "the number of roots is wrong";
+}

@@ -1,0 +1,68 @@
+/* What the daemon is told: options, a config file (INI, the same names), the environment of a service manager. The table
+ * CONFIG_KEYS is all of it; arenad(8) and arenad.conf(5) are checked against it. */
+#ifndef DAEMON_CONFIG_H
+#define DAEMON_CONFIG_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "daemon/core.h"
+
+enum { CONFIG_UIDS_MAX = 64 };
+
+struct config {
+    char *name, *config, *socket, *socket_group, *backing, *log_level;
+    uint32_t socket_mode;
+    bool foreground, keeper, pidfd_fallback, reset;
+    uint64_t max, base, reserve, memory_reserve, map_roots;
+    uint64_t return_after_ms, hello_timeout_ms, trim_timeout_ms;
+    struct limits limits;
+    uint32_t allow_uid[CONFIG_UIDS_MAX], allow_gid[CONFIG_UIDS_MAX];
+    uint32_t allow_uid_count, allow_gid_count;
+    bool allow_any;
+};
+
+/* KEY(name, kind, member, changes at a reload, default as text, what it is).
+ * Kinds: STRING, SIZE (bytes, with K, M, G, T), COUNT, MS (milliseconds), BOOL, OCTAL, ADDRESS, USERS, GROUPS. */
+#define CONFIG_KEYS(KEY)                                                                                               \
+    KEY("name", STRING, name, 0, "default", "name of the heap")                                                        \
+    KEY("socket", STRING, socket, 0, "", "path to listen on")                                                          \
+    KEY("socket-mode", OCTAL, socket_mode, 0, "0600", "mode of the socket")                                            \
+    KEY("socket-group", STRING, socket_group, 0, "", "group of the socket")                                            \
+    KEY("max", SIZE, max, 0, "", "bytes that the heap may grow to; default: half the RAM")                             \
+    KEY("backing", STRING, backing, 0, "memfd", "memfd, or a directory for the regions' files")                        \
+    KEY("base", ADDRESS, base, 0, "", "address that every process maps the heap at; default: by name")                 \
+    KEY("keeper", BOOL, keeper, 0, "yes", "with memfd and no service manager: a parent keeps the regions")             \
+    KEY("root-slots", COUNT, map_roots, 0, "131072", "slots of the root table")                                        \
+    KEY("reserve", SIZE, reserve, 1, "4M", "free memory that is kept and not returned")                                \
+    KEY("return-after", MS, return_after_ms, 1, "500", "how long free memory is kept before it is returned")           \
+    KEY("memory-reserve", SIZE, memory_reserve, 1, "64M", "of the machine's and the cgroup's memory, left alone")      \
+    KEY("hello-timeout", MS, hello_timeout_ms, 1, "10000", "how long a connection may say nothing")                    \
+    KEY("trim-timeout", MS, trim_timeout_ms, 1, "100", "how long a full heap waits for clients to trim")               \
+    KEY("allow-users", USERS, allow_uid, 1, "", "users that may attach, names or numbers; * for any")                  \
+    KEY("allow-groups", GROUPS, allow_gid, 1, "", "groups whose members may attach")                                   \
+    KEY("limit-client-bytes", SIZE, limits.client_bytes, 1, "0", "spans charged to one client; 0: no limit")           \
+    KEY("limit-user-bytes", SIZE, limits.uid_bytes, 1, "0", "spans charged to one user; 0: no limit")                  \
+    KEY("limit-client-spans", COUNT, limits.client_spans, 1, "0", "number of spans charged to one client")             \
+    KEY("limit-user-spans", COUNT, limits.uid_spans, 1, "0", "number of spans charged to one user")                    \
+    KEY("limit-clients", COUNT, limits.clients, 1, "8192", "clients")                                                  \
+    KEY("limit-user-clients", COUNT, limits.uid_clients, 1, "4096", "clients of one user")                             \
+    KEY("limit-roots", COUNT, limits.roots, 1, "65536", "named roots")                                                 \
+    KEY("limit-user-roots", COUNT, limits.uid_roots, 1, "65536", "named roots made by one user")                       \
+    KEY("log-level", STRING, log_level, 1, "info", "error, warning, info or debug")                                    \
+    KEY("pidfd-fallback", BOOL, pidfd_fallback, 0, "no", "for tests: do not use SO_PEERPIDFD")
+
+/* Options only: --config FILE, --foreground, --reset, --help, --version. */
+
+/* Reads options, then the config file that they name or the default one, options over file. 0, 1: it printed help or the
+ * version, or a negative errno after one line on standard error. */
+int config_parse(struct config *config, int argc, char **argv);
+
+/* Reads the file again for what may change; the rest that differs is named in the log. */
+int config_reload(struct config *config);
+void config_free(struct config *config);
+
+/* "64M" -> bytes: 0 or -EINVAL */
+int size_parse(const char *text, uint64_t *ret);
+
+#endif

@@ -1,0 +1,398 @@
+#include "daemon/connection.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <pwd.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "daemon/log.h"
+
+/* Watches a client's process. It outlives the connection: a socket may close while its process lives, and a forked child
+ * may hold it open when the process is dead. */
+struct watch {
+    uv_poll_t poll;
+    struct server *server;
+    struct client *client;
+    int fd;
+};
+
+static void on_packet(uv_poll_t *poll, int status, int events);
+
+/* ---- death ------------------------------------------------------------------------------------------------------------------- */
+
+static void watch_closed(uv_handle_t *handle)
+{
+    struct watch *watch = handle->data;
+    close(watch->fd);
+    free(watch);
+}
+
+static void on_death(uv_poll_t *poll, int status, int events)
+{
+    struct watch *watch = poll->data;
+    struct server *s = watch->server;
+    struct client *client = watch->client;
+    (void)status, (void)events;
+    uv_poll_stop(poll);
+    uv_close((uv_handle_t *)poll, watch_closed);
+    if (!client)
+        return;
+    s->core.now_ns = uv_hrtime();
+    log_event(LOG_LEVEL_INFO, "death", "tag=%u pid=%u uid=%u leased_pages=%llu", client->tag, client->pid, client->uid,
+              (unsigned long long)client->leased_pages);
+    struct connection *c = client->connection;
+    client->pidfd = -1;
+    client->watch = NULL;
+    client_die(&s->core, client);
+    if (c) {
+        c->client = NULL;
+        client->connection = NULL;
+        connection_close(c, NULL);
+    }
+    server_pump(s);
+}
+
+int connection_watch(struct connection *c, struct client *client)
+{
+    struct watch *watch = calloc(1, sizeof *watch);
+    if (!watch)
+        return -ENOMEM;
+    *watch = (struct watch){.server = c->server, .client = client, .fd = c->pidfd};
+    watch->poll.data = watch;
+    int rc = uv_poll_init(&c->server->loop, &watch->poll, watch->fd);
+    if (rc < 0) {
+        free(watch);
+        return rc;
+    }
+    uv_poll_start(&watch->poll, UV_READABLE, on_death);
+    client->pidfd = c->pidfd;
+    client->watch = watch;
+    c->pidfd = -1;
+    return 0;
+}
+
+/* A client that said goodbye: its process may live on, but means nothing any more. */
+void connection_unwatch(struct client *client)
+{
+    struct watch *watch = client->watch;
+    if (!watch)
+        return;
+    client->watch = NULL;
+    client->pidfd = -1;
+    watch->client = NULL;
+    uv_poll_stop(&watch->poll);
+    uv_close((uv_handle_t *)&watch->poll, watch_closed);
+}
+
+void connections_find_dead(struct server *s)
+{
+    char boot_id[40] = "";
+    int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+    if (fd >= 0) {
+        ssize_t n = read(fd, boot_id, sizeof boot_id - 1);
+        boot_id[n > 36 ? 36 : n < 0 ? 0 : n] = 0;
+        close(fd);
+    }
+    bool same_boot = strncmp(boot_id, s->core.heap.header->boot_id, sizeof boot_id) == 0;
+    for (unsigned tag = 1; tag < TAG_COUNT; tag++) {
+        struct client *client = s->core.clients[tag];
+        if (!client || client->state != CLIENT_DETACHED)
+            continue;
+        struct connection c = {.server = s, .pidfd = -1};
+        c.pidfd = same_boot ? peer_pidfd(client->pid, s->core.heap.tags[tag].start_time) : -ESRCH;
+        if (c.pidfd < 0 || connection_watch(&c, client) < 0) {
+            log_event(LOG_LEVEL_INFO, "death", "tag=%u pid=%u uid=%u while=\"no daemon ran\"", tag, client->pid, client->uid);
+            if (c.pidfd >= 0)
+                close(c.pidfd);
+            client_die(&s->core, client);
+        }
+    }
+    memcpy(s->core.heap.header->boot_id, boot_id, sizeof boot_id);
+}
+
+/* ---- closing ------------------------------------------------------------------------------------------------------------------ */
+
+static void connection_free(struct connection *c)
+{
+    while (c->out_first) {
+        struct packet *next = c->out_first->next;
+        free(c->out_first);
+        c->out_first = next;
+    }
+    free(c->listed);
+    if (c->pidfd >= 0)
+        close(c->pidfd);
+    free(c);
+}
+
+static void connection_closed(uv_handle_t *handle)
+{
+    struct connection *c = handle->data;
+    close(c->fd);
+    connection_free(c);
+}
+
+/* The client, if there is one, is not dead by this: its process may come back, and its pidfd tells when it is gone. */
+void connection_close(struct connection *c, const char *why)
+{
+    struct server *s = c->server;
+    if (c->closing)
+        return;
+    c->closing = true;
+    if (why)
+        log_event(LOG_LEVEL_WARNING, "cut", "pid=%u uid=%u tag=%u why=\"%s\"", c->pid, c->uid,
+                  c->client ? c->client->tag : 0u, why);
+    if (c->client) {
+        c->client->connection = NULL;
+        c->client->resuming = false;
+        if (c->client->state == CLIENT_LIVE)
+            c->client->state = CLIENT_DETACHED;
+    }
+    for (struct pending *p = s->pending_first; p; p = p->next)
+        if (p->connection == c)
+            p->connection = NULL;
+    for (struct job *job = s->jobs; job; job = job->next)
+        if (job->connection == c)
+            job->connection = NULL;
+    *(c->prev ? &c->prev->next : &s->connections) = c->next;
+    if (c->next)
+        c->next->prev = c->prev;
+    s->connection_count--;
+    uv_poll_stop(&c->poll);
+    uv_close((uv_handle_t *)&c->poll, connection_closed); /* the descriptor is closed after that */
+}
+
+/* ---- sending ------------------------------------------------------------------------------------------------------------------- */
+
+static void set_polling(struct connection *c)
+{
+    bool write = c->out_first != NULL;
+    if (!c->closing)
+        uv_poll_start(&c->poll, write ? UV_WRITABLE : UV_READABLE | UV_DISCONNECT, on_packet);
+    c->polling_write = write;
+}
+
+static void flush_out(struct connection *c)
+{
+    while (c->out_first) {
+        struct packet *p = c->out_first;
+        int rc = packet_send(c->fd, p->data, p->bytes, NULL, 0, MSG_DONTWAIT);
+        if (rc == -EAGAIN)
+            return;
+        c->out_first = p->next;
+        free(p);
+        if (rc < 0) {
+            connection_close(c, NULL);
+            return;
+        }
+    }
+    set_polling(c);
+}
+
+void connection_send(struct connection *c, const struct msg *m, const int *fds, int fd_count)
+{
+    static uint8_t buf[MSG_MAX];
+    if (c->closing)
+        return;
+    int bytes = msg_encode(m, buf, sizeof buf), rc;
+    if (bytes < 0) {
+        connection_close(c, "a reply that could not be encoded");
+        return;
+    }
+    c->server->core.heap.header->round_trips += m->id != 0;
+    rc = c->out_first ? -EAGAIN : packet_send(c->fd, buf, (size_t)bytes, fds, fd_count, MSG_DONTWAIT);
+    if (rc == -EAGAIN && fd_count == 0) {
+        struct packet *p = malloc(sizeof *p + (size_t)bytes);
+        if (!p) {
+            connection_close(c, "out of memory for a reply");
+            return;
+        }
+        p->next = NULL;
+        p->bytes = (uint32_t)bytes;
+        memcpy(p->data, buf, (size_t)bytes);
+        *(c->out_first ? &c->out_last->next : &c->out_first) = p;
+        c->out_last = p;
+        set_polling(c);
+    } else if (rc < 0)
+        connection_close(c, rc == -EAGAIN ? "it does not read" : NULL);
+}
+
+void connection_error(struct connection *c, uint32_t id, int error, const char *format, ...)
+{
+    static struct msg m;
+    va_list args;
+    m.type = MSG_ERROR;
+    m.id = id;
+    m.error = (uint32_t)(error < 0 ? -error : error);
+    va_start(args, format);
+    vsnprintf(m.text, sizeof m.text, format, args);
+    va_end(args);
+    connection_send(c, &m, NULL, 0);
+}
+
+/* ---- accepting -------------------------------------------------------------------------------------------------------------------- */
+
+static bool user_in_group(uint32_t uid, uint32_t peer_gid, uint32_t gid)
+{
+    gid_t groups[128];
+    int count = 128;
+    struct passwd *pw;
+    if (peer_gid == gid)
+        return true;
+    pw = getpwuid(uid);
+    if (!pw || getgrouplist(pw->pw_name, pw->pw_gid, groups, &count) < 0)
+        return false;
+    for (int i = 0; i < count; i++)
+        if (groups[i] == gid)
+            return true;
+    return false;
+}
+
+static bool is_allowed(const struct config *config, uint32_t uid, uint32_t gid)
+{
+    if (uid == 0 || uid == geteuid() || config->allow_any)
+        return true;
+    for (uint32_t i = 0; i < config->allow_uid_count; i++)
+        if (config->allow_uid[i] == uid)
+            return true;
+    for (uint32_t i = 0; i < config->allow_gid_count; i++)
+        if (user_in_group(uid, gid, config->allow_gid[i]))
+            return true;
+    return false;
+}
+
+static void refuse_fd(int fd, int error, const char *text)
+{
+    static struct msg m;
+    uint8_t buf[1024];
+    m.type = MSG_ERROR;
+    m.id = 0;
+    m.error = (uint32_t)error;
+    snprintf(m.text, sizeof m.text, "%s", text);
+    int bytes = msg_encode(&m, buf, sizeof buf);
+    if (bytes > 0)
+        packet_send(fd, buf, (size_t)bytes, NULL, 0, MSG_DONTWAIT);
+    close(fd);
+}
+
+static void accept_failed(struct server *s, int error)
+{
+    if (error != EMFILE && error != ENFILE) {
+        if (error != EAGAIN && error != ECONNABORTED)
+            log_event(LOG_LEVEL_WARNING, "accept", "error=\"%s\"", strerror(error));
+        return;
+    }
+    close(s->fd_reserve); /* one descriptor, to take the newcomer and tell it */
+    int fd = accept4(s->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (fd >= 0)
+        refuse_fd(fd, EMFILE, "the daemon has no file descriptor left: raise LimitNOFILE of its service");
+    s->fd_reserve = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    log_event(LOG_LEVEL_WARNING, "refuse", "why=\"no file descriptor left\" connections=%u", s->connection_count);
+}
+
+void connection_on_listen(uv_poll_t *poll, int status, int events)
+{
+    struct server *s = poll->data;
+    struct connection *c;
+    (void)status, (void)events;
+    int fd = accept4(s->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (fd < 0) {
+        accept_failed(s, errno);
+        return;
+    }
+    c = calloc(1, sizeof *c);
+    if (!c) {
+        close(fd);
+        return;
+    }
+    *c = (struct connection){.server = s, .fd = fd, .pidfd = -1, .since_ns = uv_hrtime()};
+    int rc = peer_identify(fd, s->config->pidfd_fallback, &c->pid, &c->uid, &c->gid, &c->pidfd, &c->start_time);
+    if (rc == 0 && !is_allowed(s->config, c->uid, c->gid)) {
+        log_event(LOG_LEVEL_WARNING, "refuse", "pid=%u uid=%u why=\"user not allowed\"", c->pid, c->uid);
+        refuse_fd(fd, EACCES, "this user is not allowed: see allow-users and allow-groups in arenad.conf(5)");
+        connection_free(c);
+        return;
+    }
+    if (rc < 0 || (rc = uv_poll_init(&s->loop, &c->poll, fd)) < 0) {
+        refuse_fd(fd, -rc, rc == -EMFILE ? "the daemon has no file descriptor left" : "the peer's process is not to be seen");
+        connection_free(c);
+        return;
+    }
+    c->poll.data = c;
+    c->next = s->connections;
+    if (c->next)
+        c->next->prev = c;
+    s->connections = c;
+    s->connection_count++;
+    set_polling(c);
+}
+
+/* ---- reading ----------------------------------------------------------------------------------------------------------------------- */
+
+/* One packet an event: the loop is fair to all connections. */
+static void on_packet(uv_poll_t *poll, int status, int events)
+{
+    static uint8_t buf[MSG_MAX + 1];
+    struct connection *c = poll->data;
+    struct server *s = c->server;
+    if (status < 0) {
+        connection_close(c, NULL);
+        return;
+    }
+    if (events & UV_WRITABLE)
+        flush_out(c);
+    if (!(events & (UV_READABLE | UV_DISCONNECT)) || c->closing || c->out_first)
+        return;
+    ssize_t got = packet_receive(c->fd, buf, sizeof buf, NULL, 0, NULL, MSG_DONTWAIT);
+    if (got == -EAGAIN)
+        return;
+    if (got <= 0) {
+        connection_close(c, got == -EMSGSIZE ? "a packet of more than 64 KiB, or with file descriptors" : NULL);
+        return;
+    }
+    s->core.now_ns = uv_hrtime();
+    request_handle(c, buf, (size_t)got);
+    server_pump(s);
+}
+
+/* ---- the clock ---------------------------------------------------------------------------------------------------------------------- */
+
+void connections_tick(struct server *s)
+{
+    uint64_t now = uv_hrtime();
+    for (struct connection *c = s->connections, *next; c; c = next) {
+        next = c->next;
+        if (!c->greeted && now - c->since_ns > s->config->hello_timeout_ms * 1000000ULL)
+            connection_close(c, "it said nothing");
+    }
+}
+
+void connections_close(struct server *s)
+{
+    while (s->connections)
+        connection_close(s->connections, NULL);
+    for (unsigned tag = 1; s->core.clients && tag < TAG_COUNT; tag++)
+        if (s->core.clients[tag])
+            connection_unwatch(s->core.clients[tag]);
+}
+
+void connections_free(struct server *s)
+{
+    while (s->pending_first) {
+        struct pending *next = s->pending_first->next;
+        free(s->pending_first);
+        s->pending_first = next;
+    }
+    while (s->jobs) {
+        struct job *next = s->jobs->next;
+        census_free(s->jobs->census);
+        free(s->jobs);
+        s->jobs = next;
+    }
+}

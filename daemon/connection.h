@@ -1,0 +1,75 @@
+/* Connections: a socket, the process behind it, its requests. Between server.c, which owns the loop, and the core. */
+#ifndef DAEMON_CONNECTION_H
+#define DAEMON_CONNECTION_H
+
+#include "daemon/server.h"
+
+struct packet {
+    struct packet *next;
+    uint32_t bytes;
+    uint8_t data[];
+};
+
+struct watch;
+
+struct connection {
+    struct connection *next, *prev;
+    struct server *server;
+    uv_poll_t poll;
+    int fd;
+    uint32_t pid, uid, gid;
+    int pidfd;             /* until a client takes it over */
+    uint64_t start_time;   /* of the process */
+    struct client *client; /* NULL: before HELLO, or a monitor */
+    bool greeted, monitor, closing, polling_write;
+    uint8_t *listed;       /* spans listed by RESUME */
+    struct packet *out_first, *out_last; /* replies that the socket did not take yet; while there are any, nothing is read */
+    uint64_t since_ns;
+    uint32_t pending; /* its requests that wait */
+};
+
+/* A request that waits for memory. */
+struct pending {
+    struct pending *next;
+    struct connection *connection; /* NULL: it has gone */
+    uint32_t type, id, span_class, pages, align, first;
+    uint64_t since_ns, sweep_serial, trim_serial;
+};
+
+struct job {
+    struct job *next;
+    struct connection *connection;
+    struct census *census;
+    uint32_t id;
+};
+
+void server_pump(struct server *s);
+
+void connection_on_listen(uv_poll_t *poll, int status, int events);
+void connection_job_done(struct server *s, struct job *job);
+void connections_retry(struct server *s);
+void connections_notice(struct server *s, unsigned what, uint64_t value, const struct connection *except);
+void connections_tick(struct server *s);
+void connections_close(struct server *s);
+void connections_free(struct server *s);
+/* After a start: which of the clients in the map have a living process; the others die. */
+void connections_find_dead(struct server *s);
+
+/* connection.c, for requests.c */
+void connection_send(struct connection *c, const struct msg *m, const int *fds, int fd_count);
+void connection_error(struct connection *c, uint32_t id, int error, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+void connection_close(struct connection *c, const char *why);
+int connection_watch(struct connection *c, struct client *client);
+void connection_unwatch(struct client *client);
+
+/* requests.c: one packet. */
+void request_handle(struct connection *c, const uint8_t *packet, size_t bytes);
+
+/* peer.c */
+int peer_identify(int fd, bool fallback, uint32_t *ret_pid, uint32_t *ret_uid, uint32_t *ret_gid, int *ret_pidfd,
+                  uint64_t *ret_start_time);
+int peer_pidfd(uint32_t pid, uint64_t start_time); /* a living process, or -ESRCH */
+void peer_command(uint32_t pid, char command[16]);
+
+#endif

@@ -1,0 +1,148 @@
+#include "daemon/core.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "shm/root.h"
+
+static uint64_t dspan_bytes(const struct core *core) { return core->heap.page_count * sizeof(struct dspan); }
+
+/* ---- rebuild ---------------------------------------------------------------------------------------------------------------- */
+
+/* An update of the map that was cut short is finished or undone; every step may be repeated. */
+static void repair_map(struct core *core)
+{
+    struct heap *h = &core->heap;
+    struct redo *redo = &h->header->redo;
+    root_repair(h);
+    if (load_acquire(&redo->valid) && redo->tag < TAG_COUNT && redo->root_slot < h->root_slots) { /* [RD1] */
+        enum tag_state state = tag_state(h, redo->tag);
+        if (state == TAG_TX)
+            tag_set_state(h, redo->tag, TAG_TX_COMMITTED);
+        if (redo->has_root)
+            root_write(h, redo->root_slot, redo->root_name, redo->root_ref, redo->root_uid);
+        store_release(&redo->valid, 0);
+    }
+}
+
+static int rebuild_span(struct core *core, uint64_t first, char *ret_why)
+{
+    struct heap *h = &core->heap;
+    struct span_info span;
+    struct span *record = &h->spans[first];
+    const char *why = span_check(h, first);
+    span_at(h, first, &span);
+    if (!why && !pagealloc_all_free(&core->mheap.units, record->unit, span_units(span.objects)))
+        why = "two spans share state words";
+    if (why) {
+        snprintf(ret_why, 256, "page %llu: %s", (unsigned long long)first, why);
+        return -EUCLEAN;
+    }
+    pagealloc_take(&core->mheap.units, record->unit, span_units(span.objects));
+    core->mheap.units_used += span_units(span.objects);
+    core->mheap.used_pages += span.page_count;
+    core->spans++;
+    struct client *lessee = record->lessee < TAG_COUNT ? core->clients[record->lessee] : NULL;
+    struct client *charged = record->charged < TAG_COUNT ? core->clients[record->charged] : NULL;
+    if (!charged)
+        store_relaxed(&record->charged, 0);
+    else {
+        charged->charged_pages += span.page_count;
+        charged->charged_spans++;
+    }
+    struct uid_account *account = record->uid == UINT32_MAX ? NULL : account_of(core, record->uid);
+    if (account) {
+        account->charged_pages += span.page_count;
+        account->charged_spans++;
+    }
+    core->dspans[first] = (struct dspan){SPAN_END, SPAN_END, 0, LIST_NONE, 0};
+    if (lessee) {
+        lessee->leased_pages += span.page_count;
+        lessee->leased_spans++;
+        mcentral_list_leased(core, &span);
+    } else {
+        store_relaxed(&record->lessee, 0);
+        mcentral_place(core, &span, span_count_free(&span));
+    }
+    return 0;
+}
+
+static int rebuild_pages(struct core *core, char *ret_why)
+{
+    struct heap *h = &core->heap;
+    uint64_t page = 0, top = load_acquire(&h->header->top);
+    if (top > h->page_count) {
+        snprintf(ret_why, 256, "the header says that more pages were used than there are");
+        return -EUCLEAN;
+    }
+    core->mheap.top = top;
+    if (top < h->page_count)
+        pagealloc_free(&core->mheap.free, top, h->page_count - top);
+    while (page < top) {
+        struct span_info span;
+        if (span_at(h, page, &span)) {
+            /* entries may be unfinished only where the record is not valid; an extension cut short has none beyond */
+            int rc = rebuild_span(core, page, ret_why);
+            if (rc < 0)
+                return rc;
+            page += span.page_count;
+            continue;
+        }
+        uint64_t entry = load_relaxed(&h->pages[page]);
+        bool warm = entry != PAGE_COLD; /* a page of a span that was not finished was warm */
+        if (warm && entry != PAGE_WARM)
+            store_relaxed(&h->pages[page], PAGE_WARM);
+        pagealloc_free(&core->mheap.free, page, 1);
+        if (warm)
+            pagealloc_free(&core->mheap.warm, page, 1);
+        page++;
+    }
+    return 0;
+}
+
+int core_start(struct core *core, const struct heap *heap, const struct backing *backing, const struct limits *limits,
+               uint64_t now_ns, char *ret_why)
+{
+    memset(core, 0, sizeof *core);
+    core->heap = *heap;
+    core->limits = *limits;
+    core->now_ns = now_ns;
+    snprintf(ret_why, 256, "out of memory");
+    core->clients = calloc(TAG_COUNT, sizeof *core->clients);
+    core->dspans = mmap(NULL, dspan_bytes(core), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (!core->clients || core->dspans == MAP_FAILED || reclaim_init(core) < 0 ||
+        mheap_init(&core->mheap, &core->heap, backing) < 0) {
+        core_stop(core);
+        return -ENOMEM;
+    }
+    mcentral_init(core);
+    pagealloc_free(&core->mheap.units, 1, core->heap.unit_count - 1); /* unit 0 is nobody's */
+    repair_map(core);
+    clients_rebuild(core);
+    int rc = rebuild_pages(core, ret_why);
+    if (rc < 0) {
+        core_stop(core);
+        return rc;
+    }
+    store_release(&core->heap.header->epoch, core->heap.header->epoch + 1);
+    return 0;
+}
+
+void core_stop(struct core *core)
+{
+    mheap_fini(&core->mheap);
+    if (core->dspans && core->dspans != MAP_FAILED)
+        munmap(core->dspans, dspan_bytes(core));
+    free(core->reclaim.start);
+    clients_free(core);
+    memset(core, 0, sizeof *core);
+}
+
+bool core_turn(struct core *core)
+{
+    bool more = reclaim_turn(core, TURN_WORDS);
+    return sweep_turn(core) || more;
+}

@@ -1,0 +1,207 @@
+/* The core of the daemon: everything that it knows about its heap, and what it does with it.
+ *
+ *   server (libuv)  ->  clients | reclaim | sweep | census | gc     ->  mcentral  ->  mheap  ->  pagealloc
+ *
+ * All of it runs on the loop's thread, takes no lock and makes no system call: time comes in as an argument, memory is
+ * backed and returned through `struct core_ops`, asynchronously. So tests drive it without a loop. It lives in private
+ * memory and can be rebuilt from the map and the state words at any time: core_start() does just that, on an empty heap
+ * and on one that an earlier daemon left.
+ *
+ * Nothing that a client can write is believed: state words are read once and only compared, hints are hints, numbers
+ * from packets are looked up before they are used. Every walk is bounded by a budget that its caller passes in.
+ */
+#ifndef DAEMON_CORE_H
+#define DAEMON_CORE_H
+
+#include <stdbool.h>
+
+#include <uthash.h>
+
+#include "daemon/mheap.h"
+#include "shm/layout.h"
+#include "shm/span.h"
+#include "shm/state.h"
+#include "shm/tag.h"
+
+/* what is allowed; from the config, can change at any time. 0: no limit */
+struct limits {
+    uint64_t client_bytes, uid_bytes; /* charged spans */
+    uint32_t client_spans, uid_spans;
+    uint32_t clients, uid_clients;
+    uint32_t roots, uid_roots;
+};
+
+/* Private record of a span, by its first page: which list it is on and how many objects were free when last counted. */
+enum span_list { LIST_NONE, LIST_NONEMPTY, LIST_EMPTY };
+struct dspan {
+    uint32_t next, prev; /* first pages; SPAN_END ends */
+    uint16_t free;
+    uint8_t list;
+    uint8_t trimmed;     /* in-span pages were looked at since its last count */
+};
+#define SPAN_END UINT32_MAX
+
+/* Of one user: what all its clients pin. sync: loop thread */
+struct uid_account;
+
+enum client_state { CLIENT_NONE, CLIENT_LIVE, CLIENT_DETACHED, CLIENT_DYING };
+struct client {
+    enum client_state state;
+    uint16_t tag;
+    bool read_only;
+    bool resuming;          /* between WELCOME and the last RESUME */
+    bool safepoint, pinned; /* what it said of itself, for the collector */
+    uint32_t pid, uid;
+    uint64_t leased_pages, leased_spans;
+    uint64_t charged_pages, charged_spans;
+    uint64_t refills, grants;
+    uint64_t trim_asked, trim_answered; /* serial numbers of notices */
+    uint16_t *tx_tags;
+    uint32_t tx_count, tx_capacity;
+    struct uid_account *account;
+    void *connection; /* the server's */
+    int pidfd;        /* the server's; -1 none */
+    void *watch;      /* the server's */
+};
+
+/* A span class's central list. Spans on `nonempty` are unleased and had a FREE object when last counted; on `empty` are
+ * those without, and the leased ones. Both are oldest first. */
+struct mcentral {
+    uint32_t nonempty_first, nonempty_last;
+    uint32_t empty_first, empty_last;
+    uint64_t nonempty_count, empty_count;
+    uint64_t refills;
+};
+
+/* The circular pass over all spans on behalf of dead tags; see reclaim.c */
+struct reclaim {
+    bool running;
+    uint64_t cursor;        /* page */
+    uint32_t dying_count;   /* tags in `start` that are not through */
+    uint64_t *start;        /* by tag: pages to go until it is through; 0: not dying */
+    uint64_t words, passes; /* statistics */
+};
+
+struct core {
+    struct heap heap;
+    struct mheap mheap;
+    struct limits limits;
+    struct mcentral central[256];
+    struct dspan *dspans;
+    struct client **clients; /* by tag */
+    uint32_t client_count, tag_cursor, tx_tag_count;
+    struct uid_account *accounts; /* uthash */
+    uint32_t root_count;
+    struct reclaim reclaim;
+    uint64_t sweep_cursor;   /* page */
+    uint64_t sweep_to_go;    /* pages of a cycle that was asked for */
+    uint64_t sweep_serial;   /* cycles completed */
+    uint64_t progress;       /* counts whatever may let a waiting request succeed */
+    uint64_t spans;
+    uint64_t trim_serial;    /* the last notice */
+    uint64_t now_ns;         /* monotonic, as last passed in */
+    void (*wake_root)(void *context, uint32_t *gen); /* futex wake; NULL in tests */
+    void *wake_context;
+};
+
+/* Budgets: work a turn of the loop. A test asserts that no turn exceeds them. */
+enum {
+    TURN_WORDS = 65536,      /* state words read by a pass, a sweep or a census */
+    TURN_SPANS = 4096,       /* spans visited */
+    TURN_HINTS = 262144,     /* hint bytes looked at */
+    LEASE_SWEEP_SPANS = 256, /* spans counted by a refill that finds nonempty empty */
+    LEASE_SPANS_MAX = 1024,  /* spans of one grant */
+};
+
+/* Rebuilds all private state from the map and the words. 0, -ENOMEM, or -EUCLEAN with `ret_why` (256 bytes): the heap
+ * cannot be trusted. `backing` must answer synchronously or later, never inside the call that asked. */
+int core_start(struct core *core, const struct heap *heap, const struct backing *backing, const struct limits *limits,
+               uint64_t now_ns, char *ret_why);
+void core_stop(struct core *core);
+
+/* Does up to a turn's work of whatever is pending (reclaim, sweep); true if there is more. */
+bool core_turn(struct core *core);
+
+/* ---- mcentral.c ------------------------------------------------------------------------------------------------------ */
+
+void mcentral_init(struct core *core);
+
+/* cache_span: leases spans of a class to a client, about `pages` pages of them, writes their first pages.
+ * Returns their number; -EAGAIN: memory is being backed, try again when core->progress moved; -ENOMEM, -EDQUOT.
+ * *ret_fresh: cut for this. die: leased spans whose client was told nothing: it will not list them when it resumes, and
+ * the daemon takes them back. */
+int mcentral_cache_span(struct core *core, struct client *client, unsigned span_class, uint32_t pages, uint32_t *out,
+                        uint32_t capacity, bool *ret_fresh);
+int mcentral_cache_large(struct core *core, struct client *client, unsigned span_class, uint32_t pages, uint32_t align,
+                         uint32_t *out, bool *ret_fresh);
+
+/* uncache_span: takes a span back, counts it, lists it. -EPERM: not leased by this client. */
+int mcentral_uncache_span(struct core *core, struct client *client, uint64_t first);
+
+/* Lists an unleased span by its count, or gives it to the mheap if it is wholly free. */
+void mcentral_place(struct core *core, const struct span_info *span, uint32_t free_objects);
+
+/* Lists a span found leased at a start. */
+void mcentral_list_leased(struct core *core, const struct span_info *span);
+
+/* A leased large span to `pages` pages in place: 0, -ENOMEM when what follows is not free, -EPERM. */
+int mcentral_extend(struct core *core, struct client *client, uint64_t first, uint32_t pages);
+
+/* Charges a span to a client and its user (NULL: to nobody). */
+void span_charge(struct core *core, uint64_t first, struct client *client);
+
+const char *mcentral_check(struct core *core, uint64_t first);
+
+/* ---- clients.c --------------------------------------------------------------------------------------------------------- */
+
+/* Admits a process: *ret with a tag, in the map before this returns. -EDQUOT, -EUSERS (no tag is free), -ENOMEM. */
+int client_attach(struct core *core, const struct tag *identity, struct client **ret);
+
+/* Its process is dead, or said goodbye: from here on the pass frees what bears its tags. */
+void client_die(struct core *core, struct client *client);
+
+/* Takes back leases that a resumed client did not list. `listed` by first page, a bit each. */
+void client_take_back(struct core *core, struct client *client, const uint8_t *listed);
+
+/* Up to count tags for transactions of this client: their number, -EDQUOT, -EUSERS. */
+int client_tx_tags(struct core *core, struct client *client, uint32_t count, uint32_t *out);
+
+/* Commits a transaction, and with it moves a root (name "": none). 0; -EPERM not its tag, -EAGAIN the root is not
+ * `expected`, -EINVAL `desired` is no published object, -EDQUOT, -ENOSPC. */
+int client_tx_commit(struct core *core, struct client *client, unsigned tag, const char *name, uint64_t expected,
+                     uint64_t desired);
+
+/* The client says that no word bears `tag` any more: it may run again. -EPERM if it was not committed. */
+int client_tx_resolved(struct core *core, struct client *client, unsigned tag);
+
+/* mode ROOT_MODE_SET or _CAS. Errors as above, -ENOENT for removing what is not there. */
+int client_root(struct core *core, struct client *client, const char *name, unsigned mode, uint64_t expected,
+                uint64_t desired);
+
+struct uid_account {
+    uint32_t uid;
+    uint32_t clients, roots;
+    uint64_t charged_pages, charged_spans;
+    UT_hash_handle hh;
+};
+struct uid_account *account_of(struct core *core, uint32_t uid); /* NULL: out of memory */
+void client_forget(struct core *core, unsigned tag); /* its tag bears no word any more */
+const char *clients_check(struct core *core);
+void clients_rebuild(struct core *core);
+void clients_free(struct core *core);
+
+/* ---- reclaim.c ----------------------------------------------------------------------------------------------------------- */
+
+int reclaim_init(struct core *core);
+void reclaim_add(struct core *core, unsigned tag); /* its state in the map says what becomes of its words */
+bool reclaim_turn(struct core *core, uint32_t words);
+
+/* ---- sweep.c --------------------------------------------------------------------------------------------------------------- */
+
+/* Looks at hints from the cursor on, counts what they point at, until `spans` spans were counted, `hints` hint bytes
+ * seen, or `want` (a class, 0: none) has a nonempty span. Returns the spans counted. */
+uint32_t sweep_some(struct core *core, uint32_t spans, uint32_t hints, unsigned want);
+void sweep_cycle(struct core *core); /* asks for one whole cycle, by turns */
+bool sweep_turn(struct core *core);
+
+#endif

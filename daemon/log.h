@@ -1,0 +1,13 @@
+/* One line an event, key=value, on standard error; the journal gets the level as a prefix when it is there. */
+#ifndef DAEMON_LOG_H
+#define DAEMON_LOG_H
+
+enum log_level { LOG_LEVEL_ERROR = 3, LOG_LEVEL_WARNING = 4, LOG_LEVEL_INFO = 6, LOG_LEVEL_DEBUG = 7 };
+
+int log_level_parse(const char *text); /* -EINVAL */
+void log_set_level(int level);
+
+/* event is one word; format gives key=value pairs */
+void log_event(int level, const char *event, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+#endif

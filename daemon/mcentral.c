@@ -1,0 +1,323 @@
+/* One mcentral a span class: `nonempty` are its unleased spans with a free object, `empty` those without, and the leased
+ * ones. A refill takes from nonempty first, oldest first; then it sweeps; then it cuts new spans from the mheap.
+ *
+ * The lists are threaded through core->dspans by page number. The truth is in the map: a span with a lessee is on
+ * `empty`, one without is where its count puts it, so a restarted daemon finds the same lists.
+ */
+#include "daemon/core.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "shm/assert.h"
+
+/* ---- lists ---------------------------------------------------------------------------------------------------------------- */
+
+static void list_remove(struct core *core, uint32_t first, struct mcentral *c)
+{
+    struct dspan *d = &core->dspans[first];
+    if (d->list == LIST_NONE)
+        return;
+    uint32_t *head = d->list == LIST_NONEMPTY ? &c->nonempty_first : &c->empty_first;
+    uint32_t *tail = d->list == LIST_NONEMPTY ? &c->nonempty_last : &c->empty_last;
+    *(d->list == LIST_NONEMPTY ? &c->nonempty_count : &c->empty_count) -= 1;
+    *(d->prev == SPAN_END ? head : &core->dspans[d->prev].next) = d->next;
+    *(d->next == SPAN_END ? tail : &core->dspans[d->next].prev) = d->prev;
+    d->list = LIST_NONE;
+}
+
+static void list_append(struct core *core, uint32_t first, struct mcentral *c, enum span_list list)
+{
+    struct dspan *d = &core->dspans[first];
+    ASSERT(d->list == LIST_NONE);
+    uint32_t *head = list == LIST_NONEMPTY ? &c->nonempty_first : &c->empty_first;
+    uint32_t *tail = list == LIST_NONEMPTY ? &c->nonempty_last : &c->empty_last;
+    *(list == LIST_NONEMPTY ? &c->nonempty_count : &c->empty_count) += 1;
+    d->list = (uint8_t)list;
+    d->next = SPAN_END;
+    d->prev = *tail;
+    *(*tail == SPAN_END ? head : &core->dspans[*tail].next) = first;
+    *tail = first;
+}
+
+static void list_move(struct core *core, const struct span_info *span, enum span_list list)
+{
+    struct mcentral *c = &core->central[span->span_class];
+    if (core->dspans[span->first].list == list)
+        return;
+    list_remove(core, (uint32_t)span->first, c);
+    if (list != LIST_NONE)
+        list_append(core, (uint32_t)span->first, c, list);
+}
+
+void mcentral_init(struct core *core)
+{
+    for (int i = 0; i < 256; i++) {
+        struct mcentral *c = &core->central[i];
+        c->nonempty_first = c->nonempty_last = c->empty_first = c->empty_last = SPAN_END;
+    }
+}
+
+/* ---- charges ------------------------------------------------------------------------------------------------------------------ */
+
+void span_charge(struct core *core, uint64_t first, struct client *client)
+{
+    struct span *span = &core->heap.spans[first];
+    uint32_t pages = span->page_count;
+    struct client *old = span->charged ? core->clients[span->charged] : NULL;
+    struct uid_account *old_account = span->uid == UINT32_MAX ? NULL : account_of(core, span->uid);
+    if (old) {
+        old->charged_pages -= pages;
+        old->charged_spans--;
+    }
+    if (old_account) {
+        old_account->charged_pages -= pages;
+        old_account->charged_spans--;
+    }
+    if (client) {
+        client->charged_pages += pages;
+        client->charged_spans++;
+        client->account->charged_pages += pages;
+        client->account->charged_spans++;
+    }
+    store_relaxed(&span->charged, client ? client->tag : 0);
+    store_relaxed(&span->uid, client ? client->uid : UINT32_MAX);
+}
+
+/* EDQUOT if `pages` more pages in `spans` more spans are too many. */
+static int quota_check(const struct core *core, const struct client *client, uint64_t pages, uint64_t spans)
+{
+    const struct limits *l = &core->limits;
+    const struct uid_account *a = client->account;
+    if (l->client_bytes && (client->charged_pages + pages) << PAGE_SHIFT > l->client_bytes)
+        return -EDQUOT;
+    if (l->uid_bytes && (a->charged_pages + pages) << PAGE_SHIFT > l->uid_bytes)
+        return -EDQUOT;
+    if (l->client_spans && client->charged_spans + spans > l->client_spans)
+        return -EDQUOT;
+    if (l->uid_spans && a->charged_spans + spans > l->uid_spans)
+        return -EDQUOT;
+    return 0;
+}
+
+/* ---- cutting and uncutting ------------------------------------------------------------------------------------------------------ */
+
+/* Cuts `pages` pages into a span, leased to `client`: words, entries, record, in this order. */
+static int cut(struct core *core, struct client *client, unsigned span_class, uint32_t pages, uint32_t align,
+               uint64_t *ret_first)
+{
+    uint32_t objects = CLASS_IS_LARGE(span_class) ? 1 : class_table[span_class].objects, unit;
+    uint64_t first;
+    int rc = mheap_alloc(&core->mheap, pages, align, core->now_ns, &first);
+    if (rc < 0)
+        return rc;
+    rc = mheap_alloc_units(&core->mheap, span_units(objects), &unit);
+    if (rc < 0) {
+        mheap_free(&core->mheap, first, pages, true);
+        return rc;
+    }
+    for (uint32_t i = 0; i < pages && i < 16; i++)
+        store_relaxed(&core->heap.hints[first + i], 0);
+    span_write(&core->heap, first, pages, span_class, unit, client->tag, 0, UINT32_MAX);
+    core->dspans[first] = (struct dspan){SPAN_END, SPAN_END, (uint16_t)objects, LIST_NONE, 0};
+    core->spans++;
+    *ret_first = first;
+    return 0;
+}
+
+/* Gives a wholly free, unleased span back to the mheap. */
+static void uncut(struct core *core, const struct span_info *span)
+{
+    const struct span *record = &core->heap.spans[span->first];
+    uint16_t returned = record->returned;
+    uint32_t unit = record->unit;
+    ASSERT(record->lessee == 0);
+    list_move(core, span, LIST_NONE);
+    span_charge(core, span->first, NULL);
+    span_clear(&core->heap, span->first);
+    mheap_free_units(&core->mheap, unit, span_units(span->objects));
+    if (!returned)
+        mheap_free(&core->mheap, span->first, span->page_count, true);
+    else
+        for (uint32_t i = 0; i < span->page_count; i++)
+            mheap_free(&core->mheap, span->first + i, 1, !(i < 16 && (returned >> i & 1)));
+    core->spans--;
+    core->progress++;
+}
+
+void mcentral_place(struct core *core, const struct span_info *span, uint32_t free_objects)
+{
+    struct dspan *d = &core->dspans[span->first];
+    d->trimmed = 0;
+    if (free_objects == span->objects) {
+        uncut(core, span);
+        return;
+    }
+    d->free = (uint16_t)free_objects;
+    enum span_list list = free_objects ? LIST_NONEMPTY : LIST_EMPTY;
+    if (list == LIST_NONEMPTY && d->list != LIST_NONEMPTY)
+        core->progress++;
+    list_move(core, span, list);
+}
+
+/* ---- cache_span, uncache_span ------------------------------------------------------------------------------------------------------ */
+
+static void lease(struct core *core, struct client *client, const struct span_info *span)
+{
+    list_move(core, span, LIST_EMPTY);
+    client->leased_pages += span->page_count;
+    client->leased_spans++;
+    if (core->heap.spans[span->first].charged != client->tag)
+        span_charge(core, span->first, client);
+    store_release(&core->heap.spans[span->first].lessee, client->tag); /* [LS1] */
+}
+
+/* Spans of `nonempty`, until `pages` pages' worth of free objects are found. */
+static int cache_nonempty(struct core *core, struct client *client, unsigned span_class, uint32_t pages, uint32_t *out,
+                          uint32_t capacity, int count)
+{
+    struct mcentral *c = &core->central[span_class];
+    uint64_t want = (uint64_t)pages * class_table[span_class].objects / class_table[span_class].pages, got = 0;
+    while (c->nonempty_first != SPAN_END && (uint32_t)count < capacity && got < want) {
+        struct span_info span;
+        uint32_t first = c->nonempty_first;
+        bool ok = span_at(&core->heap, first, &span);
+        ASSERT(ok && span.span_class == span_class);
+        if (core->heap.spans[first].charged != client->tag && quota_check(core, client, span.page_count, 1) < 0)
+            return count ? count : -EDQUOT;
+        if (core->heap.spans[first].returned) { /* its pages must be backed again first; asked for below */
+            list_move(core, &span, LIST_EMPTY);
+            continue;
+        }
+        got += core->dspans[first].free;
+        lease(core, client, &span);
+        out[count++] = first;
+    }
+    return count;
+}
+
+int mcentral_cache_span(struct core *core, struct client *client, unsigned span_class, uint32_t pages, uint32_t *out,
+                        uint32_t capacity, bool *ret_fresh)
+{
+    const struct class_info *info = &class_table[span_class];
+    struct mcentral *c = &core->central[span_class];
+    *ret_fresh = false;
+    if (!info->size)
+        return -EINVAL;
+    if (capacity > LEASE_SPANS_MAX)
+        capacity = LEASE_SPANS_MAX;
+    if (c->nonempty_first == SPAN_END)
+        sweep_some(core, LEASE_SWEEP_SPANS, TURN_HINTS / 8, span_class);
+    int count = cache_nonempty(core, client, span_class, pages, out, capacity, 0), rc = 0;
+    if (count != 0)
+        goto done;
+    for (uint32_t got = 0; got < pages && (uint32_t)count < capacity; got += info->pages) {
+        struct span_info span;
+        uint64_t first;
+        if ((rc = quota_check(core, client, info->pages, 1)) < 0)
+            break;
+        if ((rc = cut(core, client, span_class, info->pages, 1, &first)) < 0)
+            break;
+        span_at(&core->heap, first, &span);
+        lease(core, client, &span);
+        out[count++] = (uint32_t)first;
+    }
+    *ret_fresh = count > 0;
+    mheap_grow_ahead(&core->mheap, core->now_ns);
+    if (count == 0)
+        count = rc;
+done:
+    if (count > 0) {
+        c->refills++;
+        client->refills++;
+        client->grants += (uint64_t)count;
+        core->heap.header->refills++;
+    }
+    return count;
+}
+
+int mcentral_cache_large(struct core *core, struct client *client, unsigned span_class, uint32_t pages, uint32_t align,
+                         uint32_t *out, bool *ret_fresh)
+{
+    struct span_info span;
+    uint64_t first;
+    *ret_fresh = false;
+    if (!CLASS_IS_LARGE(span_class))
+        return -EINVAL;
+    int rc = quota_check(core, client, pages, 1);
+    if (rc < 0 || (rc = cut(core, client, span_class, pages, align, &first)) < 0)
+        return rc;
+    span_at(&core->heap, first, &span);
+    lease(core, client, &span);
+    out[0] = (uint32_t)first;
+    core->central[span_class].refills++;
+    client->refills++;
+    client->grants++;
+    core->heap.header->refills++;
+    mheap_grow_ahead(&core->mheap, core->now_ns);
+    *ret_fresh = true;
+    return 1;
+}
+
+int mcentral_uncache_span(struct core *core, struct client *client, uint64_t first)
+{
+    struct span_info span;
+    if (!span_at(&core->heap, first, &span) || load_relaxed(&core->heap.spans[first].lessee) != client->tag)
+        return -EPERM;
+    client->leased_pages -= span.page_count;
+    client->leased_spans--;
+    store_release(&core->heap.spans[first].lessee, 0); /* [LS1] */
+    for (uint32_t i = 0; i < span.page_count && i < 16; i++)
+        hint_clear(&core->heap.hints[first + i]); /* by an exchange, and then the count */
+    mcentral_place(core, &span, span_count_free(&span));
+    return 0;
+}
+
+void mcentral_list_leased(struct core *core, const struct span_info *span) { list_move(core, span, LIST_EMPTY); }
+
+int mcentral_extend(struct core *core, struct client *client, uint64_t first, uint32_t pages)
+{
+    struct span_info span;
+    if (!span_at(&core->heap, first, &span) || !CLASS_IS_LARGE(span.span_class) ||
+        load_relaxed(&core->heap.spans[first].lessee) != client->tag)
+        return -EPERM;
+    if (pages <= span.page_count)
+        return 0;
+    uint32_t more = pages - span.page_count;
+    int rc = quota_check(core, client, more, 0);
+    if (rc < 0)
+        return rc;
+    rc = mheap_take_next(&core->mheap, first + span.page_count, more, core->now_ns);
+    if (rc < 0)
+        return rc;
+    struct span *record = &core->heap.spans[first];
+    for (uint32_t i = span.page_count; i < pages; i++) /* die: entries that no record covers; cleared at the next start */
+        store_relaxed(&core->heap.pages[first + i], page_entry_make(span.span_class, record->unit, i));
+    store_release(&record->page_count, pages);
+    client->leased_pages += more;
+    client->charged_pages += more;
+    client->account->charged_pages += more;
+    return 0;
+}
+
+const char *mcentral_check(struct core *core, uint64_t first)
+{
+    struct span_info span;
+    const char *why = span_check(&core->heap, first);
+    if (why)
+        return why;
+    span_at(&core->heap, first, &span);
+    const struct dspan *d = &core->dspans[first];
+    uint16_t lessee = load_relaxed(&core->heap.spans[first].lessee);
+    if (d->list == LIST_NONE)
+        return "a span on no list of its mcentral";
+    if (lessee && d->list != LIST_EMPTY)
+        return "a leased span on nonempty";
+    if (lessee && !core->clients[lessee])
+        return "a span leased to a tag without a client";
+    if (!lessee && d->list == LIST_NONEMPTY && d->free > span_count_free(&span))
+        return "a span on nonempty with fewer free objects than counted";
+    if (pagealloc_any_free(&core->mheap.free, first, span.page_count))
+        return "a page of a span is free in the mheap";
+    return NULL;
+}

@@ -1,0 +1,297 @@
+#include "daemon/mheap.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "shm/assert.h"
+#include "shm/span.h"
+#include "shm/state.h"
+
+enum {
+    AGE_PAGES = 32,             /* pages that share an age: 256 KiB */
+    GROW_MIN = 64,              /* pages: 512 KiB */
+    GROW_MAX = 1024,            /* pages: 8 MiB, a few milliseconds of a worker */
+    RETURN_PIECE = 256,         /* pages: a 2 MiB punch takes 0.3-0.5 ms of a worker */
+    FAILED_NS = 100 * 1000 * 1000, /* after a growth that failed, how long all others are refused unasked */
+};
+
+static uint64_t age_count(const struct mheap *m) { return m->heap->page_count / AGE_PAGES + 1; }
+
+int mheap_init(struct mheap *m, struct heap *heap, const struct backing *backing)
+{
+    memset(m, 0, sizeof *m);
+    m->heap = heap;
+    m->backing = *backing;
+    m->age = mmap(NULL, age_count(m), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (m->age == MAP_FAILED || pagealloc_init(&m->free, heap->page_count) < 0 ||
+        pagealloc_init(&m->warm, heap->page_count) < 0 || pagealloc_init(&m->units, heap->unit_count) < 0) {
+        mheap_fini(m);
+        return -ENOMEM;
+    }
+    return 0;
+}
+
+void mheap_fini(struct mheap *m)
+{
+    if (m->age && m->age != MAP_FAILED)
+        munmap(m->age, age_count(m));
+    pagealloc_fini(&m->free);
+    pagealloc_fini(&m->warm);
+    pagealloc_fini(&m->units);
+    memset(m, 0, sizeof *m);
+}
+
+/* ---- growth ------------------------------------------------------------------------------------------------------------- */
+
+/* How much to back at once: in proportion to what is used, so that what is ahead of demand stays a few percent. */
+static uint64_t grow_step(const struct mheap *m)
+{
+    uint64_t step = m->used_pages / 32;
+    return step < GROW_MIN ? GROW_MIN : step > GROW_MAX ? GROW_MAX : step;
+}
+
+static int grow(struct mheap *m, uint64_t first, uint64_t pages)
+{
+    int rc = m->backing.grow(m->backing.context, first, pages);
+    if (rc < 0)
+        return rc;
+    pagealloc_take(&m->free, first, pages);
+    m->growing_pages += pages;
+    return 0;
+}
+
+/* Backs the cold parts of [first, first + pages): 0 or an error. */
+static int grow_range(struct mheap *m, uint64_t first, uint64_t pages)
+{
+    uint64_t end = first + pages, at = first;
+    while (at < end) {
+        uint64_t run;
+        if (pagealloc_all_free(&m->warm, at, 1)) {
+            uint64_t taken = pagealloc_next_taken(&m->warm, at);
+            at = taken < end ? taken : end;
+            continue;
+        }
+        uint64_t warm_at;
+        run = pagealloc_next_run(&m->warm, at, 1, &warm_at) && warm_at < end ? warm_at - at : end - at;
+        if (run > GROW_MAX)
+            run = GROW_MAX;
+        int rc = grow(m, at, run);
+        if (rc < 0)
+            return rc;
+        at += run;
+    }
+    return 0;
+}
+
+static void raise_top(struct mheap *m, uint64_t top)
+{
+    if (top > m->top) {
+        m->top = top;
+        store_release(&m->heap->header->top, top);
+    }
+}
+
+void mheap_grown(struct mheap *m, uint64_t first, uint64_t pages, int error, uint64_t now_ns)
+{
+    ASSERT(m->growing_pages >= pages);
+    m->growing_pages -= pages;
+    pagealloc_free(&m->free, first, pages);
+    if (error) {
+        m->failed_at_ns = now_ns ? now_ns : 1;
+        m->failed_pages = pages;
+        m->failed_error = error;
+        return;
+    }
+    m->failed_at_ns = 0;
+    raise_top(m, first + pages);
+    for (uint64_t i = 0; i < pages; i++)
+        store_relaxed(&m->heap->pages[first + i], PAGE_WARM);
+    pagealloc_free(&m->warm, first, pages);
+    for (uint64_t i = first / AGE_PAGES; i <= (first + pages - 1) / AGE_PAGES; i++)
+        m->age[i] = m->tick;
+}
+
+static bool may_grow(const struct mheap *m, uint64_t pages, uint64_t now_ns)
+{
+    if (m->failed_at_ns && now_ns - m->failed_at_ns < FAILED_NS && pages >= m->failed_pages)
+        return false;
+    return pages + m->growing_pages <= m->backing.allowance(m->backing.context);
+}
+
+void mheap_grow_ahead(struct mheap *m, uint64_t now_ns)
+{
+    uint64_t step = grow_step(m), at;
+    if (m->growing_pages || m->warm.free_count >= step / 2 || !may_grow(m, step, now_ns))
+        return;
+    at = pagealloc_find(&m->free, 1, 1);
+    while (at != PAGEALLOC_NONE) { /* the lowest cold run */
+        uint64_t first, run = pagealloc_next_run(&m->free, at, step, &first);
+        if (!run)
+            return;
+        if (!pagealloc_any_free(&m->warm, first, 1)) {
+            uint64_t warm_at;
+            if (pagealloc_next_run(&m->warm, first, 1, &warm_at) && warm_at - first < run)
+                run = warm_at - first;
+            grow(m, first, run);
+            return;
+        }
+        at = pagealloc_next_taken(&m->warm, first);
+        if (at == PAGEALLOC_NONE || at >= m->heap->page_count)
+            return;
+    }
+}
+
+/* ---- taking and giving ----------------------------------------------------------------------------------------------- */
+
+static void take(struct mheap *m, uint64_t first, uint64_t pages)
+{
+    pagealloc_take(&m->free, first, pages);
+    pagealloc_take(&m->warm, first, pages);
+    m->used_pages += pages;
+}
+
+int mheap_alloc(struct mheap *m, uint32_t pages, uint32_t align, uint64_t now_ns, uint64_t *ret_first)
+{
+    uint64_t first = pagealloc_find(&m->warm, pages, align);
+    if (first != PAGEALLOC_NONE) {
+        take(m, first, pages);
+        *ret_first = first;
+        return 0;
+    }
+    bool in_flight = m->growing_pages || m->returning_pages;
+    uint64_t step = grow_step(m), want = pages > step ? pages : step;
+    if (m->growing_pages >= pages + step)
+        return -EAGAIN; /* enough is on its way, or will be when that has come */
+    if (!may_grow(m, want, now_ns) && !may_grow(m, want = pages, now_ns))
+        return in_flight ? -EAGAIN : -ENOMEM;
+    first = pagealloc_find(&m->free, want, align);
+    if (first == PAGEALLOC_NONE)
+        first = pagealloc_find(&m->free, want = pages, align);
+    if (first == PAGEALLOC_NONE) /* what is in flight may complete a run */
+        return in_flight ? -EAGAIN : -ENOMEM;
+    int rc = grow_range(m, first, want);
+    return rc < 0 && !m->growing_pages ? rc : -EAGAIN;
+}
+
+void mheap_free(struct mheap *m, uint64_t first, uint64_t pages, bool warm)
+{
+    ASSERT(m->used_pages >= pages);
+    m->used_pages -= pages;
+    pagealloc_free(&m->free, first, pages);
+    if (!warm)
+        return;
+    pagealloc_free(&m->warm, first, pages);
+    for (uint64_t i = first / AGE_PAGES; i <= (first + pages - 1) / AGE_PAGES; i++)
+        m->age[i] = m->tick;
+}
+
+int mheap_take_next(struct mheap *m, uint64_t first, uint64_t pages, uint64_t now_ns)
+{
+    if (first + pages > m->heap->page_count || !pagealloc_all_free(&m->free, first, pages))
+        return -ENOMEM;
+    if (pagealloc_all_free(&m->warm, first, pages)) {
+        take(m, first, pages);
+        return 0;
+    }
+    if (!may_grow(m, pages, now_ns))
+        return -ENOMEM;
+    int rc = grow_range(m, first, pages);
+    return rc < 0 ? rc : -EAGAIN;
+}
+
+int mheap_alloc_units(struct mheap *m, uint32_t units, uint32_t *ret_unit)
+{
+    uint64_t unit = pagealloc_find(&m->units, units, 1);
+    if (unit == PAGEALLOC_NONE)
+        return -ENOMEM;
+    int rc = m->backing.back_units(m->backing.context, unit, units);
+    if (rc < 0)
+        return rc;
+    pagealloc_take(&m->units, unit, units);
+    uint16_t *words = m->heap->words + unit * UNIT_WORDS;
+    for (uint32_t i = 0; i < units * UNIT_WORDS; i++)
+        store_relaxed(&words[i], WORD_FREE);
+    m->units_used += units;
+    *ret_unit = (uint32_t)unit;
+    return 0;
+}
+
+void mheap_free_units(struct mheap *m, uint32_t unit, uint32_t units)
+{
+    pagealloc_free(&m->units, unit, units);
+    m->units_used -= units;
+}
+
+/* ---- scavenging ---------------------------------------------------------------------------------------------------------- */
+
+void mheap_tick(struct mheap *m) { m->tick++; }
+
+uint64_t mheap_scavenge(struct mheap *m, uint8_t ticks, uint64_t most, bool force)
+{
+    uint64_t reserve = force ? 0 : m->reserve_pages, asked = 0, before = m->top, first, run;
+    while (asked < most && m->warm.free_count > reserve &&
+           (run = pagealloc_prev_run(&m->warm, before, RETURN_PIECE, &first)) > 0) {
+        uint64_t spare = m->warm.free_count - reserve;
+        before = first;
+        if (run > spare) {
+            first += run - spare;
+            run = spare;
+        }
+        if (!force) { /* the part of the run, from its end, that has been idle long enough */
+            uint64_t age = first / AGE_PAGES, last = (first + run - 1) / AGE_PAGES;
+            while (last > age && (uint8_t)(m->tick - m->age[last]) >= ticks)
+                last--;
+            if ((uint8_t)(m->tick - m->age[last]) < ticks) {
+                uint64_t idle_from = (last + 1) * AGE_PAGES;
+                if (idle_from >= first + run) {
+                    before = last * AGE_PAGES > first ? last * AGE_PAGES : first;
+                    continue;
+                }
+                run -= idle_from - first;
+                first = idle_from;
+            }
+        }
+        for (uint64_t i = 0; i < run; i++) /* first the map: a page that is warm there is backed */
+            store_relaxed(&m->heap->pages[first + i], PAGE_COLD);
+        if (m->backing.give_back(m->backing.context, first, run) < 0) {
+            for (uint64_t i = 0; i < run; i++)
+                store_relaxed(&m->heap->pages[first + i], PAGE_WARM);
+            break;
+        }
+        pagealloc_take(&m->free, first, run);
+        pagealloc_take(&m->warm, first, run);
+        m->returning_pages += run;
+        asked += run;
+    }
+    return asked;
+}
+
+void mheap_returned(struct mheap *m, uint64_t first, uint64_t pages, int error)
+{
+    m->returning_pages -= pages;
+    pagealloc_free(&m->free, first, pages);
+    if (error) { /* still backed */
+        for (uint64_t i = 0; i < pages; i++)
+            store_relaxed(&m->heap->pages[first + i], PAGE_WARM);
+        pagealloc_free(&m->warm, first, pages);
+        return;
+    }
+    m->returned_total += pages;
+    m->heap->header->pages_returned += pages;
+}
+
+const char *mheap_check(struct mheap *m, uint64_t from, uint64_t to)
+{
+    for (uint64_t page = from; page < to; page++) {
+        uint64_t entry = load_relaxed(&m->heap->pages[page]);
+        bool free = pagealloc_all_free(&m->free, page, 1), warm = pagealloc_all_free(&m->warm, page, 1);
+        if (warm && !free)
+            return "a page is warm and not free";
+        if (free && page_entry_class(entry))
+            return "a free page has an entry of a span";
+        if (free && (entry == PAGE_WARM) != warm)
+            return "a free page's entry and the mheap disagree whether it is warm";
+    }
+    return NULL;
+}

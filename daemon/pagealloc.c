@@ -1,0 +1,347 @@
+#include "daemon/pagealloc.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "shm/assert.h"
+
+enum { CHUNK = 512, CHUNK_WORDS = CHUNK / 64, FAN = 8 };
+
+static uint64_t node_pages(unsigned level) { return (uint64_t)CHUNK << (3 * level); }
+static uint64_t bits_bytes(const struct pagealloc *p) { return (p->count + CHUNK - 1) / CHUNK * CHUNK / 8; }
+
+static void *reserve(uint64_t bytes)
+{
+    void *m = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return m == MAP_FAILED ? NULL : m;
+}
+
+int pagealloc_init(struct pagealloc *p, uint64_t count)
+{
+    memset(p, 0, sizeof *p);
+    ASSERT(count > 0 && count <= UINT32_MAX);
+    p->count = count;
+    p->bits = reserve(bits_bytes(p));
+    bool ok = p->bits != NULL;
+    for (unsigned level = 0;; level++) {
+        ASSERT(level < PAGEALLOC_LEVELS);
+        p->nodes[level] = (count + node_pages(level) - 1) / node_pages(level);
+        p->level[level] = reserve(p->nodes[level] * sizeof(struct summary));
+        ok = ok && p->level[level];
+        p->levels = level + 1;
+        if (p->nodes[level] == 1)
+            break;
+    }
+    if (!ok)
+        pagealloc_fini(p);
+    return ok ? 0 : -ENOMEM;
+}
+
+void pagealloc_fini(struct pagealloc *p)
+{
+    if (p->bits)
+        munmap(p->bits, bits_bytes(p));
+    for (unsigned level = 0; level < p->levels; level++)
+        if (p->level[level])
+            munmap(p->level[level], p->nodes[level] * sizeof(struct summary));
+    memset(p, 0, sizeof *p);
+}
+
+/* ---- summaries ------------------------------------------------------------------------------------------------------------- */
+
+static struct summary chunk_summary(const uint64_t *words)
+{
+    struct summary s = {0, 0, 0};
+    uint32_t run = 0;
+    bool at_start = true;
+    for (int i = 0; i < CHUNK_WORDS; i++) {
+        uint64_t w = words[i];
+        if (w == UINT64_MAX) {
+            run += 64;
+            continue;
+        }
+        for (int left = 64; left > 0;) { /* runs of ones and zeros in turn */
+            int ones = ~w ? __builtin_ctzll(~w) : 64;
+            ones = ones > left ? left : ones;
+            run += (uint32_t)ones;
+            left -= ones;
+            if (left == 0)
+                break;
+            w >>= ones;
+            if (at_start)
+                s.start = run;
+            at_start = false;
+            s.max = run > s.max ? run : s.max;
+            run = 0;
+            int zeros = w ? __builtin_ctzll(w) : left;
+            zeros = zeros > left ? left : zeros;
+            w = zeros < 64 ? w >> zeros : 0;
+            left -= zeros;
+        }
+    }
+    if (at_start)
+        s.start = run;
+    s.max = run > s.max ? run : s.max;
+    s.end = run;
+    return s;
+}
+
+static struct summary join(const struct summary *child, uint64_t children, uint64_t size)
+{
+    struct summary s = {0, 0, 0};
+    uint64_t run = 0;
+    bool at_start = true;
+    for (uint64_t i = 0; i < children; i++) {
+        if (child[i].start == size) {
+            run += size;
+            continue;
+        }
+        run += child[i].start;
+        if (at_start)
+            s.start = (uint32_t)run;
+        at_start = false;
+        s.max = run > s.max ? (uint32_t)run : s.max;
+        s.max = child[i].max > s.max ? child[i].max : s.max;
+        run = child[i].end;
+    }
+    if (at_start)
+        s.start = (uint32_t)run;
+    s.max = run > s.max ? (uint32_t)run : s.max;
+    s.end = (uint32_t)run;
+    return s;
+}
+
+static struct summary node_summary(const struct pagealloc *p, unsigned level, uint64_t node)
+{
+    if (level == 0)
+        return chunk_summary(p->bits + node * CHUNK_WORDS);
+    uint64_t first = node * FAN, children = p->nodes[level - 1] - first;
+    struct summary s = join(p->level[level - 1] + first, children < FAN ? children : FAN, node_pages(level - 1));
+    if (children < FAN)
+        s.end = 0; /* beyond the last page nothing is free */
+    return s;
+}
+
+static void update(struct pagealloc *p, uint64_t first, uint64_t last)
+{
+    for (unsigned level = 0; level < p->levels; level++) {
+        bool changed = false;
+        uint64_t from = first / node_pages(level), to = last / node_pages(level);
+        for (uint64_t node = from; node <= to; node++) {
+            struct summary s = node_summary(p, level, node), *old = &p->level[level][node];
+            changed |= s.start != old->start || s.max != old->max || s.end != old->end;
+            *old = s;
+        }
+        if (!changed)
+            return;
+    }
+}
+
+/* ---- bits ---------------------------------------------------------------------------------------------------------------------- */
+
+static uint64_t mask_of(uint64_t from, uint64_t to) /* bits [from, to) of one word; from < to <= 64 */
+{
+    return (to == 64 ? UINT64_MAX : (1ULL << to) - 1) & ~((1ULL << from) - 1);
+}
+
+static void set_bits(struct pagealloc *p, uint64_t first, uint64_t count, bool free)
+{
+    ASSERT(count > 0 && first < p->count && count <= p->count - first);
+    for (uint64_t at = first, end = first + count; at < end;) {
+        uint64_t to = at / 64 * 64 + 64 < end ? at / 64 * 64 + 64 : end;
+        uint64_t mask = mask_of(at % 64, to - at / 64 * 64);
+        ASSERT((p->bits[at / 64] & mask) == (free ? 0 : mask));
+        p->bits[at / 64] ^= mask;
+        at = to;
+    }
+    p->free_count = free ? p->free_count + count : p->free_count - count;
+    update(p, first, first + count - 1);
+}
+
+void pagealloc_free(struct pagealloc *p, uint64_t first, uint64_t count) { set_bits(p, first, count, true); }
+void pagealloc_take(struct pagealloc *p, uint64_t first, uint64_t count) { set_bits(p, first, count, false); }
+
+/* ---- walking -------------------------------------------------------------------------------------------------------------------- */
+
+/* The first page at or after `from` that is free (or taken); whole nodes without one are skipped. */
+static uint64_t next(const struct pagealloc *p, uint64_t from, bool free)
+{
+    while (from < p->count) {
+        if (from % CHUNK == 0) {
+            unsigned level = 0;
+            const struct summary *s = &p->level[0][from / CHUNK];
+            if (free ? s->max == 0 : s->start == CHUNK) {
+                while (level + 1 < p->levels && from % node_pages(level + 1) == 0) {
+                    s = &p->level[level + 1][from / node_pages(level + 1)];
+                    if (!(free ? s->max == 0 : s->start == node_pages(level + 1)))
+                        break;
+                    level++;
+                }
+                from += node_pages(level);
+                continue;
+            }
+        }
+        uint64_t w = (free ? p->bits[from / 64] : ~p->bits[from / 64]) & ~((1ULL << from % 64) - 1);
+        if (w) {
+            uint64_t at = from / 64 * 64 + (uint64_t)__builtin_ctzll(w);
+            return at < p->count ? at : p->count;
+        }
+        from = from / 64 * 64 + 64;
+    }
+    return p->count;
+}
+
+uint64_t pagealloc_next_free(const struct pagealloc *p, uint64_t from) { return next(p, from, true); }
+uint64_t pagealloc_next_taken(const struct pagealloc *p, uint64_t from) { return next(p, from, false); }
+
+bool pagealloc_all_free(const struct pagealloc *p, uint64_t first, uint64_t count)
+{
+    return count <= p->count && first <= p->count - count && next(p, first, false) >= first + count;
+}
+
+bool pagealloc_any_free(const struct pagealloc *p, uint64_t first, uint64_t count)
+{
+    return next(p, first, true) < first + count;
+}
+
+uint64_t pagealloc_next_run(const struct pagealloc *p, uint64_t from, uint64_t limit, uint64_t *ret_first)
+{
+    uint64_t first = next(p, from, true);
+    if (first >= p->count)
+        return 0;
+    uint64_t run = next(p, first, false) - first;
+    *ret_first = first;
+    return run < limit ? run : limit;
+}
+
+/* The last free (or taken) page below `before`; PAGEALLOC_NONE. */
+static uint64_t previous(const struct pagealloc *p, uint64_t before, bool free)
+{
+    while (before > 0) {
+        if (before % CHUNK == 0) {
+            unsigned level = 0;
+            const struct summary *s = &p->level[0][before / CHUNK - 1];
+            if (free ? s->max == 0 : s->start == CHUNK) {
+                while (level + 1 < p->levels && before % node_pages(level + 1) == 0) {
+                    s = &p->level[level + 1][before / node_pages(level + 1) - 1];
+                    if (!(free ? s->max == 0 : s->start == node_pages(level + 1)))
+                        break;
+                    level++;
+                }
+                before -= node_pages(level);
+                continue;
+            }
+        }
+        uint64_t word = (before - 1) / 64, in_word = before - word * 64;
+        uint64_t w = (free ? p->bits[word] : ~p->bits[word]) & mask_of(0, in_word);
+        if (w)
+            return word * 64 + 63 - (uint64_t)__builtin_clzll(w);
+        before = word * 64;
+    }
+    return PAGEALLOC_NONE;
+}
+
+uint64_t pagealloc_prev_run(const struct pagealloc *p, uint64_t before, uint64_t limit, uint64_t *ret_first)
+{
+    uint64_t last = previous(p, before < p->count ? before : p->count, true);
+    if (last == PAGEALLOC_NONE)
+        return 0;
+    uint64_t taken = previous(p, last + 1, false);
+    uint64_t run = taken == PAGEALLOC_NONE ? last + 1 : last - taken;
+    if (run > limit)
+        run = limit;
+    *ret_first = last + 1 - run;
+    return run;
+}
+
+/* ---- search ---------------------------------------------------------------------------------------------------------------------- */
+
+static uint64_t find_in_chunk(const struct pagealloc *p, uint64_t chunk, uint64_t count)
+{
+    uint64_t at = chunk * CHUNK, end = at + CHUNK;
+    while ((at = next(p, at, true)) < end) {
+        uint64_t taken = next(p, at, false);
+        if (taken - at >= count)
+            return at;
+        at = taken;
+    }
+    return PAGEALLOC_NONE;
+}
+
+/* Descends to the lowest run: at each node the first child that ends one, or holds one. */
+static uint64_t find_lowest(const struct pagealloc *p, uint64_t count)
+{
+    unsigned level = p->levels - 1;
+    uint64_t node = 0;
+    if (p->level[level][0].max < count)
+        return PAGEALLOC_NONE;
+    while (level > 0) {
+        uint64_t first = node * FAN, run = 0, run_at = 0, size = node_pages(level - 1);
+        bool descend = false;
+        for (uint64_t i = first; i < first + FAN && i < p->nodes[level - 1]; i++) {
+            const struct summary *s = &p->level[level - 1][i];
+            if (run == 0)
+                run_at = i * size;
+            if (run + s->start >= count)
+                return run_at;
+            if (s->max >= count) {
+                node = i;
+                descend = true;
+                break;
+            }
+            if (s->start == size)
+                run += size;
+            else {
+                run = s->end;
+                run_at = (i + 1) * size - run;
+            }
+        }
+        if (!descend)
+            return PAGEALLOC_NONE;
+        level--;
+    }
+    return find_in_chunk(p, node, count);
+}
+
+uint64_t pagealloc_find(const struct pagealloc *p, uint64_t count, uint64_t align)
+{
+    if (count == 0 || count > p->count)
+        return PAGEALLOC_NONE;
+    uint64_t at = find_lowest(p, count);
+    if (align <= 1 || at == PAGEALLOC_NONE || at % align == 0)
+        return at;
+    uint64_t sure = find_lowest(p, count + align - 1); /* a run that holds an aligned one for certain */
+    uint64_t end = sure == PAGEALLOC_NONE ? p->count : sure + 1;
+    while ((at = next(p, at, true)) < end) { /* a shorter one before it may do */
+        uint64_t taken = next(p, at, false), aligned = (at + align - 1) / align * align;
+        if (aligned + count <= taken)
+            return aligned;
+        at = taken;
+    }
+    return PAGEALLOC_NONE;
+}
+
+const char *pagealloc_check(const struct pagealloc *p)
+{
+    uint64_t free_count = 0, end = (p->count + CHUNK - 1) / CHUNK * CHUNK;
+    for (uint64_t at = 0; at < p->count; at += CHUNK) {
+        const struct summary *s = &p->level[0][at / CHUNK];
+        if (s->max == 0 && at + CHUNK <= p->count)
+            continue; /* looked at below */
+        for (int i = 0; i < CHUNK_WORDS; i++)
+            free_count += (uint64_t)__builtin_popcountll(p->bits[at / 64 + (uint64_t)i]);
+    }
+    for (uint64_t page = p->count; page < end; page++)
+        if (p->bits[page / 64] >> page % 64 & 1)
+            return "a page beyond the last one is free";
+    if (free_count != p->free_count)
+        return "the number of free pages is wrong";
+    for (unsigned level = 0; level < p->levels; level++)
+        for (uint64_t node = 0; node < p->nodes[level]; node++) {
+            struct summary s = node_summary(p, level, node), *old = &p->level[level][node];
+            if (s.start != old->start || s.max != old->max || s.end != old->end)
+                return "a summary disagrees with what is below it";
+        }
+    return NULL;
+}

@@ -1,0 +1,250 @@
+#include "daemon/region.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <unistd.h>
+
+const char *const region_names[REGION_COUNT] = {"heap", "map", "state"};
+
+static int fail(char *ret_why, int error, const char *what, const char *name)
+{
+    snprintf(ret_why, 512, "%s %s: %s", what, name, strerror(error));
+    return -error;
+}
+
+/* The same file, opened anew: what a descriptor may do is a property of the opening, and cannot be given up later. */
+static int reopen_read_only(int fd)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    return open(path, O_RDONLY | O_CLOEXEC);
+}
+
+static int open_region(struct regions *r, int which, const char *dir, bool create)
+{
+    char path[4096];
+    if (!dir) {
+        snprintf(path, sizeof path, "arena-%s", region_names[which]);
+        return memfd_create(path, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    }
+    (void)r;
+    snprintf(path, sizeof path, "%s/%s", dir, region_names[which]);
+    return open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | (create ? O_CREAT | O_EXCL : 0), 0600);
+}
+
+static int map_regions(struct regions *r, char *ret_why)
+{
+    for (int i = 0; i < REGION_COUNT; i++) {
+        r->read_only_fd[i] = reopen_read_only(r->fd[i]);
+        if (r->read_only_fd[i] < 0)
+            return fail(ret_why, errno, "cannot reopen region", region_names[i]);
+        if (i == REGION_HEAP)
+            continue;
+        r->mapped[i] = mmap(NULL, r->bytes[i], PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, r->fd[i], 0);
+        if (r->mapped[i] == MAP_FAILED) {
+            r->mapped[i] = NULL;
+            return fail(ret_why, errno, "cannot map region", region_names[i]);
+        }
+    }
+    return 0;
+}
+
+static void regions_clear(struct regions *r)
+{
+    memset(r, 0, sizeof *r);
+    for (int i = 0; i < REGION_COUNT; i++)
+        r->fd[i] = r->read_only_fd[i] = -1;
+}
+
+int regions_create(struct regions *r, const struct geometry *g, const char *dir, char *ret_why)
+{
+    const uint64_t bytes[REGION_COUNT] = {g->heap_bytes, g->map_bytes, g->state_bytes};
+    regions_clear(r);
+    if (dir)
+        r->directory = strdup(dir);
+    for (int i = 0; i < REGION_COUNT; i++) {
+        r->bytes[i] = bytes[i];
+        r->fd[i] = open_region(r, i, dir, true);
+        if (r->fd[i] < 0)
+            return fail(ret_why, errno, "cannot make region", region_names[i]);
+        if (fchmod(r->fd[i], 0600) < 0 || ftruncate(r->fd[i], (off_t)bytes[i]) < 0)
+            return fail(ret_why, errno, "cannot size region", region_names[i]);
+        if (!dir && fcntl(r->fd[i], F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
+            return fail(ret_why, errno, "cannot seal region", region_names[i]);
+    }
+    /* the header, tags and generations are written at once and for ever */
+    int rc = region_back(r, REGION_MAP, 0, g->roots_at);
+    if (rc < 0)
+        return fail(ret_why, -rc, "cannot back region", "map");
+    return map_regions(r, ret_why);
+}
+
+int regions_adopt(struct regions *r, const int fd[REGION_COUNT], const char *dir, struct geometry *ret_g, char *ret_why)
+{
+    regions_clear(r);
+    if (dir)
+        r->directory = strdup(dir);
+    for (int i = 0; i < REGION_COUNT; i++) {
+        struct stat st;
+        r->fd[i] = fd ? fd[i] : open_region(r, i, dir, false);
+        if (r->fd[i] < 0)
+            return fail(ret_why, errno, "cannot open region", region_names[i]);
+        if (fstat(r->fd[i], &st) < 0)
+            return fail(ret_why, errno, "cannot stat region", region_names[i]);
+        r->bytes[i] = (uint64_t)st.st_size;
+    }
+    struct map_header header;
+    const char *why = "shorter than its header";
+    if (pread(r->fd[REGION_MAP], &header, sizeof header, 0) != (ssize_t)sizeof header ||
+        heap_check_header(&header, r->bytes[REGION_MAP], r->bytes[REGION_STATE], ret_g, &why) < 0 ||
+        ret_g->heap_bytes > r->bytes[REGION_HEAP]) {
+        snprintf(ret_why, 512, "region map: %s", why);
+        return -EUCLEAN;
+    }
+    int rc = map_regions(r, ret_why);
+    r->state_backed_to = 0;
+    return rc;
+}
+
+void regions_close(struct regions *r)
+{
+    for (int i = 0; i < REGION_COUNT; i++) {
+        if (r->mapped[i])
+            munmap(r->mapped[i], r->bytes[i]);
+        if (r->fd[i] >= 0)
+            close(r->fd[i]);
+        if (r->read_only_fd[i] >= 0)
+            close(r->read_only_fd[i]);
+    }
+    free(r->directory);
+    regions_clear(r);
+}
+
+void regions_remove(struct regions *r)
+{
+    char path[4096];
+    for (int i = 0; r->directory && i < REGION_COUNT; i++) {
+        snprintf(path, sizeof path, "%s/%s", r->directory, region_names[i]);
+        unlink(path);
+    }
+}
+
+int region_back(const struct regions *r, int which, uint64_t at, uint64_t bytes)
+{
+    int rc;
+    do
+        rc = fallocate(r->fd[which], FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)bytes);
+    while (rc < 0 && errno == EINTR);
+    if (rc < 0)
+        return errno == ENOSPC || errno == ENOMEM || errno == EDQUOT ? -ENOMEM : -errno;
+    return 0;
+}
+
+int region_return(const struct regions *r, int which, uint64_t at, uint64_t bytes)
+{
+    int rc;
+    do
+        rc = fallocate(r->fd[which], FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, (off_t)at, (off_t)bytes);
+    while (rc < 0 && errno == EINTR);
+    return rc < 0 ? -errno : 0;
+}
+
+uint64_t region_held(const struct regions *r, int which)
+{
+    struct stat st;
+    return fstat(r->fd[which], &st) < 0 ? 0 : (uint64_t)st.st_blocks * 512;
+}
+
+/* ---- what may still be had ----------------------------------------------------------------------------------------------------- */
+
+static uint64_t read_number(const char *path) /* UINT64_MAX: no such file, or "max" */
+{
+    unsigned long long value;
+    FILE *f = fopen(path, "re");
+    if (!f)
+        return UINT64_MAX;
+    int n = fscanf(f, "%llu", &value);
+    fclose(f);
+    return n == 1 ? value : UINT64_MAX;
+}
+
+/* The least of limit - usage of a cgroup and all above it, as far as this mount shows them. */
+static uint64_t cgroup_room(const char *mount, char *group, const char *limit, const char *usage)
+{
+    uint64_t least = UINT64_MAX;
+    for (;;) {
+        char path[4096];
+        snprintf(path, sizeof path, "%s%s/%s", mount, group, limit);
+        uint64_t max = read_number(path);
+        snprintf(path, sizeof path, "%s%s/%s", mount, group, usage);
+        uint64_t used = read_number(path);
+        if (max < (1ULL << 60) && used != UINT64_MAX) {
+            uint64_t room = max > used ? max - used : 0;
+            least = room < least ? room : least;
+        }
+        char *slash = strrchr(group, '/');
+        if (!slash || group[0] == 0)
+            return least;
+        *slash = 0;
+    }
+}
+
+static uint64_t cgroups_room(void)
+{
+    char line[4096];
+    uint64_t least = UINT64_MAX;
+    FILE *f = fopen("/proc/self/cgroup", "re");
+    while (f && fgets(line, sizeof line, f)) {
+        char *controllers = strchr(line, ':'), *group = controllers ? strchr(controllers + 1, ':') : NULL;
+        if (!group)
+            continue;
+        *group++ = 0;
+        group[strcspn(group, "\n")] = 0;
+        if (strcmp(group, "/") == 0)
+            group[0] = 0;
+        uint64_t room = UINT64_MAX;
+        if (controllers[1] == 0) {
+            room = cgroup_room("/sys/fs/cgroup", group, "memory.max", "memory.current");
+            uint64_t unified = cgroup_room("/sys/fs/cgroup/unified", group, "memory.max", "memory.current");
+            room = unified < room ? unified : room;
+        } else if (strstr(controllers + 1, "memory"))
+            room = cgroup_room("/sys/fs/cgroup/memory", group, "memory.limit_in_bytes", "memory.usage_in_bytes");
+        least = room < least ? room : least;
+    }
+    if (f)
+        fclose(f);
+    return least;
+}
+
+static uint64_t memory_available(void)
+{
+    char line[256];
+    unsigned long long kib = UINT64_MAX >> 10;
+    FILE *f = fopen("/proc/meminfo", "re");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1)
+            break;
+    if (f)
+        fclose(f);
+    return (uint64_t)kib << 10;
+}
+
+uint64_t memory_allowance(uint64_t reserve_bytes, const char *dir)
+{
+    struct statfs fs;
+    uint64_t machine = memory_available(), group = cgroups_room(), least = machine < group ? machine : group;
+    least = least > reserve_bytes ? least - reserve_bytes : 0;
+    if (dir && statfs(dir, &fs) == 0 && fs.f_blocks) {
+        uint64_t room = (uint64_t)fs.f_bavail * (uint64_t)fs.f_bsize;
+        if (fs.f_type == 0x01021994 || room < least) /* tmpfs: both limits count; a disk: only its own */
+            least = room < least ? room : least;
+    }
+    return least >> PAGE_SHIFT;
+}

@@ -1,0 +1,43 @@
+/* The regions as files: three memfds, or three files in a directory, mapped by the daemon. A region outlives a daemon by
+ * its descriptor (systemd's fd store, a keeper) or by its file. Backing and returning memory is a system call on the
+ * descriptor, made by worker threads. */
+#ifndef DAEMON_REGION_H
+#define DAEMON_REGION_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "shm/layout.h"
+
+enum { REGION_HEAP, REGION_MAP, REGION_STATE, REGION_COUNT };
+extern const char *const region_names[REGION_COUNT]; /* "heap", "map", "state": of files and stored descriptors */
+
+struct regions {
+    int fd[REGION_COUNT];
+    int read_only_fd[REGION_COUNT]; /* the same, opened O_RDONLY, for clients */
+    uint64_t bytes[REGION_COUNT];
+    void *mapped[REGION_COUNT]; /* [REGION_HEAP] is NULL: the daemon does not map objects */
+    char *directory;            /* NULL: memfds */
+    uint64_t state_backed_to;   /* units below it have memory behind them */
+};
+
+/* Makes new regions of g's sizes. dir NULL: memfds. 0 or a negative errno, with one line in ret_why (512 bytes). */
+int regions_create(struct regions *r, const struct geometry *g, const char *dir, char *ret_why);
+
+/* Takes over regions by descriptor, or from the files in dir: 0, -ENOENT (there are none), -EUCLEAN (not a heap). */
+int regions_adopt(struct regions *r, const int fd[REGION_COUNT], const char *dir, struct geometry *ret_g, char *ret_why);
+
+void regions_close(struct regions *r);
+void regions_remove(struct regions *r); /* the files, if there are any */
+
+/* Memory behind a part of a region: 0, -ENOMEM. Any thread. */
+int region_back(const struct regions *r, int which, uint64_t at, uint64_t bytes);
+int region_return(const struct regions *r, int which, uint64_t at, uint64_t bytes);
+
+/* Bytes that a region holds now. */
+uint64_t region_held(const struct regions *r, int which);
+
+/* Pages (of PAGE_SIZE) that the machine and every cgroup above us would give now, less `reserve_bytes`. v1 and v2. */
+uint64_t memory_allowance(uint64_t reserve_bytes, const char *dir);
+
+#endif

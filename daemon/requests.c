@@ -1,0 +1,537 @@
+/* What each message asks for, and the requests that wait for memory.
+ *
+ * A request for memory that cannot be met at once waits: for memory that is being backed, for a whole sweep, for dead
+ * clients' memory, and at last for clients that were asked to trim. Only then it is refused. */
+#include "daemon/connection.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "daemon/log.h"
+#include "shm/assert.h"
+
+static struct msg in, out; /* large; one packet is handled at a time */
+
+static void reply_ok(struct connection *c, uint32_t id, uint64_t value)
+{
+    out.type = MSG_OK;
+    out.id = id;
+    out.value = value;
+    connection_send(c, &out, NULL, 0);
+}
+
+static uint64_t real_ns(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_REALTIME, &ts);
+    return (uint64_t)ts.tv_sec * 1000000000ULL + (uint64_t)ts.tv_nsec;
+}
+
+/* ---- HELLO, RESUME, BYE -------------------------------------------------------------------------------------------------------- */
+
+/* The sparse file of a client's magazines: it alone gets the descriptor, and the daemon keeps none. */
+enum { MCACHE_SHIFT = 38 }; /* 256 GiB of addresses: 8192 threads of 32 MiB; memory only where it is used */
+
+static int mcache_create(void)
+{
+    int fd = memfd_create("arena-mcache", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd < 0)
+        return -errno;
+    if (ftruncate(fd, (off_t)1 << MCACHE_SHIFT) < 0) {
+        int rc = -errno;
+        close(fd);
+        return rc;
+    }
+    return fd;
+}
+
+static void welcome(struct connection *c, unsigned flags)
+{
+    struct server *s = c->server;
+    const struct map_header *header = s->core.heap.header;
+    bool read_only = c->client->read_only, fresh = !(flags & WELCOME_RESUMED);
+    int fds[4], count = 0, mcache = -1;
+    for (int i = 0; fresh && i < REGION_COUNT; i++)
+        fds[count++] = read_only || i == REGION_MAP ? s->regions.read_only_fd[i] : s->regions.fd[i];
+    if (fresh && !read_only) {
+        mcache = mcache_create();
+        if (mcache < 0) {
+            connection_error(c, in.id, mcache, "the daemon cannot make an mcache segment: %s", strerror(-mcache));
+            return;
+        }
+        fds[count++] = mcache;
+    }
+    out.type = MSG_WELCOME;
+    out.id = in.id;
+    out.version = PROTO_VERSION;
+    out.tag = c->client->tag;
+    out.epoch = header->epoch;
+    out.heap_id = header->heap_id;
+    out.heap_id_bytes = 16;
+    out.base = header->base;
+    out.heap_bytes = header->heap_max;
+    out.map_bytes = header->map_bytes;
+    out.state_bytes = header->state_bytes;
+    out.mcache_bytes = read_only ? 0 : 1ULL << MCACHE_SHIFT;
+    out.flags = flags;
+    connection_send(c, &out, fds, count);
+    if (mcache >= 0)
+        close(mcache);
+}
+
+/* A client that comes back: the same process, its tag still its own. */
+static void hello_resume(struct connection *c)
+{
+    struct server *s = c->server;
+    struct client *client = s->core.clients[in.tag];
+    const struct tag *t = &s->core.heap.tags[in.tag];
+    if (in.heap_id_bytes != 16 || memcmp(in.heap_id, s->core.heap.header->heap_id, 16) != 0) {
+        connection_error(c, in.id, ESTALE, "the daemon serves another heap now");
+        return;
+    }
+    if (!client || client->state == CLIENT_DYING || client->pid != c->pid || t->start_time != c->start_time) {
+        connection_error(c, in.id, ESTALE, "tag %u is not this process's any more", in.tag);
+        return;
+    }
+    if (client->connection) {
+        struct connection *old = client->connection;
+        old->client = NULL;
+        connection_close(old, NULL);
+    }
+    if (!client->watch && connection_watch(c, client) < 0) {
+        connection_error(c, in.id, ENOMEM, "out of memory");
+        return;
+    }
+    client->state = CLIENT_LIVE;
+    client->resuming = true;
+    client->connection = c;
+    c->client = client;
+    c->greeted = true;
+    log_event(LOG_LEVEL_INFO, "resume", "tag=%u pid=%u uid=%u", client->tag, client->pid, client->uid);
+    welcome(c, WELCOME_RESUMED);
+}
+
+static void on_hello(struct connection *c)
+{
+    struct server *s = c->server;
+    if (c->greeted) {
+        connection_close(c, "a second HELLO");
+        return;
+    }
+    if (in.version < PROTO_VERSION_MIN || in.version_min > PROTO_VERSION || in.layout != LAYOUT_VERSION) {
+        connection_error(c, in.id, EPROTONOSUPPORT,
+                         "the client speaks protocol %u..%u, layout %u; this daemon %d..%d, layout %d: use the library "
+                         "that came with it", in.version_min, in.version, in.layout, PROTO_VERSION_MIN, PROTO_VERSION,
+                         LAYOUT_VERSION);
+        return;
+    }
+    if (in.flags & HELLO_MONITOR) {
+        c->greeted = c->monitor = true;
+        reply_ok(c, in.id, 0);
+        return;
+    }
+    if (in.tag) {
+        hello_resume(c);
+        return;
+    }
+    struct tag identity = {.pid = c->pid, .uid = c->uid, .gid = c->gid, .start_time = c->start_time,
+                           .since_ns = real_ns(), .read_only = (in.flags & HELLO_READ_ONLY) != 0};
+    peer_command(c->pid, identity.command);
+    int rc = client_attach(&s->core, &identity, &c->client);
+    if (rc < 0) {
+        connection_error(c, in.id, rc, rc == -EDQUOT ? "limit-clients or limit-user-clients is reached (uid %u)"
+                                                     : "no tag is free for a client of uid %u", c->uid);
+        return;
+    }
+    if (connection_watch(c, c->client) < 0) {
+        client_die(&s->core, c->client);
+        c->client = NULL;
+        connection_error(c, in.id, ENOMEM, "out of memory");
+        return;
+    }
+    c->client->connection = c;
+    c->greeted = true;
+    log_event(LOG_LEVEL_INFO, "attach", "tag=%u pid=%u uid=%u command=\"%.16s\"", c->client->tag, c->pid, c->uid,
+              identity.command);
+    welcome(c, 0);
+}
+
+static void on_resume(struct connection *c)
+{
+    struct core *core = &c->server->core;
+    if (!c->client->resuming) {
+        connection_close(c, "RESUME without need");
+        return;
+    }
+    if (!c->listed)
+        c->listed = calloc(1, core->heap.page_count / 8 + 1);
+    for (uint32_t i = 0; c->listed && i < in.list_count; i++)
+        if (in.list[i] < core->heap.page_count)
+            c->listed[in.list[i] / 8] |= (uint8_t)(1u << (in.list[i] % 8));
+    if (c->listed && (in.flags & RESUME_LAST)) {
+        client_take_back(core, c->client, c->listed);
+        c->client->resuming = false;
+        free(c->listed);
+        c->listed = NULL;
+    }
+    reply_ok(c, in.id, 0);
+}
+
+static void on_bye(struct connection *c)
+{
+    struct client *client = c->client;
+    log_event(LOG_LEVEL_INFO, "bye", "tag=%u pid=%u uid=%u", client->tag, client->pid, client->uid);
+    connection_unwatch(client);
+    client->connection = NULL;
+    c->client = NULL;
+    client_die(&c->server->core, client);
+    reply_ok(c, in.id, 0);
+    connection_close(c, NULL);
+}
+
+/* ---- memory ---------------------------------------------------------------------------------------------------------------------- */
+
+static void reply_grant(struct connection *c, uint32_t id, uint32_t span_class, int count, bool fresh)
+{
+    out.type = MSG_GRANT;
+    out.id = id;
+    out.epoch = c->server->core.heap.header->epoch;
+    out.span_class = span_class;
+    out.flags = fresh ? GRANT_FRESH : 0;
+    out.list_count = (uint32_t)count;
+    connection_send(c, &out, NULL, 0);
+}
+
+/* Tries a request; -EAGAIN: not now. Otherwise it has been answered, but for the errors. */
+static int try_memory(struct connection *c, const struct pending *p)
+{
+    struct core *core = &c->server->core;
+    bool fresh = false;
+    int rc;
+    if (p->type == MSG_LEASE)
+        rc = mcentral_cache_span(core, c->client, p->span_class, p->pages, out.list, LEASE_SPANS_MAX, &fresh);
+    else if (p->type == MSG_LARGE)
+        rc = mcentral_cache_large(core, c->client, p->span_class, p->pages, p->align, out.list, &fresh);
+    else
+        rc = mcentral_extend(core, c->client, p->first, p->pages);
+    if (rc < 0)
+        return rc;
+    if (p->type == MSG_EXTEND)
+        reply_ok(c, p->id, p->pages);
+    else
+        reply_grant(c, p->id, p->span_class, rc, fresh);
+    return 0;
+}
+
+static void memory_error(struct connection *c, const struct pending *p, int rc)
+{
+    const struct core *core = &c->server->core;
+    if (rc == -EDQUOT)
+        connection_error(c, p->id, EDQUOT, "a limit is reached: client %llu bytes in %llu spans, user %llu in %llu; see "
+                         "limit-client-bytes, -spans, limit-user-bytes, -spans",
+                         (unsigned long long)(c->client->charged_pages << PAGE_SHIFT),
+                         (unsigned long long)c->client->charged_spans,
+                         (unsigned long long)(c->client->account->charged_pages << PAGE_SHIFT),
+                         (unsigned long long)c->client->account->charged_spans);
+    else if (rc == -ENOMEM)
+        connection_error(c, p->id, ENOMEM, "the heap is full: %llu of %llu pages in spans, no run of %u is to be had",
+                         (unsigned long long)core->mheap.used_pages, (unsigned long long)core->heap.page_count, p->pages);
+    else if (rc == -EINVAL)
+        connection_error(c, p->id, EINVAL, "span class %u is not of the kind that %s grants", p->span_class, msg_name(p->type));
+    else
+        connection_error(c, p->id, rc, "%s", strerror(-rc));
+}
+
+/* Is there something left that may still bring memory? Starts it if so. */
+static bool still_hope(struct server *s, struct pending *p)
+{
+    struct core *core = &s->core;
+    uint64_t now = core->now_ns;
+    if (s->refused_progress == core->progress && now - s->refused_ns < 1000000000ULL)
+        return false; /* another was refused, and nothing has changed */
+    if (core->reclaim.running)
+        return true;
+    if (p->sweep_serial == core->sweep_serial) {
+        if (!core->sweep_to_go)
+            sweep_cycle(core);
+        if (core->sweep_to_go)
+            return true;
+    }
+    if (p->trim_serial == UINT64_MAX) {
+        if (!s->trim_sent_ns || now - s->trim_sent_ns > 1000000000ULL) {
+            s->trim_sent_ns = now;
+            core->trim_serial++;
+            connections_notice(s, NOTICE_TRIM, core->trim_serial, p->connection);
+        }
+        p->trim_serial = core->trim_serial;
+        p->sweep_serial = core->sweep_serial; /* what they give back is swept too */
+        return true;
+    }
+    if (now - s->trim_sent_ns > s->config->trim_timeout_ms * 1000000ULL)
+        return false;
+    for (struct connection *c = s->connections; c; c = c->next)
+        if (c->client && c != p->connection && c->client->trim_asked > c->client->trim_answered)
+            return true;
+    return false;
+}
+
+/* Tries a waiting request: true when it is done with. */
+static bool pending_try(struct server *s, struct pending *p)
+{
+    struct connection *c = p->connection;
+    if (!c || c->closing || !c->client)
+        return true;
+    int rc = try_memory(c, p);
+    if (rc == 0)
+        return true;
+    if (rc == -EAGAIN)
+        return false;
+    if (rc == -ENOMEM && p->type != MSG_EXTEND && still_hope(s, p))
+        return false;
+    if (rc == -EDQUOT && p->type != MSG_EXTEND && p->sweep_serial == s->core.sweep_serial) {
+        if (!s->core.sweep_to_go)
+            sweep_cycle(&s->core); /* it may have freed what it is charged for */
+        if (s->core.sweep_to_go)
+            return false;
+    }
+    if (rc == -ENOMEM && p->type != MSG_EXTEND) {
+        s->refused_progress = s->core.progress;
+        s->refused_ns = s->core.now_ns;
+    }
+    memory_error(c, p, rc);
+    return true;
+}
+
+static void on_memory(struct connection *c)
+{
+    struct server *s = c->server;
+    struct pending p = {.connection = c, .type = in.type, .id = in.id, .span_class = in.span_class, .pages = in.pages,
+                        .align = in.align, .first = in.first, .since_ns = s->core.now_ns,
+                        .sweep_serial = s->core.sweep_serial, .trim_serial = UINT64_MAX};
+    if (in.type == MSG_LARGE && (in.align & (in.align - 1))) {
+        connection_error(c, in.id, EINVAL, "LARGE: align %u is not a power of two", in.align);
+        return;
+    }
+    if (pending_try(s, &p))
+        return;
+    struct pending *waiting = malloc(sizeof *waiting);
+    if (!waiting) {
+        connection_error(c, in.id, ENOMEM, "the daemon is out of memory");
+        return;
+    }
+    *waiting = p;
+    c->pending++;
+    *(s->pending_first ? &s->pending_last->next : &s->pending_first) = waiting;
+    s->pending_last = waiting;
+}
+
+void connections_retry(struct server *s)
+{
+    struct pending **at = &s->pending_first, *p, *last = NULL;
+    while ((p = *at) != NULL) {
+        if (pending_try(s, p)) {
+            if (p->connection)
+                p->connection->pending--;
+            *at = p->next;
+            free(p);
+        } else {
+            last = p;
+            at = &p->next;
+        }
+    }
+    s->pending_last = last;
+}
+
+static void take_back_list(struct connection *c)
+{
+    if (in.epoch != c->server->core.heap.header->epoch)
+        return; /* leases of an older daemon were settled by RESUME */
+    for (uint32_t i = 0; i < in.list_count; i++)
+        if (mcentral_uncache_span(&c->server->core, c->client, in.list[i]) < 0) {
+            connection_close(c, "it gave back a span that it had not leased");
+            return;
+        }
+}
+
+void connections_notice(struct server *s, unsigned what, uint64_t value, const struct connection *except)
+{
+    for (struct connection *c = s->connections, *next; c; c = next) {
+        next = c->next;
+        if (!c->client || c == except || c->out_first)
+            continue;
+        if (what == NOTICE_TRIM) {
+            if (c->client->leased_spans == 0)
+                continue;
+            c->client->trim_asked = value;
+        }
+        out.type = MSG_NOTICE;
+        out.id = 0;
+        out.what = what;
+        out.value = value;
+        connection_send(c, &out, NULL, 0);
+    }
+}
+
+/* ---- the rest ---------------------------------------------------------------------------------------------------------------------- */
+
+static void on_root(struct connection *c)
+{
+    int rc = client_root(&c->server->core, c->client, in.name, in.mode, in.expected, in.desired);
+    if (rc < 0)
+        connection_error(c, in.id, rc, "root %s: %s", in.name, strerror(-rc));
+    else
+        reply_ok(c, in.id, 0);
+}
+
+static void on_commit(struct connection *c)
+{
+    struct core *core = &c->server->core;
+    for (uint32_t i = 0; i < in.list_count; i++)
+        if (client_tx_resolved(core, c->client, in.list[i]) < 0) {
+            connection_close(c, "it resolved a transaction that is not its own");
+            return;
+        }
+    int rc = client_tx_commit(core, c->client, in.tag, in.name, in.expected, in.desired);
+    if (rc < 0)
+        connection_error(c, in.id, rc, "commit of transaction %u with root \"%s\": %s", in.tag, in.name, strerror(-rc));
+    else
+        reply_ok(c, in.id, 0);
+}
+
+static void on_tx_tags(struct connection *c)
+{
+    int count = client_tx_tags(&c->server->core, c->client, in.count, out.list);
+    if (count < 0) {
+        connection_error(c, in.id, count, "no tag is free for a transaction");
+        return;
+    }
+    out.type = MSG_TAGS;
+    out.id = in.id;
+    out.list_count = (uint32_t)count;
+    connection_send(c, &out, NULL, 0);
+}
+
+static void on_info(struct connection *c)
+{
+    struct server *s = c->server;
+    struct job *job = calloc(1, sizeof *job);
+    if (job)
+        job->census = census_new(&s->core, in.what, in.cursor);
+    if (!job || !job->census) {
+        free(job);
+        connection_error(c, in.id, ENOMEM, "the daemon is out of memory");
+        return;
+    }
+    job->connection = c;
+    job->id = in.id;
+    job->next = s->jobs;
+    s->jobs = job;
+}
+
+void connection_job_done(struct server *s, struct job *job)
+{
+    struct census_outside outside = {.heap_backed = region_held(&s->regions, REGION_HEAP),
+                                     .map_backed = region_held(&s->regions, REGION_MAP),
+                                     .state_backed = region_held(&s->regions, REGION_STATE),
+                                     .name = s->config->name, .socket = s->config->socket};
+    void *body = NULL;
+    size_t bytes;
+    uint64_t cursor;
+    for (struct job **at = &s->jobs; *at; at = &(*at)->next)
+        if (*at == job) {
+            *at = job->next;
+            break;
+        }
+    if (job->connection && census_rows(job->census, &outside, &body, &bytes, &cursor) == 0) {
+        out.type = MSG_ROWS;
+        out.id = job->id;
+        out.cursor = cursor;
+        out.body = body;
+        out.body_bytes = (uint32_t)bytes;
+        connection_send(job->connection, &out, NULL, 0);
+    } else if (job->connection)
+        connection_error(job->connection, job->id, ENOMEM, "the daemon is out of memory");
+    free(body);
+    census_free(job->census);
+    free(job);
+}
+
+static void on_trim(struct connection *c)
+{
+    struct server *s = c->server;
+    uint32_t id = in.id;
+    s->trim_sent_ns = s->core.now_ns;
+    s->core.trim_serial++;
+    connections_notice(s, NOTICE_TRIM, s->core.trim_serial, NULL);
+    while (sweep_some(&s->core, TURN_SPANS, TURN_HINTS, 0) >= TURN_SPANS)
+        ;
+    sweep_cycle(&s->core);
+    mheap_scavenge(&s->core.mheap, 0, UINT64_MAX, true);
+    reply_ok(c, id, 0);
+}
+
+static void on_mode(struct connection *c)
+{
+    if (in.mode == CLIENT_MODE_TRIMMED)
+        c->client->trim_answered = in.value;
+    else if (in.mode == CLIENT_MODE_SAFEPOINT)
+        c->client->safepoint = in.value != 0;
+    else if (in.mode == CLIENT_MODE_PINS)
+        c->client->pinned = in.value != 0;
+    if (in.id)
+        reply_ok(c, in.id, 0);
+}
+
+void request_handle(struct connection *c, const uint8_t *packet, size_t bytes)
+{
+    char why[MSG_TEXT_MAX + 1] = "";
+    in.type = in.id = 0;
+    if (msg_decode(&in, packet, bytes, why) < 0 || !msg_from_client(in.type)) {
+        if (!why[0])
+            snprintf(why, sizeof why, "%s is not for a client to send", msg_name(in.type));
+        connection_error(c, in.id, EPROTO, "%s", why);
+        connection_close(c, why);
+        return;
+    }
+    if (!c->greeted && in.type != MSG_HELLO) {
+        connection_error(c, in.id, EPROTO, "%s before HELLO", msg_name(in.type));
+        connection_close(c, "no HELLO first");
+        return;
+    }
+    bool for_all = in.type == MSG_HELLO || in.type == MSG_INFO || in.type == MSG_TRIM;
+    if (!for_all && (!c->client || (c->client->read_only && in.type != MSG_BYE) ||
+                     (c->client->resuming && in.type != MSG_RESUME))) {
+        connection_error(c, in.id, EPERM, "%s is not for a %s", msg_name(in.type),
+                         !c->client ? "monitor" : c->client->resuming ? "client that has not resumed" : "reader");
+        return;
+    }
+    switch (in.type) {
+    case MSG_HELLO: on_hello(c); break;
+    case MSG_RESUME: on_resume(c); break;
+    case MSG_LEASE:
+    case MSG_LARGE:
+        take_back_list(c);
+        if (c->closing)
+            break;
+        if (in.epoch != c->server->core.heap.header->epoch)
+            connection_error(c, in.id, ESTALE, "%s of epoch %u", msg_name(in.type), in.epoch);
+        else
+            on_memory(c);
+        break;
+    case MSG_EXTEND: on_memory(c); break;
+    case MSG_RELEASE: take_back_list(c); break;
+    case MSG_TX_TAGS: on_tx_tags(c); break;
+    case MSG_TX_COMMIT: on_commit(c); break;
+    case MSG_ROOT: on_root(c); break;
+    case MSG_INFO: on_info(c); break;
+    case MSG_TRIM: on_trim(c); break;
+    case MSG_MODE: on_mode(c); break;
+    case MSG_BYE: on_bye(c); break;
+    default: connection_error(c, in.id, EOPNOTSUPP, "%s is not served", msg_name(in.type)); break;
+    }
+}

@@ -1,0 +1,326 @@
+#include "daemon/server.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <systemd/sd-daemon.h>
+#include <unistd.h>
+
+#include "daemon/connection.h"
+#include "daemon/log.h"
+#include "shm/assert.h"
+
+enum { TICK_MS = 50 };
+
+static void server_now(struct server *s) { s->core.now_ns = uv_hrtime(); }
+
+/* ---- backing: system calls on worker threads --------------------------------------------------------------------------------- */
+
+struct work {
+    uv_work_t req;
+    struct server *server;
+    uint64_t first, pages;
+    bool grow;
+    int rc;
+};
+
+static void work_run(uv_work_t *req)
+{
+    struct work *w = req->data;
+    uint64_t at = w->first << PAGE_SHIFT, bytes = w->pages << PAGE_SHIFT;
+    w->rc = w->grow ? region_back(&w->server->regions, REGION_HEAP, at, bytes)
+                    : region_return(&w->server->regions, REGION_HEAP, at, bytes);
+}
+
+static void work_done(uv_work_t *req, int status)
+{
+    struct work *w = req->data;
+    struct server *s = w->server;
+    s->works--;
+    server_now(s);
+    int rc = status < 0 ? status : w->rc;
+    if (w->grow)
+        mheap_grown(&s->core.mheap, w->first, w->pages, rc, s->core.now_ns);
+    else
+        mheap_returned(&s->core.mheap, w->first, w->pages, rc);
+    if (rc < 0)
+        log_event(LOG_LEVEL_WARNING, w->grow ? "grow" : "return", "page=%llu pages=%llu error=\"%s\"",
+                  (unsigned long long)w->first, (unsigned long long)w->pages, strerror(-rc));
+    s->core.progress++;
+    free(w);
+    server_pump(s);
+}
+
+static int work_queue(struct server *s, uint64_t first, uint64_t pages, bool grow)
+{
+    struct work *w = calloc(1, sizeof *w);
+    if (!w)
+        return -ENOMEM;
+    *w = (struct work){.server = s, .first = first, .pages = pages, .grow = grow};
+    w->req.data = w;
+    int rc = uv_queue_work(&s->loop, &w->req, work_run, work_done);
+    if (rc < 0) {
+        free(w);
+        return rc;
+    }
+    s->works++;
+    return 0;
+}
+
+static int backing_grow(void *context, uint64_t first, uint64_t pages)
+{
+    struct server *s = context;
+    /* the map's entries and records of these pages, and their hints, need memory too: a few pages, done here */
+    struct heap *h = &s->core.heap;
+    uint64_t entries = (uint64_t)((uint8_t *)&h->pages[first] - (uint8_t *)h->header);
+    uint64_t records = (uint64_t)((uint8_t *)&h->spans[first] - (uint8_t *)h->header);
+    int rc = region_back(&s->regions, REGION_MAP, entries, pages * sizeof *h->pages);
+    if (rc == 0)
+        rc = region_back(&s->regions, REGION_MAP, records, pages * sizeof *h->spans);
+    if (rc == 0)
+        rc = region_back(&s->regions, REGION_STATE, first, pages);
+    return rc < 0 ? rc : work_queue(s, first, pages, true);
+}
+
+static int backing_give_back(void *context, uint64_t first, uint64_t pages)
+{
+    return work_queue(context, first, pages, false);
+}
+
+/* What the machine would give, asked at most every 20 ms, less what was taken since. */
+static uint64_t backing_allowance(void *context)
+{
+    struct server *s = context;
+    if (s->core.now_ns - s->allowance_at_ns > 20000000ULL || !s->allowance_at_ns) {
+        s->allowance_pages = memory_allowance(s->config->memory_reserve, s->regions.directory);
+        s->allowance_at_ns = s->core.now_ns;
+    }
+    return s->allowance_pages + s->core.mheap.growing_pages;
+}
+
+static int backing_units(void *context, uint64_t unit, uint64_t units)
+{
+    enum { STEP_UNITS = 1 << 14 }; /* 256 KiB */
+    struct server *s = context;
+    struct heap *h = &s->core.heap;
+    while (unit + units > s->regions.state_backed_to) {
+        uint64_t from = s->regions.state_backed_to, step = STEP_UNITS;
+        if (from + step > h->unit_count)
+            step = h->unit_count - from;
+        uint64_t at = (uint64_t)((uint8_t *)(h->words + from * UNIT_WORDS) - h->hints);
+        int rc = region_back(&s->regions, REGION_STATE, at, step * UNIT_BYTES);
+        if (rc < 0)
+            return rc;
+        s->regions.state_backed_to += step;
+    }
+    return 0;
+}
+
+struct backing server_backing(struct server *s)
+{
+    return (struct backing){s, backing_grow, backing_allowance, backing_give_back, backing_units};
+}
+
+static void wake_root(void *context, uint32_t *gen)
+{
+    (void)context;
+    syscall(SYS_futex, gen, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+}
+
+/* ---- work by turns ----------------------------------------------------------------------------------------------------------------- */
+
+static bool jobs_turn(struct server *s)
+{
+    struct job *job = s->jobs; /* one a turn, round robin */
+    if (job && census_turn(job->census, TURN_WORDS))
+        connection_job_done(s, job);
+    else if (job && job->next) {
+        s->jobs = job->next;
+        job->next = NULL;
+        struct job **last = &s->jobs;
+        while (*last)
+            last = &(*last)->next;
+        *last = job;
+    }
+    return s->jobs != NULL;
+}
+
+static void on_idle(uv_idle_t *idle)
+{
+    struct server *s = idle->data;
+    server_now(s);
+    bool more = core_turn(&s->core);
+    more = jobs_turn(s) || more;
+    if (!more) {
+        uv_idle_stop(&s->idle);
+        s->idle_on = false;
+    }
+    connections_retry(s);
+}
+
+void server_pump(struct server *s)
+{
+    if (!s->idle_on && (s->core.reclaim.running || s->core.sweep_to_go || s->jobs)) {
+        uv_idle_start(&s->idle, on_idle);
+        s->idle_on = true;
+    }
+    connections_retry(s);
+}
+
+static void status_notify(struct server *s)
+{
+    sd_notifyf(0, "STATUS=%u clients, %llu MiB in spans, epoch %u", s->core.client_count,
+               (unsigned long long)(s->core.mheap.used_pages >> 7), s->core.heap.header->epoch);
+}
+
+static void on_tick(uv_timer_t *timer)
+{
+    enum { AGE_TICKS = 2, STATUS_TICKS = 100 }; /* mheap ticks twice in return-after */
+    struct server *s = timer->data;
+    server_now(s);
+    s->ticks++;
+    uint64_t age_every = s->config->return_after_ms / TICK_MS / AGE_TICKS;
+    if (s->ticks % (age_every ? age_every : 1) == 0)
+        mheap_tick(&s->core.mheap);
+    if (s->works == 0)
+        mheap_scavenge(&s->core.mheap, AGE_TICKS, 4096, false);
+    if (s->core.sweep_to_go == 0 && s->ticks % 2 == 0)
+        sweep_cycle(&s->core);
+    if (s->watchdog_ms && s->ticks % (s->watchdog_ms / 2 / TICK_MS + 1) == 0)
+        sd_notify(0, "WATCHDOG=1");
+    if (s->ticks % STATUS_TICKS == 0)
+        status_notify(s);
+    connections_tick(s);
+    server_pump(s);
+}
+
+/* ---- start and stop ------------------------------------------------------------------------------------------------------------------ */
+
+static void on_stop_signal(uv_signal_t *handle, int signum)
+{
+    struct server *s = handle->data;
+    log_event(LOG_LEVEL_INFO, "stop", "signal=%d clients=%u", signum, s->core.client_count);
+    sd_notify(0, "STOPPING=1");
+    s->stopping = true;
+    uv_stop(&s->loop);
+}
+
+static void on_reload_signal(uv_signal_t *handle, int signum)
+{
+    struct server *s = handle->data;
+    (void)signum;
+    sd_notify(0, "RELOADING=1");
+    if (config_reload(s->config) == 0) {
+        s->core.limits = s->config->limits;
+        s->core.mheap.reserve_pages = s->config->reserve >> PAGE_SHIFT;
+        log_set_level(log_level_parse(s->config->log_level));
+        log_event(LOG_LEVEL_INFO, "reload", "result=ok");
+    } else
+        log_event(LOG_LEVEL_ERROR, "reload", "result=refused kept=\"the values in force\"");
+    sd_notify(0, "READY=1");
+}
+
+static void raise_fd_limit(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
+        limit.rlim_cur = limit.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
+}
+
+static int start_handles(struct server *s)
+{
+    uint64_t watchdog_us = 0;
+    int rc = uv_poll_init(&s->loop, &s->listen_poll, s->listen_fd);
+    if (rc < 0)
+        return rc;
+    s->listen_poll.data = s->tick.data = s->idle.data = s->sigterm.data = s->sigint.data = s->sighup.data = s;
+    uv_timer_init(&s->loop, &s->tick);
+    uv_idle_init(&s->loop, &s->idle);
+    uv_signal_init(&s->loop, &s->sigterm);
+    uv_signal_init(&s->loop, &s->sigint);
+    uv_signal_init(&s->loop, &s->sighup);
+    uv_signal_start(&s->sigterm, on_stop_signal, SIGTERM);
+    uv_signal_start(&s->sigint, on_stop_signal, SIGINT);
+    uv_signal_start(&s->sighup, on_reload_signal, SIGHUP);
+    uv_timer_start(&s->tick, on_tick, TICK_MS, TICK_MS);
+    if (sd_watchdog_enabled(0, &watchdog_us) > 0)
+        s->watchdog_ms = watchdog_us / 1000;
+    return uv_poll_start(&s->listen_poll, UV_READABLE, connection_on_listen);
+}
+
+int server_start(struct server *s, struct config *config, int listen_fd)
+{
+    char why[256] = "";
+    struct geometry g;
+    const char *static_why;
+    struct heap heap;
+    s->config = config;
+    s->listen_fd = listen_fd;
+    raise_fd_limit();
+    int rc = uv_loop_init(&s->loop);
+    if (rc < 0)
+        return rc;
+    s->fd_reserve = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    rc = heap_check_header(s->regions.mapped[REGION_MAP], s->regions.bytes[REGION_MAP], s->regions.bytes[REGION_STATE], &g,
+                           &static_why);
+    ASSERT(rc == 0);
+    heap_view(&heap, &g, NULL, s->regions.mapped[REGION_MAP], s->regions.mapped[REGION_STATE]);
+    struct backing backing = server_backing(s);
+    rc = core_start(&s->core, &heap, &backing, &config->limits, uv_hrtime(), why);
+    if (rc < 0) {
+        log_event(LOG_LEVEL_ERROR, "start", "error=\"%s\" heap=kept advice=\"the heap is not served; inspect its regions, or "
+                  "start with --reset to throw it away\"", why);
+        return rc;
+    }
+    s->core.wake_root = wake_root;
+    s->core.wake_context = s;
+    s->core.mheap.reserve_pages = config->reserve >> PAGE_SHIFT;
+    connections_find_dead(s);
+    rc = start_handles(s);
+    if (rc < 0) {
+        log_event(LOG_LEVEL_ERROR, "start", "error=\"%s\"", uv_strerror(rc));
+        return rc;
+    }
+    server_pump(s);
+    return 0;
+}
+
+int server_run(struct server *s)
+{
+    sd_notify(0, "READY=1");
+    status_notify(s);
+    while (!s->stopping)
+        uv_run(&s->loop, UV_RUN_DEFAULT);
+    return 0;
+}
+
+static void close_handle(uv_handle_t *handle, void *context)
+{
+    (void)context;
+    if (!uv_is_closing(handle))
+        uv_close(handle, NULL);
+}
+
+void server_stop(struct server *s)
+{
+    connections_close(s);
+    uv_walk(&s->loop, close_handle, NULL);
+    while (s->works || uv_loop_alive(&s->loop))
+        uv_run(&s->loop, UV_RUN_ONCE);
+    connections_free(s);
+    uv_loop_close(&s->loop);
+    core_stop(&s->core);
+    if (s->fd_reserve >= 0)
+        close(s->fd_reserve);
+    close(s->listen_fd);
+}

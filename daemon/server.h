@@ -1,0 +1,53 @@
+/* The server: the loop, the sockets, and the requests that come through them. The only file besides arenad.c that knows
+ * libuv; what it is asked to do is done by the core. */
+#ifndef DAEMON_SERVER_H
+#define DAEMON_SERVER_H
+
+#include <uv.h>
+
+#include "daemon/census.h"
+#include "daemon/config.h"
+#include "daemon/core.h"
+#include "daemon/region.h"
+#include "proto/msg.h"
+#include "proto/packet.h"
+
+struct connection;
+struct pending;
+struct job;
+
+struct server {
+    uv_loop_t loop;
+    uv_poll_t listen_poll;
+    uv_timer_t tick;
+    uv_idle_t idle; /* runs while there is work by turns */
+    uv_signal_t sigterm, sigint, sighup;
+    int listen_fd;
+    bool idle_on, stopping, socket_is_ours;
+    struct config *config;
+    struct core core;
+    struct regions regions;
+    struct connection *connections;
+    uint32_t connection_count;
+    struct pending *pending_first, *pending_last; /* requests that wait for memory, oldest first */
+    uint64_t pending_progress;                    /* core.progress when they were last tried */
+    uint64_t refused_progress;                    /* and when one was last refused: nothing has changed since, */
+    uint64_t refused_ns;                          /* so others need not wait either */
+    struct job *jobs;                             /* censuses under way */
+    uint64_t allowance_pages, allowance_at_ns;
+    uint32_t works;                               /* in the thread pool */
+    uint64_t trim_sent_ns;
+    uint64_t ticks;
+    uint64_t watchdog_ms;
+    int fd_reserve; /* closed to accept one more connection, just to refuse it when descriptors run out */
+    uint64_t packets_turn, packets_turn_max;
+};
+
+/* regions are open; listen_fd is listening. 0, or a negative errno after a log line. */
+int server_start(struct server *s, struct config *config, int listen_fd);
+int server_run(struct server *s); /* until SIGTERM */
+void server_stop(struct server *s);
+
+struct backing server_backing(struct server *s);
+
+#endif
