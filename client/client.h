@@ -95,8 +95,7 @@ struct central {
     pthread_mutex_t lock;
     uint32_t first[LEASE_LISTS], last[LEASE_LISTS], count[LEASE_LISTS];
     uint32_t ask_pages;   /* of the next lease */
-    bool gave_back;       /* FREE memory went back since the last lease: if it is asked for again, keep more */
-    uint32_t releases;    /* in a row, without a lease between */
+    uint64_t gave_back;   /* FREE bytes that went back since the last lease: if they are asked for again, keep more */
 };
 
 /* Bounds that adapt. sync: relaxed atomics */

@@ -117,31 +117,28 @@ static uint32_t release(struct arena *a, struct central *c, enum lease_list list
 static void release_free(struct arena *a, struct central *c)
 {
     struct keep *k = &a->keep;
-    uint64_t limit = load_relaxed(&k->free_limit);
-    if (load_relaxed(&k->free_bytes) <= limit)
+    uint64_t limit = load_relaxed(&k->free_limit), before = load_relaxed(&k->free_bytes);
+    if (before <= limit)
         return;
-    uint32_t n = release(a, c, LEASE_IDLE, UINT32_MAX, &k->free_bytes, limit - limit / 4);
+    release(a, c, LEASE_IDLE, UINT32_MAX, &k->free_bytes, limit - limit / 4);
     if (load_relaxed(&k->free_bytes) > limit)
-        n += release(a, c, LEASE_CURRENT, UINT32_MAX, &k->free_bytes, limit - limit / 4);
-    if (!n)
-        return;
-    c->gave_back = true;
-    if (++c->releases >= 4 && limit > KEEP_FREE_MIN) /* nothing of it was asked for again: it is a shrinking */
-        store_relaxed(&k->free_limit, limit / 2);
+        release(a, c, LEASE_CURRENT, UINT32_MAX, &k->free_bytes, limit - limit / 4);
+    uint64_t after = load_relaxed(&k->free_bytes);
+    c->gave_back += before > after ? before - after : 0;
+    if (c->gave_back > 2 * limit && limit > KEEP_FREE_MIN) /* and nothing of it was asked for again: it is a shrinking */
+        store_relaxed(&k->free_limit, KEEP_FREE_MIN);
 }
 
-/* A lease is needed: was it let go too early? */
-static void adapt(struct arena *a, struct central *c, uint32_t pages)
+/* A lease is needed: what had been let go since the last one was let go too early, so that much more is kept from now. */
+static void adapt(struct arena *a, struct central *c)
 {
     struct keep *k = &a->keep;
-    uint64_t most = a->heap_bytes / 4 < KEEP_MAX ? a->heap_bytes / 4 : KEEP_MAX, limit;
-    if (c->gave_back && (limit = load_relaxed(&k->free_limit)) < most)
-        store_relaxed(&k->free_limit, limit * 2);
-    if (load_relaxed(&k->missed_bytes) > ((uint64_t)pages << PAGE_SHIFT) / 2 && (limit = load_relaxed(&k->full_limit)) < most)
-        store_relaxed(&k->full_limit, limit * 2);
-    store_relaxed(&k->missed_bytes, 0);
-    c->gave_back = false;
-    c->releases = 0;
+    uint64_t most = a->heap_bytes / 4 < KEEP_MAX ? a->heap_bytes / 4 : KEEP_MAX;
+    uint64_t free_want = load_relaxed(&k->free_limit) + c->gave_back;
+    uint64_t full_want = load_relaxed(&k->full_limit) + exchange_acq_rel(&k->missed_bytes, 0);
+    store_relaxed(&k->free_limit, free_want < most ? free_want : most);
+    store_relaxed(&k->full_limit, full_want < most ? full_want : most);
+    c->gave_back = 0;
 }
 
 static void give_back_all(struct arena *a, struct central *c)
@@ -150,7 +147,7 @@ static void give_back_all(struct arena *a, struct central *c)
     for (int list = LEASE_CURRENT; list < LEASE_LISTS; list++)
         release(a, c, (enum lease_list)list, UINT32_MAX, &always, 0);
     c->ask_pages = class_table[c - a->central].pages;
-    c->gave_back = false;
+    c->gave_back = 0;
 }
 
 void lease_release_all(struct arena *a)
@@ -284,7 +281,7 @@ static void populate(struct arena *a, struct central *c, const struct msg *grant
 static int ask_daemon(struct arena *a, struct central *c)
 {
     const struct class_info *info = &class_table[c - a->central];
-    adapt(a, c, c->ask_pages);
+    adapt(a, c);
     conn_lock(a);
     struct msg *out = &a->conn.out;
     out->span_class = (uint32_t)(c - a->central);

@@ -127,7 +127,7 @@ static void count_word(struct census *census, const struct span_info *span, uint
         census->tags[owner].owned_bytes += size;
     }
     /* tags are given out and retired by this thread only: what is free now was free when the word was read */
-    if (census->what == INFO_CHECK && tag && tag_state(&census->core->heap, tag) == TAG_FREE)
+    if (census->what == INFO_CHECK && tag && (tag >= census->core->heap.header->tag_top || tag_state(&census->core->heap, tag) == TAG_FREE))
         fault(census, span->first, "a state word bears a tag that nobody has");
 }
 
@@ -345,7 +345,7 @@ static void root_rows(struct census *census)
     struct heap *h = &census->core->heap;
     for (uint64_t slot = census->cursor; slot < h->root_slots; slot++) {
         const struct root *root = &h->roots[slot];
-        if (!root->ref)
+        if (!root_touched(h, (uint32_t)slot) || !root->ref)
             continue;
         if (rows_full(census)) {
             census->next_cursor = slot;

@@ -23,11 +23,20 @@ struct uid_account *account_of(struct core *core, uint32_t uid)
 
 /* ---- attach and death ---------------------------------------------------------------------------------------------------- */
 
-/* A free tag, round robin so that one is not used again soon; 0: none. */
+/* A free tag, round robin so that one is not used again soon, among few so that the table stays small; 0: none. */
 static unsigned tag_take(struct core *core)
 {
-    for (unsigned n = 0; n < TAG_COUNT; n++) {
-        core->tag_cursor = core->tag_cursor + 1 < TAG_COUNT ? core->tag_cursor + 1 : 1;
+    struct map_header *header = core->heap.header;
+    unsigned used = core->client_count + core->tx_tag_count + core->reclaim.dying_count;
+    unsigned end = used < TAG_COUNT / 8 ? (used < 128 ? 512 : used * 4) : TAG_COUNT;
+    if (end < header->tag_top)
+        end = header->tag_top;
+    for (unsigned n = 0; n < end; n++) {
+        core->tag_cursor = core->tag_cursor + 1 < end ? core->tag_cursor + 1 : 1;
+        if (core->tag_cursor >= header->tag_top) {
+            store_release(&header->tag_top, core->tag_cursor + 1);
+            return core->tag_cursor;
+        }
         if (tag_state(&core->heap, core->tag_cursor) == TAG_FREE)
             return core->tag_cursor;
     }
@@ -188,11 +197,12 @@ static int root_plan(struct core *core, struct client *client, const char *name,
 static void root_apply(struct core *core, uint32_t uid, const char *name, int64_t slot, uint64_t desired)
 {
     struct root *root = &core->heap.roots[slot];
-    struct uid_account *account = account_of(core, root->ref ? root->uid : uid);
-    if (!root->ref && desired) {
+    bool was = root_touched(&core->heap, (uint32_t)slot) && root->ref;
+    struct uid_account *account = account_of(core, was ? root->uid : uid);
+    if (!was && desired) {
         core->root_count++;
         account->roots++;
-    } else if (root->ref && !desired) {
+    } else if (was && !desired) {
         core->root_count--;
         account->roots--;
     }
@@ -255,7 +265,7 @@ int client_tx_resolved(struct core *core, struct client *client, unsigned tag)
 void clients_rebuild(struct core *core)
 {
     struct heap *h = &core->heap;
-    for (unsigned tag = 1; tag < TAG_COUNT; tag++) {
+    for (unsigned tag = 1; tag < h->header->tag_top; tag++) {
         enum tag_state state = tag_state(h, tag);
         if (state != TAG_CLIENT && state != TAG_CLIENT_DYING)
             continue;
@@ -269,7 +279,7 @@ void clients_rebuild(struct core *core)
             reclaim_add(core, tag);
         }
     }
-    for (unsigned tag = 1; tag < TAG_COUNT; tag++) {
+    for (unsigned tag = 1; tag < h->header->tag_top; tag++) {
         enum tag_state state = tag_state(h, tag);
         if (state < TAG_TX)
             continue;
@@ -287,7 +297,7 @@ void clients_rebuild(struct core *core)
         }
     }
     for (uint32_t slot = 0; slot < h->root_slots; slot++) {
-        if (!h->roots[slot].ref)
+        if (!root_touched(h, slot) || !h->roots[slot].ref)
             continue;
         struct uid_account *account = account_of(core, h->roots[slot].uid);
         ASSERT(account);
@@ -324,7 +334,7 @@ void client_forget(struct core *core, unsigned tag)
 
 const char *clients_check(struct core *core)
 {
-    for (unsigned tag = 1; tag < TAG_COUNT; tag++) {
+    for (unsigned tag = 1; tag < core->heap.header->tag_top; tag++) {
         const char *why = tag_check(&core->heap, tag);
         enum tag_state state = tag_state(&core->heap, tag);
         bool is_client = state == TAG_CLIENT || state == TAG_CLIENT_DYING;
@@ -338,7 +348,7 @@ const char *clients_check(struct core *core)
         const char *why = root_check(&core->heap, slot);
         if (why)
             return why;
-        roots += core->heap.roots[slot].ref != 0;
+        roots += root_touched(&core->heap, slot) && core->heap.roots[slot].ref != 0;
     }
     return roots == core->root_count ? NULL : "the number of roots is wrong";
 }

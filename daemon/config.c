@@ -331,8 +331,8 @@ static int finish(struct config *config)
         return refuse("max", "", "must be from 1M to 1T");
     if (config->base == 0)
         config->base = default_base(config->name, config->max);
-    if (config->map_roots < 16 || config->map_roots > 1u << 24)
-        return refuse("root-slots", "", "must be from 16 to 16M");
+    if (config->map_roots < 16 || config->map_roots > ROOT_SLOTS_MAX)
+        return refuse("root-slots", "", "must be from 16 to 1M");
     if (log_level_parse(config->log_level) < 0)
         return refuse("log-level", config->log_level, "is none of error, warning, info, debug");
     return default_socket(config);

@@ -100,7 +100,7 @@ void connections_find_dead(struct server *s)
         close(fd);
     }
     bool same_boot = strncmp(boot_id, s->core.heap.header->boot_id, sizeof boot_id) == 0;
-    for (unsigned tag = 1; tag < TAG_COUNT; tag++) {
+    for (unsigned tag = 1; tag < s->core.heap.header->tag_top; tag++) {
         struct client *client = s->core.clients[tag];
         if (!client || client->state != CLIENT_DETACHED)
             continue;
@@ -377,7 +377,7 @@ void connections_close(struct server *s)
 {
     while (s->connections)
         connection_close(s->connections, NULL);
-    for (unsigned tag = 1; s->core.clients && tag < TAG_COUNT; tag++)
+    for (unsigned tag = 1; s->core.clients && tag < s->core.heap.header->tag_top; tag++)
         if (s->core.clients[tag])
             connection_unwatch(s->core.clients[tag]);
 }

@@ -18,7 +18,7 @@ static void repair_map(struct core *core)
     struct heap *h = &core->heap;
     struct redo *redo = &h->header->redo;
     root_repair(h);
-    if (load_acquire(&redo->valid) && redo->tag < TAG_COUNT && redo->root_slot < h->root_slots) { /* [RD1] */
+    if (load_acquire(&redo->valid) && redo->tag < h->header->tag_top && redo->root_slot < h->root_slots) { /* [RD1] */
         enum tag_state state = tag_state(h, redo->tag);
         if (state == TAG_TX)
             tag_set_state(h, redo->tag, TAG_TX_COMMITTED);
@@ -119,6 +119,13 @@ int core_start(struct core *core, const struct heap *heap, const struct backing 
         return -ENOMEM;
     }
     mcentral_init(core);
+    if (core->heap.header->tag_top > TAG_COUNT) {
+        snprintf(ret_why, 256, "the header says that more tags were used than there are");
+        core_stop(core);
+        return -EUCLEAN;
+    }
+    if (core->heap.header->tag_top == 0)
+        core->heap.header->tag_top = 1;
     pagealloc_free(&core->mheap.units, 1, core->heap.unit_count - 1); /* unit 0 is nobody's */
     repair_map(core);
     clients_rebuild(core);

@@ -107,7 +107,7 @@ static void advance(struct core *core, uint64_t pages)
     r->cursor += pages;
     if (r->cursor >= core->heap.page_count)
         r->cursor = 0;
-    for (unsigned tag = 1, left = r->dying_count; left && tag < TAG_COUNT; tag++) {
+    for (unsigned tag = 1, left = r->dying_count; left && tag < core->heap.header->tag_top; tag++) {
         if (!r->start[tag])
             continue;
         left--;
@@ -142,7 +142,7 @@ bool reclaim_turn(struct core *core, uint32_t words)
     if (!r->running)
         return false;
     advance(core, passed);
-    for (unsigned tag = 1; tag < TAG_COUNT && r->dying_count; tag++)
+    for (unsigned tag = 1; tag < core->heap.header->tag_top && r->dying_count; tag++)
         if (r->start[tag] == 1)
             retire(core, tag);
     r->running = r->dying_count != 0;

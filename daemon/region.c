@@ -79,8 +79,9 @@ int regions_create(struct regions *r, const struct geometry *g, const char *dir,
         if (!dir && fcntl(r->fd[i], F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
             return fail(ret_why, errno, "cannot seal region", region_names[i]);
     }
-    /* the header, tags and generations are written at once and for ever */
-    int rc = region_back(r, REGION_MAP, 0, g->roots_at);
+    /* of a file all that is written by and by must be backed now: a full disk would be a SIGBUS later. A memfd has no
+     * limit of its own, and is backed as it comes into use. */
+    int rc = region_back(r, REGION_MAP, 0, dir ? g->pages_at : g->tags_at);
     if (rc < 0)
         return fail(ret_why, -rc, "cannot back region", "map");
     return map_regions(r, ret_why);

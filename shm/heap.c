@@ -9,7 +9,7 @@ static uint64_t round_up(uint64_t x, uint64_t to) { return (x + to - 1) / to * t
 
 int geometry_init(struct geometry *g, uint64_t heap_max, uint32_t root_slots)
 {
-    if (heap_max < HEAP_MIN || heap_max > HEAP_MAX || root_slots == 0 || root_slots > 1u << 24)
+    if (heap_max < HEAP_MIN || heap_max > HEAP_MAX || root_slots == 0 || root_slots > ROOT_SLOTS_MAX)
         return -EINVAL;
     memset(g, 0, sizeof *g);
     g->heap_bytes = round_up(heap_max, HEAP_MIN);
@@ -17,7 +17,7 @@ int geometry_init(struct geometry *g, uint64_t heap_max, uint32_t root_slots)
     g->root_slots = root_slots;
     g->tags_at = round_up(sizeof(struct map_header), 4096);
     g->gens_at = g->tags_at + TAG_COUNT * sizeof(struct tag);
-    g->roots_at = g->gens_at + ROOT_GENS * sizeof(uint32_t) + 4096;
+    g->roots_at = round_up(g->gens_at + ROOT_GENS * sizeof(uint32_t) + ROOT_SLOTS_MAX / ROOT_BLOCK / 8, 4096);
     g->pages_at = round_up(g->roots_at + root_slots * sizeof(struct root), 4096);
     g->spans_at = round_up(g->pages_at + g->page_count * sizeof(uint64_t), 4096);
     g->map_bytes = round_up(g->spans_at + g->page_count * sizeof(struct span), 4096);
@@ -40,6 +40,7 @@ void heap_view(struct heap *h, const struct geometry *g, void *heap, void *map, 
         .header = map,
         .tags = (struct tag *)(m + g->tags_at),
         .root_gens = (uint32_t *)(m + g->gens_at),
+        .root_touched = (uint64_t *)(m + g->gens_at + ROOT_GENS * sizeof(uint32_t)),
         .roots = (struct root *)(m + g->roots_at),
         .pages = (uint64_t *)(m + g->pages_at),
         .spans = (struct span *)(m + g->spans_at),

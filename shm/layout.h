@@ -4,7 +4,7 @@
  *   map     who holds what; below                 daemon writes, clients read
  *   state   a word an object, a hint byte a page  daemon and clients
  *
- *   map:    header | tags | root gens | roots | page entries | span records
+ *   map:    header | tags | root gens, touched | roots | page entries | span records
  *   state:  hints (1 byte a page) | words (16 bits an object, in units of 8 words)
  *
  * Invariants of the map (span_check(), tag_check(), root_check() verify them; O(1) for each span, tag, root):
@@ -39,6 +39,9 @@
 #define TAG_COUNT  32768 /* tags 1..32767 */
 #define ROOT_NAME  64    /* bytes of a name with its NUL */
 #define ROOT_GENS  256   /* futex words, by hash of the name */
+#define ROOT_SLOTS_MAX (1u << 20)
+#define ROOT_BLOCK 64    /* slots that share a bit of root_touched: a block that was never written is not read either,
+                            as reading a hole of a shared file gives it memory */
 
 /* ---- span classes: size class x {scan, noscan} --------------------------------------------------------------- */
 
@@ -82,6 +85,8 @@ struct map_header {
     /* sync: daemon, atomic */
     uint32_t epoch; /* how often a daemon was started over this heap */
     uint32_t spare;
+    uint32_t tag_top; /* no tag at or above it was ever used */
+    uint32_t spare2;
     uint64_t top; /* no page at or above it was ever backed; raised before the first entry there is written */
     uint64_t refills, reclaimed_clients, reclaimed_objects, pages_returned, round_trips;
     struct redo redo;
@@ -157,6 +162,7 @@ struct heap {
     struct map_header *header;
     struct tag *tags;
     uint32_t *root_gens;
+    uint64_t *root_touched; /* a bit a block of slots: 0: all unused. sync: daemon, atomic, before the first write there */
     struct root *roots;
     uint64_t *pages;
     struct span *spans;

@@ -40,6 +40,8 @@ int root_lookup(const struct heap *h, const char *name, uint64_t *ret_ref)
     uint32_t slot = root_hash(name) % h->root_slots;
     for (uint32_t probes = 0; probes < h->root_slots; probes++) {
         const struct root *root = &h->roots[slot];
+        if (!root_touched(h, slot))
+            return -ENOENT;
         _Alignas(8) char seen_name[ROOT_NAME];
         uint32_t seq = load_acquire(&root->seq); /* [RT1] */
         uint64_t ref = load_relaxed(&root->ref);
@@ -64,7 +66,7 @@ int64_t root_find(const struct heap *h, const char *name)
     uint32_t slot = root_hash(name) % h->root_slots;
     for (uint32_t probes = 0; probes < h->root_slots; probes++) {
         const struct root *root = &h->roots[slot];
-        if (!root->used)
+        if (!root_touched(h, slot) || !root->used)
             break;
         if (root->ref && strncmp(root->name, name, ROOT_NAME) == 0)
             return slot;
@@ -77,7 +79,7 @@ int64_t root_find_free(const struct heap *h, const char *name)
 {
     uint32_t slot = root_hash(name) % h->root_slots;
     for (uint32_t probes = 0; probes < h->root_slots; probes++) {
-        if (!h->roots[slot].ref)
+        if (!root_touched(h, slot) || !h->roots[slot].ref)
             return slot;
         slot = slot + 1 == h->root_slots ? 0 : slot + 1;
     }
@@ -87,6 +89,8 @@ int64_t root_find_free(const struct heap *h, const char *name)
 void root_write(struct heap *h, uint32_t slot, const char *name, uint64_t ref, uint32_t uid)
 {
     struct root *root = &h->roots[slot];
+    uint64_t *touched = &h->root_touched[slot / ROOT_BLOCK / 64];
+    store_release(touched, *touched | 1ULL << slot / ROOT_BLOCK % 64);
     uint32_t seq = root->seq;
     store_relaxed(&root->seq, seq | 1);
     fence_release(); /* [RT1] */
@@ -103,7 +107,7 @@ void root_write(struct heap *h, uint32_t slot, const char *name, uint64_t ref, u
     /* a removed slot before one that was never used ends searches again, and so do those before it */
     for (uint32_t n = 0; !ref && n < h->root_slots; n++) {
         uint32_t next = slot + 1 == h->root_slots ? 0 : slot + 1;
-        if (h->roots[next].used || h->roots[slot].ref || !h->roots[slot].used)
+        if ((root_touched(h, next) && h->roots[next].used) || !root_touched(h, slot) || h->roots[slot].ref || !h->roots[slot].used)
             break;
         store_release(&h->roots[slot].used, 0);
         slot = slot ? slot - 1 : h->root_slots - 1;
@@ -115,7 +119,7 @@ void root_repair(struct heap *h)
 {
     for (uint32_t slot = 0; slot < h->root_slots; slot++) {
         struct root *root = &h->roots[slot];
-        if (root->seq & 1)
+        if (root_touched(h, slot) && (root->seq & 1))
             store_release(&root->seq, root->seq + 1);
     }
 }
@@ -123,6 +127,8 @@ void root_repair(struct heap *h)
 const char *root_check(const struct heap *h, uint32_t slot)
 {
     const struct root *root = &h->roots[slot];
+    if (!root_touched(h, slot))
+        return NULL;
     if (root->seq & 1)
         return "left in the middle of an update";
     if (root->ref && !root->used)

@@ -10,6 +10,13 @@ int root_name_check(const char *name);
 
 uint32_t root_hash(const char *name);
 
+/* 0: this slot and its block were never written, and need not be read. */
+static inline int root_touched(const struct heap *h, uint32_t slot)
+{
+    uint32_t block = slot / ROOT_BLOCK;
+    return (load_relaxed(&h->root_touched[block / 64]) >> block % 64 & 1) != 0;
+}
+
 /* The reference of a root: 0, -ENOENT, or -EAGAIN when an entry on the way is being written (and stays so if the daemon
  * died inside: it is put right by its successor). Any process. O(1) expected, bounded by the table's size. */
 int root_lookup(const struct heap *h, const char *name, uint64_t *ret_ref);

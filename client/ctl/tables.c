@@ -1,0 +1,152 @@
+/* The commands that show rows. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "client/ctl/ctl.h"
+#include "proto/stats.h"
+
+static int json_or(struct ctl *ctl, unsigned what, void (*show)(const cJSON *rows))
+{
+    cJSON *rows = ctl_rows(ctl, what);
+    if (!rows)
+        return CTL_UNREACHABLE;
+    if (ctl->json)
+        print_json(rows);
+    else {
+        show(rows);
+        cJSON_Delete(rows);
+    }
+    return CTL_OK;
+}
+
+int cmd_stat(struct ctl *ctl)
+{
+    cJSON *rows = ctl_rows(ctl, INFO_STATS), *row = rows ? cJSON_DetachItemFromArray(rows, 0) : NULL;
+    cJSON_Delete(rows);
+    if (!row)
+        return CTL_UNREACHABLE;
+    if (ctl->json) { /* all of the id: 64 bits of it would do for a program, not for a person */
+        cJSON *hex = cJSON_DetachItemFromObject(row, "heap_id_hex");
+        cJSON_ReplaceItemInObject(row, "heap_id", hex);
+        print_json(row);
+        return CTL_OK;
+    }
+    printf("%-18s %s\n%-18s %s\n", "heap", row_text(row, "heap_id_hex"), "name", row_text(row, "name"));
+#define SHOW(name, text)                                                                                               \
+    if (strcmp(#name, "heap_id") != 0)                                                                                 \
+        printf("%-18s %20" PRIu64 "  %s\n", #name, row_number(row, #name), text);
+    STATS(SHOW)
+#undef SHOW
+    cJSON_Delete(row);
+    return CTL_OK;
+}
+
+static const char *when(uint64_t ns)
+{
+    static char text[32];
+    time_t seconds = (time_t)(ns / 1000000000);
+    struct tm tm;
+    localtime_r(&seconds, &tm);
+    strftime(text, sizeof text, "%Y-%m-%d %H:%M:%S", &tm);
+    return text;
+}
+
+static void show_clients(const cJSON *rows)
+{
+    const cJSON *row;
+    printf("%5s %7s %6s %-15s %-8s %9s %9s %9s %9s %8s %s\n", "TAG", "PID", "UID", "COMMAND", "STATE", "OWNED", "CACHED",
+           "LEASED", "CHARGED", "REFILLS", "SINCE");
+    cJSON_ArrayForEach(row, rows)
+        printf("%5" PRIu64 " %7" PRIu64 " %6" PRIu64 " %-15s %-8s %9s %9s %9s %9s %8" PRIu64 " %s\n", row_number(row, "tag"),
+               row_number(row, "pid"), row_number(row, "uid"), row_text(row, "command"), row_text(row, "state"),
+               human(row_number(row, "bytes_owned")), human(row_number(row, "bytes_cached")),
+               human(row_number(row, "bytes_leased")), human(row_number(row, "bytes_charged")),
+               row_number(row, "refills"), when(row_number(row, "since_ns")));
+}
+
+static void show_classes(const cJSON *rows)
+{
+    const cJSON *row;
+    printf("%5s %8s %-6s %8s %8s %8s %10s %10s %10s %10s %9s %9s %8s\n", "CLASS", "SIZE", "", "SPANS", "LEASED", "NONEMPTY",
+           "OWNED", "SHARED", "CACHED", "FREE", "BYTES", "WASTE", "REFILLS");
+    cJSON_ArrayForEach(row, rows)
+        printf("%5" PRIu64 " %8s %-6s %8" PRIu64 " %8" PRIu64 " %8" PRIu64 " %10" PRIu64 " %10" PRIu64 " %10" PRIu64
+               " %10" PRIu64 " %9s %9s %8" PRIu64 "\n",
+               row_number(row, "class"), row_number(row, "size") ? human(row_number(row, "size")) : "large",
+               row_number(row, "noscan") ? "noscan" : "scan", row_number(row, "spans"), row_number(row, "leased"),
+               row_number(row, "nonempty"), row_number(row, "owned"), row_number(row, "shared"), row_number(row, "cached"),
+               row_number(row, "free"), human(row_number(row, "bytes")), human(row_number(row, "bytes_waste")),
+               row_number(row, "refills"));
+}
+
+static void show_spans(const cJSON *rows)
+{
+    const cJSON *row;
+    printf("%10s %6s %5s %8s %8s %8s %8s %8s %8s %6s\n", "PAGE", "PAGES", "CLASS", "SIZE", "OBJECTS", "OWNED", "SHARED",
+           "CACHED", "FREE", "LESSEE");
+    cJSON_ArrayForEach(row, rows)
+        printf("%10" PRIu64 " %6" PRIu64 " %5" PRIu64 " %8s %8" PRIu64 " %8" PRIu64 " %8" PRIu64 " %8" PRIu64 " %8" PRIu64
+               " %6" PRIu64 "\n",
+               row_number(row, "page"), row_number(row, "pages"), row_number(row, "class"), human(row_number(row, "size")),
+               row_number(row, "objects"), row_number(row, "owned"), row_number(row, "shared"), row_number(row, "cached"),
+               row_number(row, "free"), row_number(row, "lessee"));
+}
+
+static void show_roots(const cJSON *rows)
+{
+    const cJSON *row;
+    printf("%-40s %18s %6s\n", "NAME", "REF", "UID");
+    cJSON_ArrayForEach(row, rows)
+        printf("%-40s %#18" PRIx64 " %6" PRIu64 "\n", row_text(row, "name"), row_number(row, "ref"), row_number(row, "uid"));
+}
+
+static void show_limits(const cJSON *rows)
+{
+    const cJSON *row, *item;
+    cJSON_ArrayForEach(row, rows)
+        cJSON_ArrayForEach(item, row)
+            printf("%-14s %20" PRIu64 "%s\n", item->string, row_number(row, item->string),
+                   row_number(row, item->string) ? "" : "  (no limit)");
+}
+
+int cmd_clients(struct ctl *ctl) { return json_or(ctl, INFO_CLIENTS, show_clients); }
+int cmd_classes(struct ctl *ctl) { return json_or(ctl, INFO_CLASSES, show_classes); }
+int cmd_spans(struct ctl *ctl) { return json_or(ctl, INFO_SPANS, show_spans); }
+int cmd_roots(struct ctl *ctl) { return json_or(ctl, INFO_ROOTS, show_roots); }
+int cmd_limits(struct ctl *ctl) { return json_or(ctl, INFO_LIMITS, show_limits); }
+
+int cmd_check(struct ctl *ctl)
+{
+    const cJSON *row;
+    cJSON *rows = ctl_rows(ctl, INFO_CHECK);
+    if (!rows)
+        return CTL_UNREACHABLE;
+    int faults = cJSON_GetArraySize(rows);
+    if (ctl->json) {
+        cJSON *result = cJSON_CreateObject();
+        cJSON_AddBoolToObject(result, "ok", faults == 0);
+        cJSON_AddItemToObject(result, "faults", rows);
+        print_json(result);
+        return faults ? CTL_FAULT : CTL_OK;
+    }
+    cJSON_ArrayForEach(row, rows)
+        printf("page %" PRIu64 ": %s\n", row_number(row, "page"), row_text(row, "fault"));
+    if (!faults)
+        printf("ok: every invariant holds\n");
+    cJSON_Delete(rows);
+    return faults ? CTL_FAULT : CTL_OK;
+}
+
+int cmd_trim(struct ctl *ctl)
+{
+    static struct msg m, reply;
+    int rc = ctl_connect(ctl);
+    m.type = MSG_TRIM;
+    if (rc == 0)
+        rc = ctl_call(ctl, &m, &reply, MSG_OK);
+    if (rc == 0)
+        printf(ctl->json ? "{\"ok\": true}\n" : "asked every client; free pages go back to the system\n");
+    return rc;
+}
