@@ -73,7 +73,29 @@ $(B)/arenad: $(call obj,$(DAEMON_MAIN)) $(DAEMON_OBJ) $(SHM_OBJ) $(PROTO_OBJ)
 $(B)/arenactl: $(CTL_OBJ) $(B)/libarena.a
 	$(CC) $(LDFLAGS) -pthread -o $@ $^ $(CTL_LIBS)
 
+# ---- demo and tests ----------------------------------------------------------------------------
+# tests/TIER/X_test.c: unit tests are linked with the tiers' objects, e2e and crash tests with the library as it ships.
+
+UNIT_SRC    := $(wildcard tests/shm/*_test.c tests/proto/*_test.c tests/daemon/*_test.c tests/client/*_test.c)
+E2E_SRC     := $(wildcard tests/e2e/*_test.c tests/crash/*_test.c)
+UNIT_TESTS  := $(patsubst tests/%.c,$(B)/tests/%,$(UNIT_SRC))
+E2E_TESTS   := $(patsubst tests/%.c,$(B)/tests/%,$(E2E_SRC))
+HARNESS_OBJ := $(call obj,tests/e2e/harness.c)
+TEST_LIBS    = $(call PKG,libs,cmocka)
+
+$(UNIT_TESTS): $(B)/tests/%: $(B)/obj/tests/%.o $(SHM_OBJ) $(PROTO_OBJ) $(DAEMON_OBJ)
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS) -pthread -o $@ $^ $(DAEMON_LIBS) $(TEST_LIBS)
+$(E2E_TESTS): $(B)/tests/%: $(B)/obj/tests/%.o $(HARNESS_OBJ) $(SHM_OBJ) $(PROTO_OBJ) $(B)/libarena.so
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS) -pthread -o $@ $(filter %.o,$^) -L$(B) -larena -Wl,-rpath,'$$ORIGIN/../..' $(LIB_LIBS) $(TEST_LIBS)
+
+.PHONY: tests
+tests: $(UNIT_TESTS) $(E2E_TESTS) all
+
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
+
+.SECONDARY:
 
 .PHONY: clean
 clean: ## remove what was built

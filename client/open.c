@@ -141,10 +141,11 @@ static void arena_free_struct(struct arena *a)
     free(a);
 }
 
+/* Also one that a parent had open before the fork: its mapping is here, at the common address. */
 static struct arena *find_open(const uint8_t heap_id[16], bool read_only)
 {
     for (int i = 0; i < HEAPS_MAX; i++)
-        if (heaps[i] && heaps[i]->generation == fork_generation && heaps[i]->read_only == read_only &&
+        if (heaps[i] && heaps[i]->read_only == read_only &&
             memcmp(heaps[i]->heap.header->heap_id, heap_id, 16) == 0 && !heaps[i]->conn.stale)
             return heaps[i];
     return NULL;
@@ -224,6 +225,8 @@ PUBLIC int arena_open(arena_t **out, const char *socket, const struct arena_opti
     pthread_mutex_unlock(&registry_lock);
     if (found != a)
         arena_free_struct(a);
+    if (rc == 0 && found->generation != fork_generation)
+        rc = arena_reattach(found);
     if (rc == 0)
         *out = found;
     return rc;

@@ -266,7 +266,7 @@ static void stats_row(struct census *census, const struct census_outside *outsid
     const uint64_t refills = core->heap.header->refills, round_trips = core->heap.header->round_trips;
     const uint64_t reclaimed_clients = core->heap.header->reclaimed_clients;
     const uint64_t reclaimed_objects = core->heap.header->reclaimed_objects;
-    const uint64_t pages_free = core->heap.page_count - sum.pages, pages_warm = core->mheap.warm.free_count;
+    const uint64_t pages_free = core->heap.page_count - 1 - sum.pages, pages_warm = core->mheap.warm.free_count;
     const uint64_t pages_returned = core->heap.header->pages_returned;
     const uint64_t map_backed = outside->map_backed, state_backed = outside->state_backed;
     const uint64_t words_in_use = core->mheap.units_used * UNIT_BYTES, epoch = core->heap.header->epoch;

@@ -73,11 +73,13 @@ static int rebuild_span(struct core *core, uint64_t first, char *ret_why)
 static int rebuild_pages(struct core *core, char *ret_why)
 {
     struct heap *h = &core->heap;
-    uint64_t page = 0, top = load_acquire(&h->header->top);
+    uint64_t page = 1, top = load_acquire(&h->header->top); /* page 0 is nobody's: reference 0 is null */
     if (top > h->page_count) {
         snprintf(ret_why, 256, "the header says that more pages were used than there are");
         return -EUCLEAN;
     }
+    if (top == 0)
+        top = 1;
     core->mheap.top = top;
     if (top < h->page_count)
         pagealloc_free(&core->mheap.free, top, h->page_count - top);

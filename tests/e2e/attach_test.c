@@ -1,0 +1,357 @@
+/* Goal: processes come, share, fork, wait for one another and go; several heaps; a heap that is not at its address; a
+ * daemon that is wrong, gone or replaced. Method: private daemons, forked clients, figures from arenactl. */
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "tests/e2e/harness.h"
+
+static struct daemon d;
+
+static int setup(void **state)
+{
+    (void)state;
+    daemon_start(&d, "256M", NULL);
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    daemon_clean(&d);
+    return 0;
+}
+
+static void a_second_open_shares_the_mapping_and_is_counted(void **state)
+{
+    (void)state;
+    arena_t *a = open_heap(&d), *b = open_heap(&d);
+    assert_ptr_equal(a, b);
+    assert_int_equal(stat_of(&d, "clients"), 1);
+    assert_int_equal(arena_close(b), 0);
+    void *p = arena_alloc(a, 10);
+    assert_non_null(p);
+    assert_int_equal(arena_close(a), 0);
+    stat_await(&d, "clients", 0);
+    stat_await(&d, "objects_used", 0);
+}
+
+static int child_of_fork(void *argument)
+{
+    arena_t *a = argument;
+    arena_ref_t ref;
+    char *p = arena_alloc(a, 100);
+    if (!p || arena_root_get(a, "parent", &ref) != 0 || strcmp(arena_ptr(a, ref), "from the parent") != 0)
+        return 1;
+    strcpy(p, "from the child");
+    if (arena_publish(a, p) != 0 || arena_root_set(a, "child", arena_ref(a, p)) != 0)
+        return 2;
+    arena_alloc(a, 100); /* dies with the child */
+    return stat_of(&d, "clients") == 2 ? 0 : 3;
+}
+
+static void a_forked_child_is_a_client_of_its_own(void **state)
+{
+    (void)state;
+    arena_t *a = open_heap(&d);
+    arena_ref_t ref;
+    char *p = arena_alloc(a, 100), *own = arena_alloc(a, 100);
+    strcpy(p, "from the parent");
+    strcpy(own, "own");
+    assert_int_equal(arena_publish(a, p), 0);
+    assert_int_equal(arena_root_set(a, "parent", arena_ref(a, p)), 0);
+    assert_int_equal(reap(spawn(child_of_fork, a)), 0);
+    assert_int_equal(arena_root_wait(a, "child", 0, -1, &ref), 0);
+    assert_string_equal((char *)arena_ptr(a, ref), "from the child");
+    assert_string_equal(own, "own");
+    stat_await(&d, "clients", 1);
+    stat_await(&d, "objects_owned", 1);
+    arena_free(a, arena_ptr(a, ref));
+    arena_free(a, p);
+    arena_free(a, own);
+    assert_int_equal(arena_root_set(a, "parent", 0), 0);
+    assert_int_equal(arena_root_set(a, "child", 0), 0);
+    arena_close(a);
+    assert_int_equal(check_of(&d), 0);
+}
+
+static int opens_and_leaves(void *argument)
+{
+    arena_t *a;
+    if (arena_open(&a, d.socket, NULL) != 0)
+        return 1;
+    for (int i = 0; i < 50; i++)
+        if (!arena_alloc(a, (size_t)i * 100))
+            return 2;
+    if (argument)
+        raise(SIGKILL);
+    return arena_close(a) == 0 ? 0 : 3;
+}
+
+static void two_thousand_clients_leave_nothing_behind(void **state)
+{
+    (void)state;
+    int fds = daemon_fd_count(&d);
+    for (int i = 0; i < 2000; i++)
+        assert_int_equal(reap(spawn(opens_and_leaves, i % 2 ? (void *)1 : NULL)), i % 2 ? 128 + SIGKILL : 0);
+    stat_await(&d, "clients", 0);
+    stat_await(&d, "spans", 0);
+    assert_int_equal(stat_of(&d, "objects_used"), 0);
+    assert_int_equal(stat_of(&d, "transactions"), 0);
+    assert_int_equal(daemon_fd_count(&d), fds);
+    assert_int_equal(check_of(&d), 0);
+}
+
+static void several_heaps_are_open_at_once_each_at_its_own_address(void **state)
+{
+    (void)state;
+    struct daemon other;
+    daemon_start(&other, "256M", "--name", "other", NULL);
+    arena_t *a = open_heap(&d), *b = open_heap(&other);
+    char *p = arena_alloc(a, 100), *q = arena_alloc(b, 100);
+    assert_int_equal(arena_same_address(a), 1);
+    assert_int_equal(arena_same_address(b), 1);
+    strcpy(p, "one");
+    strcpy(q, "other");
+    assert_int_equal(arena_ref(a, q), 0);
+    assert_int_equal(arena_ref(b, p), 0);
+    assert_string_equal(p, "one");
+    arena_free(a, p);
+    arena_free(b, q);
+    arena_close(b);
+    arena_close(a);
+    daemon_clean(&other);
+}
+
+static int maps_elsewhere(void *argument)
+{
+    arena_t *a;
+    arena_ref_t ref;
+    (void)argument;
+    if (mmap((void *)0x550000000000, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED)
+        return 1;
+    if (arena_open(&a, d.socket, NULL) != 0 || arena_same_address(a) != 0)
+        return 2;
+    if (arena_root_get(a, "elsewhere", &ref) != 0 || strcmp(arena_ptr(a, ref), "by reference") != 0)
+        return 3;
+    char *p = arena_alloc(a, 100);
+    arena_free(a, p);
+    arena_free(a, arena_ptr(a, ref)); /* and it frees what another process had at another address */
+    return arena_root_set(a, "elsewhere", 0) == 0 && arena_close(a) == 0 ? 0 : 4;
+}
+
+static void references_work_where_the_address_is_taken(void **state)
+{
+    (void)state;
+    pid_t pid = fork();
+    if (pid == 0) {
+        arena_t *a = open_heap(&d);
+        char *p = arena_alloc_flags(a, 100, ARENA_SHARED);
+        strcpy(p, "by reference");
+        _exit(arena_root_set(a, "elsewhere", arena_ref(a, p)) == 0 ? 0 : 1);
+    }
+    assert_int_equal(reap(pid), 0);
+    assert_int_equal(reap(spawn(maps_elsewhere, NULL)), 0);
+    stat_await(&d, "objects_used", 0);
+}
+
+static void roots_are_set_swapped_removed_and_refused(void **state)
+{
+    (void)state;
+    arena_t *a = open_heap(&d);
+    arena_ref_t ref = 7, p = arena_ref(a, arena_alloc_flags(a, 50, ARENA_SHARED)), q = arena_ref(a, arena_alloc_flags(a, 50, ARENA_SHARED));
+    char *own = arena_alloc(a, 50), name[100];
+    assert_int_equal(arena_root_get(a, "r", &ref), -ENOENT);
+    assert_int_equal(ref, 7);
+    assert_int_equal(arena_root_set(a, "r", 0), -ENOENT);
+    assert_int_equal(arena_root_cas(a, "r", p, q), -EAGAIN);
+    assert_int_equal(arena_root_cas(a, "r", 0, p), 0);
+    assert_int_equal(arena_root_cas(a, "r", 0, q), -EAGAIN);
+    assert_int_equal(arena_root_cas(a, "r", p, q), 0);
+    assert_int_equal(arena_root_get(a, "r", &ref), 0);
+    assert_int_equal(ref, q);
+    assert_int_equal(arena_root_wait(a, "r", q, 0, &ref), -ETIMEDOUT);
+    assert_int_equal(arena_root_wait(a, "r", p, 0, &ref), 0);
+    assert_int_equal(arena_root_set(a, "r", arena_ref(a, own)), -EINVAL);
+    assert_int_equal(arena_root_set(a, "r", p + 1), -EINVAL);
+    assert_int_equal(arena_root_set(a, "r", 1ULL << 50), -EINVAL);
+    assert_int_equal(arena_root_set(a, "", p), -EINVAL);
+    assert_int_equal(arena_root_set(a, NULL, p), -EINVAL);
+    assert_int_equal(arena_root_set(a, "tab\there", p), -EINVAL);
+    memset(name, 'n', sizeof name);
+    name[64] = 0;
+    assert_int_equal(arena_root_set(a, name, p), -EINVAL);
+    name[63] = 0;
+    assert_int_equal(arena_root_set(a, name, p), 0);
+    assert_int_equal(arena_root_get(a, name, &ref), 0);
+    assert_int_equal(arena_root_set(a, name, 0), 0);
+    arena_free(a, arena_ptr(a, p));
+    assert_int_equal(arena_root_set(a, "r", p), -EINVAL); /* freed */
+    assert_int_equal(arena_root_set(a, "r", 0), 0);
+    for (int i = 0; i < 3000; i++) {
+        snprintf(name, sizeof name, "many-%d", i);
+        assert_int_equal(arena_root_set(a, name, q), 0);
+    }
+    assert_int_equal(stat_of(&d, "roots"), 3000);
+    for (int i = 0; i < 3000; i++) {
+        snprintf(name, sizeof name, "many-%d", i);
+        assert_int_equal(arena_root_get(a, name, &ref), 0);
+        assert_int_equal(arena_root_set(a, name, 0), 0);
+        assert_int_equal(arena_root_get(a, name, &ref), -ENOENT);
+    }
+    assert_int_equal(stat_of(&d, "roots"), 0);
+    assert_int_equal(check_of(&d), 0);
+    arena_free(a, arena_ptr(a, q));
+    arena_close(a);
+}
+
+static int sets_root_when_told(void *argument)
+{
+    int *go = argument;
+    char byte;
+    if (read(go[0], &byte, 1) != 1)
+        return 1;
+    arena_t *a = open_heap(&d);
+    char *p = arena_alloc_flags(a, 20, ARENA_SHARED);
+    return arena_root_set(a, "awaited", arena_ref(a, p)) == 0 ? 0 : 2;
+}
+
+static void a_wait_for_a_root_ends_when_it_appears(void **state)
+{
+    (void)state;
+    int go[2];
+    arena_ref_t ref = 0;
+    assert_int_equal(pipe(go), 0);
+    pid_t pid = spawn(sets_root_when_told, go);
+    arena_t *a = open_heap(&d);
+    assert_int_equal(arena_root_wait(a, "awaited", 0, 1, &ref), -ETIMEDOUT);
+    assert_int_equal(write(go[1], "x", 1), 1);
+    assert_int_equal(arena_root_wait(a, "awaited", 0, -1, &ref), 0);
+    assert_int_equal(reap(pid), 0);
+    assert_int_equal(arena_root_set(a, "awaited", 0), 0);
+    arena_free(a, arena_ptr(a, ref));
+    arena_close(a);
+}
+
+static void transactions_appear_whole_or_not_at_all(void **state)
+{
+    (void)state;
+    arena_t *a = open_heap(&d);
+    arena_ref_t ref;
+    stat_await(&d, "objects_used", 0);
+    assert_int_equal(arena_tx_commit(a, NULL, 0, 0), -EINVAL);
+    assert_int_equal(arena_tx_abort(a), -EINVAL);
+    for (int round = 0; round < 200; round++) {
+        assert_int_equal(arena_tx_begin(a), 0);
+        assert_int_equal(arena_tx_begin(a), -EALREADY);
+        arena_ref_t head = 0;
+        for (int i = 0; i < 100; i++) {
+            arena_ref_t *node = arena_alloc(a, i == 50 ? 100000 : 16 + (size_t)i);
+            node[0] = head;
+            head = arena_ref(a, node);
+            if (i % 10 == 9)
+                arena_free(a, arena_alloc(a, 24)); /* freed within it */
+        }
+        assert_int_equal(arena_root_get(a, "list", &ref), -ENOENT);
+        if (round % 3 == 0) {
+            assert_int_equal(arena_tx_abort(a), 0);
+            assert_int_equal(stat_of(&d, "objects_used"), 0);
+            continue;
+        }
+        assert_int_equal(arena_tx_commit(a, "list", 4711, head), -EAGAIN); /* still open */
+        assert_int_equal(arena_tx_commit(a, "list", 0, head), 0);
+        assert_int_equal(arena_root_get(a, "list", &ref), 0);
+        assert_int_equal(ref, head);
+        assert_int_equal(stat_of(&d, "objects_shared"), 100);
+        assert_int_equal(arena_root_set(a, "list", 0), 0);
+        while (head) {
+            arena_ref_t *node = arena_ptr(a, head);
+            head = node[0];
+            arena_free(a, node);
+        }
+    }
+    assert_int_equal(stat_of(&d, "objects_used"), 0);
+    assert_int_equal(check_of(&d), 0);
+    arena_close(a);
+}
+
+static void a_reader_reads_and_writes_nothing(void **state)
+{
+    (void)state;
+    struct arena_options options = ARENA_OPTIONS_INIT;
+    arena_t *a = open_heap(&d), *r;
+    arena_ref_t ref;
+    char *p = arena_alloc_flags(a, 20, ARENA_SHARED);
+    strcpy(p, "read me");
+    assert_int_equal(arena_root_set(a, "readable", arena_ref(a, p)), 0);
+    options.flags = ARENA_READ_ONLY;
+    assert_int_equal(arena_open(&r, d.socket, &options), 0);
+    assert_ptr_not_equal(a, r);
+    assert_int_equal(arena_root_get(r, "readable", &ref), 0);
+    assert_string_equal((char *)arena_ptr(r, ref), "read me");
+    errno = 0;
+    assert_null(arena_alloc(r, 10));
+    assert_int_equal(errno, EACCES);
+    assert_int_equal(arena_root_set(r, "readable", 0), -EACCES);
+    arena_close(r);
+    assert_int_equal(arena_root_set(a, "readable", 0), 0);
+    arena_free(a, p);
+    arena_close(a);
+    options.flags = 77;
+    assert_int_equal(arena_open(&r, d.socket, &options), -EINVAL);
+    assert_int_equal(arena_open(&r, "/nowhere/at/all", NULL), -ENOENT);
+}
+
+static void a_daemon_that_went_away_is_enotconn_and_another_heap_is_estale(void **state)
+{
+    (void)state;
+    struct daemon gone;
+    struct arena_options options = ARENA_OPTIONS_INIT;
+    arena_t *a;
+    void *p;
+    daemon_start(&gone, "64M", NULL);
+    options.timeout_ms = 50;
+    assert_int_equal(arena_open(&a, gone.socket, &options), 0);
+    assert_non_null(arena_alloc(a, 100));
+    assert_int_equal(daemon_stop(&gone), 0);
+    struct stat st;
+    assert_int_equal(stat(gone.socket, &st), -1); /* it removed its socket */
+    errno = 0;
+    while ((p = arena_alloc(a, 100)) != NULL) /* caches go on, then the next slow path fails */
+        ;
+    assert_int_equal(errno, ENOTCONN);
+    errno = 0;
+    assert_null(arena_alloc(a, 50000));
+    assert_int_equal(errno, ENOTCONN);
+    assert_int_equal(arena_root_set(a, "x", 0), -ENOTCONN);
+    daemon_again(&gone, "64M", NULL); /* a new heap */
+    errno = 0;
+    assert_null(arena_alloc(a, 50000));
+    assert_int_equal(errno, ESTALE);
+    assert_int_equal(arena_root_set(a, "x", 0), -ESTALE);
+    arena_close(a);
+    daemon_clean(&gone);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_second_open_shares_the_mapping_and_is_counted),
+        cmocka_unit_test(a_forked_child_is_a_client_of_its_own),
+        cmocka_unit_test(two_thousand_clients_leave_nothing_behind),
+        cmocka_unit_test(several_heaps_are_open_at_once_each_at_its_own_address),
+        cmocka_unit_test(references_work_where_the_address_is_taken),
+        cmocka_unit_test(roots_are_set_swapped_removed_and_refused),
+        cmocka_unit_test(a_wait_for_a_root_ends_when_it_appears),
+        cmocka_unit_test(transactions_appear_whole_or_not_at_all),
+        cmocka_unit_test(a_reader_reads_and_writes_nothing),
+        cmocka_unit_test(a_daemon_that_went_away_is_enotconn_and_another_heap_is_estale),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
