@@ -93,6 +93,31 @@ $(E2E_TESTS): $(B)/tests/%: $(B)/obj/tests/%.o $(HARNESS_OBJ) $(SHM_OBJ) $(PROTO
 .PHONY: tests
 tests: $(UNIT_TESTS) $(E2E_TESTS) all
 
+DEPS        := gcc libc6-dev pkg-config libuv1-dev libmsgpack-dev libcmocka-dev libsystemd-dev libinih-dev uthash-dev \
+               libcjson-dev libncurses-dev
+DEPS_ALL    := $(DEPS) g++ clang clang-format clang-tidy cppcheck valgrind libclang-rt-14-dev libboost-dev libjemalloc2 \
+               libmimalloc2.0 libtcmalloc-minimal4 gnuplot-nox debhelper lintian abigail-tools systemd dbus \
+               libnss-systemd strace gdb scdoc mandoc
+SUDO         = $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+# installs what dpkg does not have yet
+install_deps = missing=; for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || \
+               missing="$$missing $$p"; done; [ -z "$$missing" ] || { echo "installing:$$missing"; \
+               $(SUDO) apt-get update -qq && $(SUDO) env DEBIAN_FRONTEND=noninteractive \
+               apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }
+
+.PHONY: deps deps-all
+deps: ## install Debian's packages for build, demo and test
+	@$(call install_deps,$(DEPS))
+deps-all: ## the same for bench, packaging and every check
+	@$(call install_deps,$(DEPS_ALL))
+
+.PHONY: test test-run
+test: ## what CI runs: build, unit, end-to-end and crash tests
+	@$(MAKE) --no-print-directory deps
+	@$(MAKE) --no-print-directory test-run
+test-run: tests
+	@ARENA_BUILD=$(B) tests/run $(E2E_TESTS) $(UNIT_TESTS) $(wildcard tests/scripts/*.sh)
+
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
 
 .SECONDARY:

@@ -162,13 +162,16 @@ void *large_alloc(struct arena *a, struct mcache *mc, size_t size, size_t alignm
     uint32_t first;
     uint64_t pages = large_pages(size), align = alignment > PAGE_SIZE ? alignment >> PAGE_SHIFT : 1;
     trim_if_asked(mc);
-    if (!pages || pages > a->heap.page_count) {
+    if (!pages || size > a->heap_bytes) {
         errno = ENOMEM;
         return NULL;
     }
     if (pages < 2)
         pages = 2; /* the cache chains in the entries of two pages */
     int rc = obtain(a, flags & ARENA_NOSCAN, pages, align, &first);
+    uint64_t exact = (size + PAGE_SIZE - 1) >> PAGE_SHIFT;
+    if ((rc == -ENOMEM || rc == -EDQUOT) && exact > 1 && exact < pages) /* the rounding may be what is too much */
+        rc = obtain(a, flags & ARENA_NOSCAN, exact, align, &first);
     if (rc < 0) {
         errno = -rc;
         return NULL;

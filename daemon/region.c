@@ -197,9 +197,23 @@ static uint64_t cgroup_room(const char *mount, char *group, const char *limit, c
     }
 }
 
+/* Where a hierarchy is mounted: cgroup2, or the cgroup that has the memory controller. "" if nowhere. */
+static void find_mount(bool v2, char *out, size_t capacity)
+{
+    char line[4096], device[256], where[2048], type[64], options[1024];
+    FILE *f = fopen("/proc/self/mounts", "re");
+    out[0] = 0;
+    while (f && !out[0] && fgets(line, sizeof line, f))
+        if (sscanf(line, "%255s %2047s %63s %1023s", device, where, type, options) == 4 &&
+            (v2 ? strcmp(type, "cgroup2") == 0 : strcmp(type, "cgroup") == 0 && strstr(options, "memory")))
+            snprintf(out, capacity, "%s", where);
+    if (f)
+        fclose(f);
+}
+
 static uint64_t cgroups_room(void)
 {
-    char line[4096];
+    char line[4096], mount[2048];
     uint64_t least = UINT64_MAX;
     FILE *f = fopen("/proc/self/cgroup", "re");
     while (f && fgets(line, sizeof line, f)) {
@@ -210,13 +224,14 @@ static uint64_t cgroups_room(void)
         group[strcspn(group, "\n")] = 0;
         if (strcmp(group, "/") == 0)
             group[0] = 0;
-        uint64_t room = UINT64_MAX;
-        if (controllers[1] == 0) {
-            room = cgroup_room("/sys/fs/cgroup", group, "memory.max", "memory.current");
-            uint64_t unified = cgroup_room("/sys/fs/cgroup/unified", group, "memory.max", "memory.current");
-            room = unified < room ? unified : room;
-        } else if (strstr(controllers + 1, "memory"))
-            room = cgroup_room("/sys/fs/cgroup/memory", group, "memory.limit_in_bytes", "memory.usage_in_bytes");
+        bool v2 = controllers[1] == 0;
+        if (!v2 && !strstr(controllers + 1, "memory"))
+            continue;
+        find_mount(v2, mount, sizeof mount);
+        if (!mount[0])
+            continue;
+        uint64_t room = v2 ? cgroup_room(mount, group, "memory.max", "memory.current")
+                           : cgroup_room(mount, group, "memory.limit_in_bytes", "memory.usage_in_bytes");
         least = room < least ? room : least;
     }
     if (f)
@@ -244,8 +259,7 @@ uint64_t memory_allowance(uint64_t reserve_bytes, const char *dir)
     least = least > reserve_bytes ? least - reserve_bytes : 0;
     if (dir && statfs(dir, &fs) == 0 && fs.f_blocks) {
         uint64_t room = (uint64_t)fs.f_bavail * (uint64_t)fs.f_bsize;
-        if (fs.f_type == 0x01021994 || room < least) /* tmpfs: both limits count; a disk: only its own */
-            least = room < least ? room : least;
+        least = room < least ? room : least;
     }
     return least >> PAGE_SHIFT;
 }

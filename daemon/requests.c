@@ -252,8 +252,6 @@ static bool still_hope(struct server *s, struct pending *p)
 {
     struct core *core = &s->core;
     uint64_t now = core->now_ns;
-    if (s->refused_progress == core->progress && now - s->refused_ns < 1000000000ULL)
-        return false; /* another was refused, and nothing has changed */
     if (core->reclaim.running)
         return true;
     if (p->sweep_serial == core->sweep_serial) {
@@ -263,6 +261,8 @@ static bool still_hope(struct server *s, struct pending *p)
             return true;
     }
     if (p->trim_serial == UINT64_MAX) {
+        if (s->refused_progress == core->progress && now - s->refused_ns < 1000000000ULL)
+            return false; /* all were asked to trim for another request, and nothing has changed since */
         if (!s->trim_sent_ns || now - s->trim_sent_ns > 1000000000ULL) {
             s->trim_sent_ns = now;
             core->trim_serial++;
