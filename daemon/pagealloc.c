@@ -257,69 +257,53 @@ uint64_t pagealloc_prev_run(const struct pagealloc *p, uint64_t before, uint64_t
 
 /* ---- search ---------------------------------------------------------------------------------------------------------------------- */
 
-static uint64_t find_in_chunk(const struct pagealloc *p, uint64_t chunk, uint64_t count)
+/* The lowest run of `count` free pages that begins at or after `from`. Climbs over whole nodes that neither hold one nor
+ * end one that began before them, and descends into the first that does: eight nodes a level. */
+static uint64_t find_from(const struct pagealloc *p, uint64_t from, uint64_t count)
 {
-    uint64_t at = chunk * CHUNK, end = at + CHUNK;
-    while ((at = next(p, at, true)) < end) {
-        uint64_t taken = next(p, at, false);
-        if (taken - at >= count)
-            return at;
-        at = taken;
+    uint64_t at = from, run = 0; /* free pages just below `at`, from `from` on */
+    while (at < p->count) {
+        int level = -1;
+        if (at % CHUNK == 0)
+            while (level + 1 < (int)p->levels && at % node_pages((unsigned)level + 1) == 0) {
+                const struct summary *s = &p->level[level + 1][at / node_pages((unsigned)level + 1)];
+                if (run + s->start >= count)
+                    return at - run;
+                if (s->max >= count)
+                    break;
+                level++;
+            }
+        if (level >= 0) {
+            uint64_t size = node_pages((unsigned)level);
+            const struct summary *s = &p->level[level][at / size];
+            run = s->start == size ? run + size : s->end;
+            at += size;
+            continue;
+        }
+        uint64_t w = p->bits[at / 64] >> at % 64, left = 64 - at % 64; /* of this word */
+        uint64_t ones = ~w ? (uint64_t)__builtin_ctzll(~w) : 64;
+        ones = ones < left ? ones : left;
+        if (run + ones >= count)
+            return at - run;
+        run = ones == left ? run + ones : 0;
+        uint64_t rest = ones < 64 ? w >> ones : 0; /* begins with a taken page */
+        at += ones == left ? left : rest ? ones + (uint64_t)__builtin_ctzll(rest) : left;
     }
     return PAGEALLOC_NONE;
-}
-
-/* Descends to the lowest run: at each node the first child that ends one, or holds one. */
-static uint64_t find_lowest(const struct pagealloc *p, uint64_t count)
-{
-    unsigned level = p->levels - 1;
-    uint64_t node = 0;
-    if (p->level[level][0].max < count)
-        return PAGEALLOC_NONE;
-    while (level > 0) {
-        uint64_t first = node * FAN, run = 0, run_at = 0, size = node_pages(level - 1);
-        bool descend = false;
-        for (uint64_t i = first; i < first + FAN && i < p->nodes[level - 1]; i++) {
-            const struct summary *s = &p->level[level - 1][i];
-            if (run == 0)
-                run_at = i * size;
-            if (run + s->start >= count)
-                return run_at;
-            if (s->max >= count) {
-                node = i;
-                descend = true;
-                break;
-            }
-            if (s->start == size)
-                run += size;
-            else {
-                run = s->end;
-                run_at = (i + 1) * size - run;
-            }
-        }
-        if (!descend)
-            return PAGEALLOC_NONE;
-        level--;
-    }
-    return find_in_chunk(p, node, count);
 }
 
 uint64_t pagealloc_find(const struct pagealloc *p, uint64_t count, uint64_t align)
 {
     if (count == 0 || count > p->count)
         return PAGEALLOC_NONE;
-    uint64_t at = find_lowest(p, count);
-    if (align <= 1 || at == PAGEALLOC_NONE || at % align == 0)
-        return at;
-    uint64_t sure = find_lowest(p, count + align - 1); /* a run that holds an aligned one for certain */
-    uint64_t end = sure == PAGEALLOC_NONE ? p->count : sure + 1;
-    while ((at = next(p, at, true)) < end) { /* a shorter one before it may do */
+    uint64_t at = find_from(p, 0, count);
+    while (at != PAGEALLOC_NONE && align > 1) { /* each run that is long enough, until one holds an aligned one */
         uint64_t taken = next(p, at, false), aligned = (at + align - 1) / align * align;
         if (aligned + count <= taken)
             return aligned;
-        at = taken;
+        at = find_from(p, taken, count);
     }
-    return PAGEALLOC_NONE;
+    return at;
 }
 
 const char *pagealloc_check(const struct pagealloc *p)
