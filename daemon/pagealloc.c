@@ -50,6 +50,15 @@ void pagealloc_fini(struct pagealloc *p)
 
 /* ---- summaries ------------------------------------------------------------------------------------------------------------- */
 
+/* Longest run of ones in a word. */
+static uint32_t longest_run(uint64_t w)
+{
+    uint32_t n = 0;
+    for (; w; w &= w >> 1)
+        n++;
+    return n;
+}
+
 static struct summary chunk_summary(const uint64_t *words)
 {
     struct summary s = {0, 0, 0};
@@ -61,24 +70,16 @@ static struct summary chunk_summary(const uint64_t *words)
             run += 64;
             continue;
         }
-        for (int left = 64; left > 0;) { /* runs of ones and zeros in turn */
-            int ones = ~w ? __builtin_ctzll(~w) : 64;
-            ones = ones > left ? left : ones;
-            run += (uint32_t)ones;
-            left -= ones;
-            if (left == 0)
-                break;
-            w >>= ones;
-            if (at_start)
-                s.start = run;
-            at_start = false;
-            s.max = run > s.max ? run : s.max;
-            run = 0;
-            int zeros = w ? __builtin_ctzll(w) : left;
-            zeros = zeros > left ? left : zeros;
-            w = zeros < 64 ? w >> zeros : 0;
-            left -= zeros;
+        run += (uint32_t)__builtin_ctzll(~w);
+        if (at_start)
+            s.start = run;
+        at_start = false;
+        s.max = run > s.max ? run : s.max;
+        if ((uint32_t)__builtin_popcountll(w) > s.max) {
+            uint32_t inside = longest_run(w);
+            s.max = inside > s.max ? inside : s.max;
         }
+        run = (uint32_t)__builtin_clzll(~w);
     }
     if (at_start)
         s.start = run;
