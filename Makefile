@@ -91,7 +91,19 @@ $(E2E_TESTS): $(B)/tests/%: $(B)/obj/tests/%.o $(HARNESS_OBJ) $(SHM_OBJ) $(PROTO
 	$(CC) $(LDFLAGS) -pthread -o $@ $(filter %.o,$^) -L$(B) -larena -Wl,-rpath,'$$ORIGIN/../..' $(LIB_LIBS) $(TEST_LIBS)
 
 .PHONY: tests
-tests: $(UNIT_TESTS) $(E2E_TESTS) all
+tests: $(UNIT_TESTS) $(E2E_TESTS) $(EXAMPLES) all
+
+EXAMPLES    := $(patsubst client/examples/%.c,$(B)/examples/%,$(wildcard client/examples/*.c))
+$(B)/examples/%: client/examples/%.c $(B)/libarena.so
+	@mkdir -p $(@D)
+	$(CC) -std=gnu11 $(WARN) $(CFLAGS) -D_GNU_SOURCE -Iclient $(LDFLAGS) -pthread -o $@ $< -L$(B) -larena -Wl,-rpath,'$$ORIGIN/..'
+
+.PHONY: demo demo-run
+demo: ## the main job on real input: DIR= WORKERS=
+	@$(MAKE) --no-print-directory deps
+	@$(MAKE) --no-print-directory demo-run
+demo-run: all $(EXAMPLES)
+	@ARENA_BUILD=$(B) client/examples/demo.sh
 
 DEPS        := gcc libc6-dev pkg-config libuv1-dev libmsgpack-dev libcmocka-dev libsystemd-dev libinih-dev uthash-dev \
                libcjson-dev libncurses-dev

@@ -173,6 +173,7 @@ extern uint32_t fork_generation;
 
 /* thread.c: this thread's mcache, made if need be; NULL and errno. */
 struct mcache *mcache_get(struct arena *a);
+void threads_start(void);
 void threads_forget(uint32_t index); /* a heap is closed: no thread has an mcache of it any more */
 extern pthread_mutex_t registry_lock;
 

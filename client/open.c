@@ -219,6 +219,7 @@ PUBLIC int arena_open(arena_t **out, const char *socket, const struct arena_opti
     a->read_only = (o.flags & ARENA_READ_ONLY) != 0;
     a->timeout_ms = o.timeout_ms;
     a->socket = strdup(path);
+    threads_start();
     pthread_mutex_lock(&registry_lock);
     a->generation = fork_generation;
     int rc = a->socket ? open_new(a, path, o.flags, &found) : -ENOMEM;

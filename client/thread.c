@@ -66,6 +66,9 @@ static void start(void)
     pthread_atfork(NULL, NULL, after_fork);
 }
 
+/* Before anything else: a fork of a process that has only opened a heap must be noticed too. */
+void threads_start(void) { pthread_once(&once, start); }
+
 void threads_forget(uint32_t index)
 {
     for (struct thread *t = threads; t; t = t->next)
@@ -116,7 +119,6 @@ struct mcache *mcache_get(struct arena *a)
     struct mcache *mc = tls_mcaches[a->index];
     if (mc)
         return mc;
-    pthread_once(&once, start);
     if (a->generation != fork_generation) {
         int rc = arena_reattach(a);
         if (rc < 0) {

@@ -11,11 +11,12 @@
 
 #include "daemon/log.h"
 
-static volatile sig_atomic_t daemon_pid;
+static volatile sig_atomic_t daemon_pid, stopping;
 
 static void forward(int signum)
 {
     int saved = errno;
+    stopping |= signum != SIGHUP;
     if (daemon_pid > 0)
         kill(daemon_pid, signum);
     errno = saved;
@@ -66,8 +67,8 @@ int keeper_run(const struct regions *regions, int listen_fd)
         while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
             ;
         daemon_pid = 0;
-        if (WIFEXITED(status))
-            exit(WEXITSTATUS(status));
+        if (WIFEXITED(status) || stopping)
+            exit(WIFEXITED(status) ? WEXITSTATUS(status) : 1);
         clock_gettime(CLOCK_MONOTONIC, &to);
         int64_t ns = (to.tv_sec - from.tv_sec) * 1000000000LL + to.tv_nsec - from.tv_nsec;
         fast = ns < FAST_NS ? fast + 1 : 0;

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <linux/futex.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -311,8 +312,24 @@ static void close_handle(uv_handle_t *handle, void *context)
         uv_close(handle, NULL);
 }
 
+/* A second SIGTERM - a keeper passes on what a terminal sent to both - must not cut the stop short. */
+static void ignore_signals(struct server *s)
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    uv_signal_stop(&s->sigterm);
+    uv_signal_stop(&s->sigint);
+    uv_signal_stop(&s->sighup);
+    signal(SIGTERM, SIG_IGN);
+    signal(SIGINT, SIG_IGN);
+    signal(SIGHUP, SIG_IGN);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
 void server_stop(struct server *s)
 {
+    ignore_signals(s);
     connections_close(s);
     uv_walk(&s->loop, close_handle, NULL);
     while (s->works || uv_loop_alive(&s->loop))

@@ -83,7 +83,8 @@ int heap_check_header(const struct map_header *header, uint64_t map_bytes, uint6
     else if (geometry_init(&g, header->heap_max, header->root_slots) < 0)
         why = "a header with an impossible size";
     else if (g.map_bytes != header->map_bytes || g.map_bytes > map_bytes || g.state_bytes != header->state_bytes ||
-             g.state_bytes > state_bytes || g.page_count != header->page_count)
+             g.state_bytes > state_bytes || g.page_count != header->page_count ||
+             g.unit_count != header->unit_count || g.heap_bytes != header->heap_max)
         why = "regions that are shorter than their header says";
     if (why) {
         *ret_why = why;

@@ -1,0 +1,64 @@
+#!/bin/bash
+# Whatever is wrong in an option, a config file, a socket path or a packet gets one line that says what and where; a
+# client that sends garbage loses its connection and disturbs nobody; a second daemon on a socket says so.
+set -u
+build=${ARENA_BUILD:-build}
+work=$(mktemp -d "${TMPDIR:-/tmp}/arena-bad-XXXXXX")
+daemon=
+trap '[ -z "$daemon" ] || kill "$daemon" 2>/dev/null; rm -rf "$work"' EXIT
+failed=0
+fault() { echo "FAULT: $*"; failed=1; }
+
+# one_line STATUS PATTERN COMMAND...: ends with STATUS and prints exactly one line, which matches
+one_line() {
+    local status=$1 pattern=$2 out rc
+    shift 2
+    out=$("$@" 2>&1 </dev/null)
+    rc=$?
+    [ "$rc" = "$status" ] || fault "$*: status $rc, not $status: $out"
+    [ "$(printf '%s\n' "$out" | wc -l)" = 1 ] || fault "$*: not one line: $out"
+    [[ $out =~ $pattern ]] || fault "$*: does not say '$pattern': $out"
+}
+ad=$build/arenad ctl=$build/arenactl
+one_line 2 '--nonsense is not an option' "$ad" --nonsense
+one_line 2 '--max .* is not a size' "$ad" --max 12Q
+one_line 2 'max .* from 1M to 1T' "$ad" --max 5
+one_line 2 '--max needs a value' "$ad" --max
+one_line 2 'no arguments are wanted' "$ad" stray
+one_line 2 'multiple of 2M' "$ad" --base 12345
+one_line 2 'octal mode' "$ad" --socket-mode 999
+one_line 2 'names a user that is not there' "$ad" --allow-users nobody-of-that-name
+one_line 2 'letters' "$ad" --name 'a/b'
+one_line 2 'log-level' "$ad" --log-level loud
+one_line 2 'cannot read /nowhere' "$ad" --config /nowhere
+printf '[arenad]\nmax = 64M\nmaximum = 5\n' >"$work/bad.conf"
+one_line 2 'bad.conf:3: maximum = 5 unknown key' "$ad" --config "$work/bad.conf"
+printf 'max = lots\n' >"$work/bad.conf"
+one_line 2 'bad.conf:1: max = lots is not a size' "$ad" --config "$work/bad.conf"
+printf '\nkeeper = maybe\n' >"$work/bad.conf"
+one_line 2 'bad.conf:2: keeper = maybe is neither' "$ad" --config "$work/bad.conf"
+printf '[other]\nmax = 1M\n' >"$work/bad.conf"
+one_line 2 'bad.conf:2: .*only the section' "$ad" --config "$work/bad.conf"
+printf 'just words\n' >"$work/bad.conf"
+one_line 2 'bad.conf:1: not a line' "$ad" --config "$work/bad.conf"
+one_line 1 'is not a socket' "$ad" --socket "$work/bad.conf" --max 1M
+one_line 1 'longer than' "$ad" --socket "$work/$(printf 'x%.0s' {1..150})" --max 1M
+one_line 1 'cannot make region' "$ad" --socket "$work/s2" --max 1M --backing /nowhere
+one_line 3 'no daemon at' "$ctl" --socket "$work/none" stat
+one_line 2 'is not a command' "$ctl" frobnicate
+one_line 2 'is not an option' "$ctl" stat --what
+one_line 2 'takes no argument' "$ctl" stat more
+
+"$ad" --foreground --socket "$work/s" --max 64M 2>"$work/log" &
+daemon=$!
+until "$ctl" --socket "$work/s" stat >/dev/null 2>&1; do kill -0 "$daemon" || exit 1; done
+one_line 1 'another daemon serves' "$ad" --foreground --socket "$work/s" --max 64M
+"$ctl" --socket "$work/s" check >/dev/null || fault "check after the second daemon"
+kill "$daemon"
+wait "$daemon" || fault "the daemon ended with $?"
+daemon=
+[ ! -e "$work/s" ] || fault "the socket is left behind"
+"$ad" --socket "$work/s" --max 64M || fault "to the background: $?"
+"$ctl" --socket "$work/s" stat >/dev/null || fault "it does not serve when its start returned"
+pkill -f -- "--socket $work/s " || fault "nothing to stop"
+exit $failed
