@@ -1,9 +1,10 @@
 /* daemon/pagealloc: the set of free page numbers.
  *
- * Goal: whatever was freed and taken, each question has the answer that a plain array of booleans gives, and the
- * summaries are what the bits say. Method: random operations beside such a model, for counts around each node boundary,
- * with densities from nearly empty to nearly full; then edges, 2^32 - 1 units, and corruptions that the check must see.
- * The seed is printed; ARENA_SEED replays it.
+ * Goal: whatever was freed and taken, each question has the answer that a plain array of booleans
+ * gives, and the summaries are what the bits say. Method: random operations beside such a model,
+ * for counts around each node boundary, with densities from nearly empty to nearly full; then
+ * edges, 2^32 - 1 units, and corruptions that the check must see. The seed is printed; ARENA_SEED
+ * replays it.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -30,9 +31,14 @@ static uint64_t random_next(void)
     return random_state;
 }
 
-static uint64_t random_below(uint64_t n) { return random_next() % n; }
+static uint64_t random_below(uint64_t n)
+{
+    return random_next() % n;
+}
 
-/* ---- the model ------------------------------------------------------------------------------------------------- */
+/* ---- the model
+ * -------------------------------------------------------------------------------------------------
+ */
 
 static uint8_t *model; /* 1: free */
 
@@ -65,7 +71,8 @@ static uint64_t model_prev(uint64_t before, uint64_t limit, uint64_t *ret_first)
 
 static void compare_walks(const struct pagealloc *p)
 {
-    uint64_t from = random_below(p->count), limit = 1 + random_below(p->count), first = 77, model_first = from;
+    uint64_t from = random_below(p->count), limit = 1 + random_below(p->count), first = 77,
+             model_first = from;
     while (model_first < p->count && !model[model_first])
         model_first++;
     uint64_t run = model_run(p->count, model_first);
@@ -87,7 +94,8 @@ static void compare_walks(const struct pagealloc *p)
 
 static void compare_finds(const struct pagealloc *p)
 {
-    uint64_t want = random_below(4) ? 1 + random_below(p->count < 40 ? p->count : 40) : 1 + random_below(p->count);
+    uint64_t want = random_below(4) ? 1 + random_below(p->count < 40 ? p->count : 40)
+                                    : 1 + random_below(p->count);
     uint64_t align = 1ULL << random_below(random_below(2) ? 3 : 10);
     assert_int_equal(pagealloc_find(p, want, 1), model_find(p->count, want, 1));
     assert_int_equal(pagealloc_find(p, want, align), model_find(p->count, want, align));
@@ -136,17 +144,21 @@ static void run_against_model(uint64_t count, int rounds)
 
 static void random_operations_give_what_a_plain_array_gives(void **state)
 {
-    static const uint64_t counts[] = {1, 2, 63, 64, 65, 511, 512, 513, 1000, 4095, 4096, 4097, 5000, 32768, 33000, 40961};
+    static const uint64_t counts[] = {1,    2,    63,   64,   65,   511,   512,   513,
+                                      1000, 4095, 4096, 4097, 5000, 32768, 33000, 40961};
     (void)state;
     for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++)
         run_against_model(counts[i], counts[i] < 5000 ? 40000 : 6000);
 }
 
-/* ---- searches ------------------------------------------------------------------------------------------------------ */
+/* ---- searches
+ * ------------------------------------------------------------------------------------------------------
+ */
 
 static void neighbours_that_are_freed_in_any_order_are_one_run(void **state)
 {
-    static const int orders[6][3] = {{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}};
+    static const int orders[6][3] = {{0, 1, 2}, {0, 2, 1}, {1, 0, 2},
+                                     {1, 2, 0}, {2, 0, 1}, {2, 1, 0}};
     (void)state;
     for (int o = 0; o < 6; o++) {
         struct pagealloc p;
@@ -181,7 +193,7 @@ static void an_aligned_run_is_found_where_only_a_part_of_a_run_is_aligned(void *
     struct pagealloc p;
     (void)state;
     assert_int_equal(pagealloc_init(&p, 100000), 0);
-    pagealloc_free(&p, 255, 256); /* holds no aligned 256 */
+    pagealloc_free(&p, 255, 256);  /* holds no aligned 256 */
     pagealloc_free(&p, 1000, 280); /* 1024..1279: just one */
     pagealloc_free(&p, 4096, 256);
     assert_int_equal(pagealloc_find(&p, 256, 1), 255);
@@ -238,7 +250,9 @@ static void as_many_units_as_a_terabyte_has_are_no_trouble(void **state)
     pagealloc_fini(&p);
 }
 
-/* ---- what must be noticed ----------------------------------------------------------------------------------------------- */
+/* ---- what must be noticed
+ * -----------------------------------------------------------------------------------------------
+ */
 
 static void the_check_notices_each_kind_of_corruption(void **state)
 {
@@ -289,11 +303,21 @@ static int aborts(enum wrong wrong)
             _exit(1);
         pagealloc_free(&p, 100, 100);
         switch (wrong) {
-        case FREE_TWICE: pagealloc_free(&p, 90, 11); break;
-        case TAKE_TWICE: pagealloc_take(&p, 199, 2); break;
-        case BEYOND_THE_END: pagealloc_free(&p, 999, 2); break;
-        case NOTHING: pagealloc_free(&p, 5, 0); break;
-        case WRAPS_AROUND: pagealloc_free(&p, 999, UINT64_MAX - 5); break;
+        case FREE_TWICE:
+            pagealloc_free(&p, 90, 11);
+            break;
+        case TAKE_TWICE:
+            pagealloc_take(&p, 199, 2);
+            break;
+        case BEYOND_THE_END:
+            pagealloc_free(&p, 999, 2);
+            break;
+        case NOTHING:
+            pagealloc_free(&p, 5, 0);
+            break;
+        case WRAPS_AROUND:
+            pagealloc_free(&p, 999, UINT64_MAX - 5);
+            break;
         }
         _exit(0);
     }
@@ -315,7 +339,8 @@ static void a_call_that_contradicts_the_set_ends_the_process(void **state)
 int main(void)
 {
     const char *seed = getenv("ARENA_SEED");
-    random_state = seed ? strtoull(seed, NULL, 0) : (uint64_t)time(NULL) * 2654435761u ^ (uint64_t)getpid();
+    random_state =
+        seed ? strtoull(seed, NULL, 0) : (uint64_t)time(NULL) * 2654435761u ^ (uint64_t)getpid();
     random_state |= !random_state;
     printf("ARENA_SEED=%llu\n", (unsigned long long)random_state);
     const struct CMUnitTest tests[] = {

@@ -1,4 +1,5 @@
-/* For the unit tests of shm/: a heap of zeroed private memory, and random numbers whose seed is printed. */
+/* For the unit tests of shm/: a heap of zeroed private memory, and random numbers whose seed is
+ * printed. */
 #ifndef TESTS_SHM_FIXTURE_H
 #define TESTS_SHM_FIXTURE_H
 
@@ -25,7 +26,8 @@ struct fixture {
 
 static inline void *fixture_map(uint64_t bytes)
 {
-    void *m = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *m = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                   -1, 0);
     assert_true(m != MAP_FAILED);
     return m;
 }
@@ -50,7 +52,8 @@ static inline void fixture_fini(struct fixture *f)
 static inline uint64_t random_seed(void)
 {
     const char *given = getenv("ARENA_SEED");
-    uint64_t seed = given ? strtoull(given, NULL, 0) : (uint64_t)time(NULL) * 2654435761u ^ (uint64_t)getpid();
+    uint64_t seed =
+        given ? strtoull(given, NULL, 0) : (uint64_t)time(NULL) * 2654435761u ^ (uint64_t)getpid();
     seed |= !seed;
     printf("ARENA_SEED=%llu\n", (unsigned long long)seed);
     return seed;
@@ -64,6 +67,9 @@ static inline uint64_t random_next(uint64_t *state)
     return *state;
 }
 
-static inline uint64_t random_below(uint64_t *state, uint64_t n) { return random_next(state) % n; }
+static inline uint64_t random_below(uint64_t *state, uint64_t n)
+{
+    return random_next(state) % n;
+}
 
 #endif

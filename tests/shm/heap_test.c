@@ -1,7 +1,8 @@
 /* shm/heap: the geometry of the regions, and what is refused of a header that came from outside.
  *
- * Goal: the parts of a region never overlap or reach beyond it, for any size; and a header of which any one field is
- * wrong is refused with a reason. Method: many sizes; then each field of a good header set to wrong values in turn.
+ * Goal: the parts of a region never overlap or reach beyond it, for any size; and a header of which
+ * any one field is wrong is refused with a reason. Method: many sizes; then each field of a good
+ * header set to wrong values in turn.
  */
 #include "tests/shm/fixture.h"
 
@@ -13,11 +14,13 @@ static void check_geometry(uint64_t heap_max, uint32_t root_slots)
 {
     struct geometry g;
     assert_int_equal(geometry_init(&g, heap_max, root_slots), 0);
-    assert_true(g.heap_bytes >= heap_max && g.heap_bytes - heap_max < HEAP_MIN && g.heap_bytes % HEAP_MIN == 0);
+    assert_true(g.heap_bytes >= heap_max && g.heap_bytes - heap_max < HEAP_MIN &&
+                g.heap_bytes % HEAP_MIN == 0);
     assert_int_equal(g.page_count, g.heap_bytes / PAGE_SIZE);
     assert_true(g.tags_at >= sizeof(struct map_header));
     assert_true(g.gens_at >= g.tags_at + TAG_COUNT * sizeof(struct tag));
-    assert_true(g.roots_at >= g.gens_at + ROOT_GENS * sizeof(uint32_t) + (root_slots + ROOT_BLOCK - 1) / ROOT_BLOCK / 8);
+    assert_true(g.roots_at >= g.gens_at + ROOT_GENS * sizeof(uint32_t) +
+                                  (root_slots + ROOT_BLOCK - 1) / ROOT_BLOCK / 8);
     assert_true(g.pages_at >= g.roots_at + (uint64_t)root_slots * sizeof(struct root));
     assert_true(g.spans_at >= g.pages_at + g.page_count * sizeof(uint64_t));
     assert_true(g.map_bytes >= g.spans_at + g.page_count * sizeof(struct span));
@@ -27,7 +30,8 @@ static void check_geometry(uint64_t heap_max, uint32_t root_slots)
     assert_true(g.unit_count <= UINT32_MAX); /* a page entry has 32 bits for it */
     /* a word an object, for every class from 8 bytes on: a heap full of them runs out of neither */
     for (unsigned c = 4; c < SPAN_CLASS_COUNT && heap_max <= HEAP_MAX / 2; c += 2)
-        assert_true(g.page_count / class_table[c].pages * ((class_table[c].objects + UNIT_WORDS - 1u) / UNIT_WORDS) <=
+        assert_true(g.page_count / class_table[c].pages *
+                        ((class_table[c].objects + UNIT_WORDS - 1u) / UNIT_WORDS) <=
                     g.unit_count);
 }
 
@@ -86,7 +90,9 @@ static void the_page_entry_holds_its_three_numbers_at_their_limits(void **state)
     assert_true(PAGE_COLD != PAGE_WARM);
 }
 
-/* ---- headers ------------------------------------------------------------------------------------------------------- */
+/* ---- headers
+ * -------------------------------------------------------------------------------------------------------
+ */
 
 static int check(const struct fixture *f, const struct map_header *header, const char **ret_why)
 {
@@ -104,7 +110,8 @@ static void a_formatted_header_is_accepted_with_its_geometry(void **state)
     fixture_init(&f, 100 << 20, 128);
     assert_int_equal(heap_check_header(f.h.header, f.g.map_bytes, f.g.state_bytes, &g, &why), 0);
     assert_memory_equal(&g, &f.g, sizeof g);
-    assert_int_equal(heap_check_header(f.h.header, f.g.map_bytes + 4096, f.g.state_bytes + 1, &g, &why), 0);
+    assert_int_equal(
+        heap_check_header(f.h.header, f.g.map_bytes + 4096, f.g.state_bytes + 1, &g, &why), 0);
     assert_null(why);
     fixture_fini(&f);
 }
@@ -144,7 +151,8 @@ static void a_header_with_any_wrong_field_is_refused(void **state)
     REFUSE(page_count);
     REFUSE(unit_count);
     REFUSE(class_digest);
-    for (uint32_t slots = 0; slots <= 4096; slots += 256) { /* a few more or fewer need no other geometry */
+    for (uint32_t slots = 0; slots <= 4096;
+         slots += 256) { /* a few more or fewer need no other geometry */
         f.h.header->root_slots = slots;
         assert_int_equal(check(&f, f.h.header, &why), -EPROTO);
     }
@@ -162,12 +170,16 @@ static void regions_shorter_than_the_header_says_are_refused(void **state)
     const char *why = NULL;
     (void)state;
     fixture_init(&f, 100 << 20, 128);
-    assert_int_equal(heap_check_header(f.h.header, f.g.map_bytes - 1, f.g.state_bytes, &g, &why), -EPROTO);
+    assert_int_equal(heap_check_header(f.h.header, f.g.map_bytes - 1, f.g.state_bytes, &g, &why),
+                     -EPROTO);
     assert_non_null(why);
     why = NULL;
-    assert_int_equal(heap_check_header(f.h.header, f.g.map_bytes, f.g.state_bytes - 1, &g, &why), -EPROTO);
+    assert_int_equal(heap_check_header(f.h.header, f.g.map_bytes, f.g.state_bytes - 1, &g, &why),
+                     -EPROTO);
     assert_non_null(why);
-    assert_int_equal(heap_check_header(f.h.header, sizeof(struct map_header) - 1, f.g.state_bytes, &g, &why), -EPROTO);
+    assert_int_equal(
+        heap_check_header(f.h.header, sizeof(struct map_header) - 1, f.g.state_bytes, &g, &why),
+        -EPROTO);
     assert_int_equal(heap_check_header(f.h.header, 0, 0, &g, &why), -EPROTO);
     fixture_fini(&f);
 }

@@ -1,19 +1,24 @@
 /* shm/sizeclass: which class serves a request, and an object's index from its offset.
  *
- * Goal: every answer is right, for every input. Method: exhaustion: every request size, every offset in a span of every
- * class, every alignment. That the committed table is what its generator writes is tests/scripts/sizeclass_table.sh.
+ * Goal: every answer is right, for every input. Method: exhaustion: every request size, every
+ * offset in a span of every class, every alignment. That the committed table is what its generator
+ * writes is tests/scripts/sizeclass_table.sh.
  */
 #include "tests/shm/fixture.h"
 
 #include "shm/sizeclass.h"
 
-static uint32_t size_of(unsigned size_class, unsigned noscan) { return class_table[SPAN_CLASS(size_class, noscan)].size; }
+static uint32_t size_of(unsigned size_class, unsigned noscan)
+{
+    return class_table[SPAN_CLASS(size_class, noscan)].size;
+}
 
 static void classes_grow_and_scan_and_noscan_are_alike(void **state)
 {
     (void)state;
     for (unsigned c = 1; c < SIZE_CLASS_COUNT; c++) {
-        const struct class_info *scan = &class_table[SPAN_CLASS(c, 0)], *noscan = &class_table[SPAN_CLASS(c, 1)];
+        const struct class_info *scan = &class_table[SPAN_CLASS(c, 0)],
+                                *noscan = &class_table[SPAN_CLASS(c, 1)];
         assert_memory_equal(scan, noscan, sizeof *scan);
         assert_true(scan->size > size_of(c - 1, 0));
         assert_true(scan->size < 16 || scan->size % 16 == 0);
@@ -29,8 +34,10 @@ static void classes_that_do_not_exist_have_no_size(void **state)
     (void)state;
     for (unsigned c = 0; c < 256; c++)
         assert_int_equal(class_table[c].size != 0, c >= 2 && c < SPAN_CLASS_COUNT);
-    assert_false(CLASS_VALID(0) || CLASS_VALID(1) || CLASS_VALID(SPAN_CLASS_COUNT) || CLASS_VALID(CLASS_LARGE - 1));
-    assert_true(CLASS_VALID(CLASS_LARGE) && CLASS_VALID(CLASS_LARGE + 1) && CLASS_IS_LARGE(CLASS_LARGE));
+    assert_false(CLASS_VALID(0) || CLASS_VALID(1) || CLASS_VALID(SPAN_CLASS_COUNT) ||
+                 CLASS_VALID(CLASS_LARGE - 1));
+    assert_true(CLASS_VALID(CLASS_LARGE) && CLASS_VALID(CLASS_LARGE + 1) &&
+                CLASS_IS_LARGE(CLASS_LARGE));
 }
 
 static void every_power_of_two_has_a_class(void **state)
@@ -76,7 +83,8 @@ static void an_aligned_class_has_its_objects_at_multiples_of_the_alignment(void 
     for (unsigned noscan = 0; noscan < 2; noscan++)
         for (uint32_t align = 1; align <= PAGE_SIZE; align *= 2)
             for (uint32_t size = 0; size <= SMALL_MAX; size++) {
-                unsigned c = size_class_aligned(size, align, noscan), first = size_class_of(size ? size : 1, noscan);
+                unsigned c = size_class_aligned(size, align, noscan),
+                         first = size_class_of(size ? size : 1, noscan);
                 assert_true(c != 0 && c < SIZE_CLASS_COUNT); /* 32 KiB is a multiple of them all */
                 assert_true(size_of(c, noscan) >= size && size_of(c, noscan) % align == 0);
                 for (unsigned lower = first; lower < c; lower++)
@@ -96,7 +104,8 @@ static void large_objects_waste_at_most_an_eighth(void **state)
         assert_true(pages >= least && pages <= HEAP_MAX_SPAN);
         assert_true((pages - least) * 8 <= pages);
         assert_true(pages >= last);
-        assert_int_equal(large_pages((uint64_t)pages << PAGE_SHIFT), pages); /* what was freed serves the same again */
+        assert_int_equal(large_pages((uint64_t)pages << PAGE_SHIFT),
+                         pages); /* what was freed serves the same again */
         last = pages;
         size += size < 4 << 20 ? 1024 : size / 1021;
     }
