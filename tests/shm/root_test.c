@@ -28,9 +28,7 @@ static void names_of_1_to_63_bytes_without_control_characters_are_names(void **s
     assert_int_equal(root_name_check(NULL), -EINVAL);
 }
 
-/* ---- against a model
- * -----------------------------------------------------------------------------------------------
- */
+/* ---- against a model ------------------------------------------------------------------------ */
 
 enum { NAMES = 200 };
 
