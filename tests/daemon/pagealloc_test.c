@@ -36,7 +36,7 @@ static uint64_t random_below(uint64_t n)
     return random_next() % n;
 }
 
-/* ---- the model ------------------------------------------------------------------------------ */
+/* ---- the model ---------------------------------------------------------------------------- */
 
 static uint8_t *model; /* 1: free */
 
@@ -149,7 +149,7 @@ static void random_operations_give_what_a_plain_array_gives(void **state)
         run_against_model(counts[i], counts[i] < 5000 ? 40000 : 6000);
 }
 
-/* ---- searches ------------------------------------------------------------------------------- */
+/* ---- searches ----------------------------------------------------------------------------- */
 
 static void neighbours_that_are_freed_in_any_order_are_one_run(void **state)
 {
@@ -246,7 +246,7 @@ static void as_many_units_as_a_terabyte_has_are_no_trouble(void **state)
     pagealloc_fini(&p);
 }
 
-/* ---- what must be noticed ------------------------------------------------------------------- */
+/* ---- what must be noticed ----------------------------------------------------------------- */
 
 static void the_check_notices_each_kind_of_corruption(void **state)
 {

@@ -90,7 +90,7 @@ static void the_page_entry_holds_its_three_numbers_at_their_limits(void **state)
     assert_true(PAGE_COLD != PAGE_WARM);
 }
 
-/* ---- headers -------------------------------------------------------------------------------- */
+/* ---- headers ------------------------------------------------------------------------------ */
 
 static int check(const struct fixture *f, const struct map_header *header, const char **ret_why)
 {

@@ -28,7 +28,7 @@ static void names_of_1_to_63_bytes_without_control_characters_are_names(void **s
     assert_int_equal(root_name_check(NULL), -EINVAL);
 }
 
-/* ---- against a model ------------------------------------------------------------------------ */
+/* ---- against a model ---------------------------------------------------------------------- */
 
 enum { NAMES = 200 };
 
@@ -159,8 +159,7 @@ static void every_change_wakes_the_waiters_of_its_name(void **state)
     fixture_fini(&f);
 }
 
-/* ---- damage and death
- * ---------------------------------------------------------------------------------------------- */
+/* ---- damage and death --------------------------------------------------------------------- */
 
 static void an_update_cut_short_reads_as_eagain_until_it_is_repaired(void **state)
 {
@@ -205,8 +204,7 @@ static void the_check_notices_each_damage_of_a_slot(void **state)
     fixture_fini(&f);
 }
 
-/* ---- a writer against readers
- * ----------------------------------------------------------------------------------------- */
+/* ---- a writer against readers ------------------------------------------------------------- */
 
 enum { SLOTS = 16, STEADY = 4, RESTLESS = 12, UPDATES = 200000 };
 

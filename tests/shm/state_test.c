@@ -79,7 +79,7 @@ static void a_hint_stays_until_it_is_cleared_and_is_cleared_once(void **state)
     assert_true(hint_seen(&hint) && hint_clear(&hint) && hint == 0);
 }
 
-/* ---- races ---------------------------------------------------------------------------------- */
+/* ---- races -------------------------------------------------------------------------------- */
 
 enum { WORDS = 1 << 20, BLOCK = 16, ROUNDS = 4 };
 
