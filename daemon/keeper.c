@@ -41,7 +41,7 @@ static void default_signals(const sigset_t *mask)
 
 int keeper_run(const struct regions *regions, int listen_fd)
 {
-    enum { FAST_NS = 1000000000, FAST_MAX = 20 };
+    enum { FAST_NS = 1000000000, PAUSE_MAX_S = 5 };
     int fast = 0;
     (void)regions, (void)listen_fd; /* open here for as long as this process lives: that is its work */
     forward_signals();
@@ -73,9 +73,8 @@ int keeper_run(const struct regions *regions, int listen_fd)
         int64_t ns = (to.tv_sec - from.tv_sec) * 1000000000LL + to.tv_nsec - from.tv_nsec;
         fast = ns < FAST_NS ? fast + 1 : 0;
         log_event(LOG_LEVEL_WARNING, "restart", "pid=%d signal=%d kept=regions", (int)pid, WTERMSIG(status));
-        if (fast > FAST_MAX) {
-            log_event(LOG_LEVEL_ERROR, "give-up", "why=\"the daemon died %d times within a second of its start\"", fast);
-            exit(1);
-        }
+        /* never given up: that would lose the heap. One that crashes by itself at once is started ever more slowly */
+        if (fast > 3 && WTERMSIG(status) != SIGKILL)
+            sleep((unsigned)(fast - 3 < PAUSE_MAX_S ? fast - 3 : PAUSE_MAX_S));
     }
 }

@@ -101,7 +101,8 @@ static int out_write(void *data, const char *bytes, size_t count)
         out->full = true;
         return -1;
     }
-    memcpy(out->at, bytes, count);
+    if (count)
+        memcpy(out->at, bytes, count);
     out->at += count;
     return 0;
 }
@@ -265,9 +266,10 @@ static const char *decode_field(struct msg *m, const msgpack_object *o, const st
     case KIND_STR:
         if (o->type != MSGPACK_OBJECT_STR)
             return "is not a string";
-        if (o->via.str.size > f->most || memchr(o->via.str.ptr, 0, o->via.str.size))
+        if (o->via.str.size > f->most || (o->via.str.size && memchr(o->via.str.ptr, 0, o->via.str.size)))
             return "is too long or holds a NUL";
-        memcpy(at, o->via.str.ptr, o->via.str.size);
+        if (o->via.str.size) /* of an empty string msgpack has no pointer */
+            memcpy(at, o->via.str.ptr, o->via.str.size);
         at[o->via.str.size] = 0;
         return NULL;
     case KIND_BIN:
