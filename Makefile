@@ -12,8 +12,8 @@ PREFIX      ?= /usr
 DESTDIR     ?=
 LIBDIR      ?= $(PREFIX)/lib/$(shell $(CC) -print-multiarch 2>/dev/null)
 SANITIZE    ?=
-B           := build$(if $(SANITIZE),-$(subst $(comma),-,$(SANITIZE)))
 comma       := ,
+B           := build$(if $(SANITIZE),-$(subst $(comma),-,$(SANITIZE)))
 
 WARN        := -Wall -Wextra -Wshadow -Wundef -Wstrict-prototypes -Wmissing-prototypes
 CPPFLAGS    += -I. -D_GNU_SOURCE -DARENA_VERSION='"$(VERSION)"'
