@@ -90,13 +90,30 @@ $(E2E_TESTS): $(B)/tests/%: $(B)/obj/tests/%.o $(HARNESS_OBJ) $(SHM_OBJ) $(PROTO
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -pthread -o $@ $(filter %.o,$^) -L$(B) -larena -Wl,-rpath,'$$ORIGIN/../..' $(LIB_LIBS) $(TEST_LIBS)
 
-.PHONY: tests
-tests: $(UNIT_TESTS) $(E2E_TESTS) $(EXAMPLES) all
+# tests/fuzz/X_fuzz.c: a target; `make test` replays its kept corpus, `make fuzz` looks for more
+REPLAYS     := $(patsubst tests/fuzz/%_fuzz.c,$(B)/tests/fuzz/%_replay,$(wildcard tests/fuzz/*_fuzz.c))
+$(B)/tests/fuzz/%_replay: $(B)/obj/tests/fuzz/%_fuzz.o $(B)/obj/tests/fuzz/replay.o $(PROTO_OBJ)
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS) -pthread -o $@ $^ $(LIB_LIBS)
+
+# tests/explore/X_test.c: with the hooks of the explorer in place of shm/atomic.h, and never with a sanitizer (stacks are
+# copied and switched)
+EXPLORERS   := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/explore/*_test.c))
+EXPLORE_OBJ := $(patsubst %.c,$(B)/explore/%.o,tests/explore/explore.c $(SHM_SRC))
+$(B)/explore/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) -DARENA_EXPLORE -std=gnu11 $(WARN) -fno-strict-aliasing -O1 -g -MMD -MP -c -o $@ $<
+$(B)/tests/explore/%_test: $(B)/explore/tests/explore/%_test.o $(EXPLORE_OBJ)
+	@mkdir -p $(@D)
+	$(CC) -o $@ $^ $(TEST_LIBS)
 
 EXAMPLES    := $(patsubst client/examples/%.c,$(B)/examples/%,$(wildcard client/examples/*.c))
 $(B)/examples/%: client/examples/%.c $(B)/libarena.so
 	@mkdir -p $(@D)
 	$(CC) -std=gnu11 $(WARN) $(CFLAGS) -D_GNU_SOURCE -Iclient $(LDFLAGS) -pthread -o $@ $< -L$(B) -larena -Wl,-rpath,'$$ORIGIN/..'
+
+.PHONY: tests
+tests: $(UNIT_TESTS) $(E2E_TESTS) $(REPLAYS) $(EXPLORERS) $(EXAMPLES) all
 
 .PHONY: demo demo-run
 demo: ## the main job on real input: DIR= WORKERS=
@@ -128,7 +145,26 @@ test: ## what CI runs: build, unit, end-to-end and crash tests
 	@$(MAKE) --no-print-directory deps
 	@$(MAKE) --no-print-directory test-run
 test-run: tests
-	@ARENA_BUILD=$(B) tests/run $(E2E_TESTS) $(UNIT_TESTS) $(wildcard tests/scripts/*.sh)
+	@ARENA_BUILD=$(B) tests/run $(E2E_TESTS) $(EXPLORERS) $(UNIT_TESTS) $(REPLAYS) $(wildcard tests/scripts/*.sh)
+
+FUZZ_SECONDS ?= 60
+.PHONY: fuzz
+fuzz: ## libFuzzer on every target: FUZZ_SECONDS= each (clang)
+	@mkdir -p $(B)/fuzz
+	@for target in $(patsubst tests/fuzz/%_fuzz.c,%,$(wildcard tests/fuzz/*_fuzz.c)); do \
+	    clang $(CPPFLAGS) -std=gnu11 $(WARN) -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
+	        -o $(B)/fuzz/$$target tests/fuzz/$${target}_fuzz.c $(PROTO_SRC) $(LIB_LIBS) && \
+	    mkdir -p $(B)/fuzz/corpus-$$target && \
+	    $(B)/fuzz/$$target -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -print_final_stats=1 \
+	        -artifact_prefix=$(B)/fuzz/$$target- $(B)/fuzz/corpus-$$target tests/fuzz/corpus/$$target || exit 1; done
+
+# ---- generated ---------------------------------------------------------------------------------
+
+.PHONY: sizeclasses
+sizeclasses: ## write shm/sizeclass_table.h anew, after a change of its generator
+	@mkdir -p $(B)/gen
+	$(CC) -O1 -o $(B)/gen/mksizeclasses shm/gen/mksizeclasses.c
+	$(B)/gen/mksizeclasses >$(B)/gen/sizeclass_table.h && mv $(B)/gen/sizeclass_table.h shm/sizeclass_table.h
 
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
 

@@ -1,0 +1,35 @@
+/* Bytes as a packet: decoded or refused, and what is decoded encodes to a packet that decodes to
+ * the same. */
+#include "tests/fuzz/fuzz.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "proto/msg.h"
+#include "shm/assert.h"
+
+static struct msg first, second;
+static uint8_t again[MSG_MAX], last[MSG_MAX];
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    char why[MSG_TEXT_MAX + 1] = "";
+    memset(&first, 0x5a, sizeof first);
+    uint8_t *packet = malloc(size ? size : 1); /* of its own size: a read behind it is noticed */
+    ASSERT(packet);
+    memcpy(packet, data, size);
+    int rc = msg_decode(&first, packet, size, why);
+    if (rc < 0) {
+        ASSERT(why[0] && strlen(why) <= MSG_TEXT_MAX);
+    } else {
+        int bytes = msg_encode(&first, again, sizeof again);
+        ASSERT(bytes > 0);
+        ASSERT(msg_decode(&second, again, (size_t)bytes, why) == 0);
+        ASSERT(msg_encode(&second, last, sizeof last) == bytes);
+        ASSERT(memcmp(again, last, (size_t)bytes) == 0);
+    }
+    for (unsigned depth = 0; depth < 4; depth++)
+        msg_precheck(packet, size, depth);
+    free(packet);
+    return 0;
+}
