@@ -344,12 +344,15 @@ void lease_flush(struct arena *a, unsigned span_class, const struct slot *slots,
     pthread_mutex_lock(&c->lock);
     for (uint32_t i = 0; i < count; i++) {
         uint64_t page = (uint64_t)((uint8_t *)slots[i].object - a->base) >> PAGE_SHIFT;
+        uint32_t first = (uint32_t)page - page_entry_index(load_relaxed(&a->pages[page]));
+        struct lease *l = &a->leases[first];
+        /* looked at before: once the word is FREE and the span is not leased here, it may be cut into another class's
+         * and granted to another thread, and then the lease is not this lock's */
+        bool leased = l->list != LEASE_NONE && l->span_class == span_class;
         if (!word_flush(slots[i].word, cached))
             continue; /* freed twice, or torn away: nobody's to give */
         hint_set(&a->heap.hints[page]); /* always: skipping it when it is set could lose one */
-        uint32_t first = (uint32_t)page - page_entry_index(load_relaxed(&a->pages[page]));
-        struct lease *l = &a->leases[first];
-        if (l->list == LEASE_NONE) {
+        if (!leased) {
             fetch_add_relaxed(&a->keep.missed_bytes, info->size);
             continue;
         }
