@@ -72,21 +72,37 @@ static bool word_is_shared(const struct arena *a, uint16_t word)
     return word == WORD_SHARED || (word_is_owned(word) && tag_is_committed(&a->heap, word_tag(word)));
 }
 
+enum standing { STANDS_MINE, STANDS_SHARED, STANDS_OTHERWISE };
+
+/* Whose a word is, and what was seen of it. Between the looks at word and tag a committed transaction may be settled, and
+ * its tag run again: the word is SHARED by then. So before it is called another's, it is looked at again. */
+static enum standing word_standing(const struct arena *a, const uint16_t *word, uint16_t *ret_seen)
+{
+    for (;;) {
+        uint16_t seen = *ret_seen = load_relaxed(word);
+        if (word_is_mine(a, seen))
+            return STANDS_MINE;
+        if (word_is_shared(a, seen))
+            return STANDS_SHARED;
+        if (load_relaxed(word) == seen)
+            return STANDS_OTHERWISE;
+    }
+}
+
 /* The word of a freed object becomes CACHED by this client; false: it was a bad free, reported. */
 static bool free_word(struct arena *a, const void *p, uint16_t *word)
 {
-    uint16_t cached = WORD_CACHED(a->tag);
+    uint16_t cached = WORD_CACHED(a->tag), seen;
     for (;;) {
-        uint16_t seen = load_relaxed(word);
+        if (word_standing(a, word, &seen) == STANDS_OTHERWISE) {
+            report_word(a, p, seen);
+            return false;
+        }
         if (seen == WORD_OWNED(a->tag)) {
             store_relaxed(word, cached); /* mine: a plain store */
             return true;
         }
-        if (!word_is_mine(a, seen) && !word_is_shared(a, seen)) { /* a transaction's may be committed any moment: CAS */
-            report_word(a, p, seen);
-            return false;
-        }
-        if (word_swap(word, seen, cached)) /* else look again */
+        if (word_swap(word, seen, cached)) /* a transaction's may be committed any moment: CAS; else look again */
             return true;
     }
 }
@@ -119,8 +135,9 @@ PUBLIC int arena_publish(arena_t *a, void *p)
     struct object object;
     if (!p || !object_at(a, p, &object, false) || (!tls_mcaches[a->index] && !mcache_get(a)))
         return -EINVAL;
-    uint16_t seen = load_relaxed(object.word);
-    if (word_is_mine(a, seen)) {
+    uint16_t seen;
+    enum standing standing = word_standing(a, object.word, &seen);
+    if (standing == STANDS_MINE) {
         if (seen == WORD_OWNED(a->tag))
             store_release(object.word, WORD_SHARED); /* [PB1] what the object holds, to whoever swaps it from SHARED */
         else
@@ -129,7 +146,7 @@ PUBLIC int arena_publish(arena_t *a, void *p)
             large_published(a, object.first);
         return 0;
     }
-    if (word_is_shared(a, seen))
+    if (standing == STANDS_SHARED)
         return 0;
     return word_is_owned(seen) ? -EBUSY : -EINVAL;
 }
@@ -140,8 +157,8 @@ PUBLIC int arena_claim(arena_t *a, void *p)
     if (!p || !object_at(a, p, &object, false) || (!tls_mcaches[a->index] && !mcache_get(a)))
         return -EINVAL;
     for (;;) {
-        uint16_t seen = load_relaxed(object.word);
-        if (!word_is_shared(a, seen))
+        uint16_t seen;
+        if (word_standing(a, object.word, &seen) != STANDS_SHARED)
             return word_is_owned(seen) ? -EBUSY : -EINVAL;
         if (word_swap(object.word, seen, WORD_OWNED(a->tag))) /* [PB1] */
             return 0;
@@ -210,9 +227,10 @@ PUBLIC void *arena_realloc(arena_t *a, void *p, size_t size)
     errno = EINVAL;
     if (!object_at(a, p, &object, true))
         return NULL;
-    uint16_t seen = load_relaxed(object.word);
-    bool mine = word_is_mine(a, seen);
-    if (!mine && !word_is_shared(a, seen)) {
+    uint16_t seen;
+    enum standing standing = word_standing(a, object.word, &seen);
+    bool mine = standing == STANDS_MINE;
+    if (standing == STANDS_OTHERWISE) {
         report_word(a, p, seen);
         errno = EINVAL;
         return NULL;
