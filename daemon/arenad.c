@@ -272,7 +272,7 @@ int main(int argc, char **argv)
             unlink(config.socket);
         return 1;
     }
-    if (managed && !server.regions.directory && store_regions(&server.regions) <= 0)
+    if (managed && !kept && !server.regions.directory && store_regions(&server.regions) <= 0)
         log_event(LOG_LEVEL_WARNING, "fdstore", "result=refused advice=\"set FileDescriptorStoreMax: without it a crash "
                   "loses the heap\"");
     if (!config.foreground)

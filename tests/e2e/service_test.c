@@ -1,0 +1,181 @@
+/* Goal: the daemon does its part of the protocol with a service manager: readiness, status, watchdog, stopping, reload, a
+ * listening socket that is handed over, the descriptor store. Method: this test is the service manager: a datagram socket
+ * in NOTIFY_SOCKET, descriptors from number 3 on. */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "tests/e2e/harness.h"
+
+static char dir[64];
+static int notify_fd, stored[8], stored_count;
+static char stored_names[8][16];
+
+static int bind_socket(const char *name, int type)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, type, 0);
+    snprintf(address.sun_path, sizeof address.sun_path, "%s/%s", dir, name);
+    unlink(address.sun_path);
+    assert_int_equal(bind(fd, (struct sockaddr *)&address, sizeof address), 0);
+    if (type == SOCK_SEQPACKET)
+        assert_int_equal(listen(fd, 16), 0);
+    return fd;
+}
+
+static int setup(void **state)
+{
+    (void)state;
+    strcpy(dir, "/tmp/arena-service-XXXXXX");
+    assert_non_null(mkdtemp(dir));
+    notify_fd = bind_socket("notify", SOCK_DGRAM);
+    stored_count = 0;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    char out[64];
+    (void)state;
+    close(notify_fd);
+    for (int i = 0; i < stored_count; i++)
+        close(stored[i]);
+    run(out, sizeof out, "rm -rf %s", dir);
+    return 0;
+}
+
+static void store(const char *text, int fd)
+{
+    const char *name = strstr(text, "FDNAME=");
+    if (!strstr(text, "FDSTORE=1") || !name) { /* BARRIER=1: closing it answers */
+        close(fd);
+        return;
+    }
+    snprintf(stored_names[stored_count], sizeof stored_names[0], "%.*s", (int)strcspn(name + 7, "\n"), name + 7);
+    stored[stored_count++] = fd;
+}
+
+/* Receives notices until one holds `what`; descriptors are stored as a manager does. */
+static void await_notice(const char *what)
+{
+    for (;;) {
+        char text[4096], control[256];
+        struct iovec iov = {text, sizeof text - 1};
+        struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+        ssize_t n = recvmsg(notify_fd, &msg, MSG_CMSG_CLOEXEC);
+        assert_true(n >= 0);
+        text[n] = 0;
+        struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
+        if (c && c->cmsg_type == SCM_RIGHTS) {
+            int fd;
+            memcpy(&fd, CMSG_DATA(c), sizeof fd);
+            store(text, fd);
+        }
+        if (strstr(text, what))
+            return;
+    }
+}
+
+/* Starts the daemon as a manager would: descriptors from 3 on, with names. */
+static pid_t start_service(int listen_fd, const char *watchdog_us)
+{
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid)
+        return pid;
+    char names[128] = "listen", count[16], self[16], path[128];
+    int fds[9] = {fcntl(listen_fd, F_DUPFD, 100)};
+    for (int i = 0; i < stored_count; i++) {
+        fds[i + 1] = fcntl(stored[i], F_DUPFD, 100);
+        strcat(strcat(names, ":"), stored_names[i]);
+    }
+    for (int i = 0; i <= stored_count; i++)
+        dup2(fds[i], 3 + i);
+    for (int fd = 4 + stored_count; fd < 256; fd++)
+        close(fd);
+    snprintf(path, sizeof path, "%s/notify", dir);
+    snprintf(count, sizeof count, "%d", stored_count + 1);
+    snprintf(self, sizeof self, "%d", (int)getpid());
+    setenv("NOTIFY_SOCKET", path, 1);
+    setenv("LISTEN_FDS", count, 1);
+    setenv("LISTEN_PID", self, 1);
+    setenv("LISTEN_FDNAMES", names, 1);
+    if (watchdog_us)
+        setenv("WATCHDOG_USEC", watchdog_us, 1);
+    snprintf(path, sizeof path, "%s/log", dir);
+    dup2(open(path, O_WRONLY | O_CREAT | O_APPEND, 0600), 2);
+    execl(getenv("ARENA_BUILD") ? strcat(strcpy(path, getenv("ARENA_BUILD")), "/arenad") : "build/arenad", "arenad",
+          "--foreground", "--max", "64M", (char *)NULL);
+    _exit(127);
+}
+
+static void it_says_ready_status_watchdog_reload_and_stopping(void **state)
+{
+    (void)state;
+    int listen_fd = bind_socket("s", SOCK_SEQPACKET);
+    pid_t pid = start_service(listen_fd, "200000");
+    await_notice("READY=1");
+    await_notice("STATUS=");
+    await_notice("WATCHDOG=1");
+    kill(pid, SIGHUP);
+    await_notice("RELOADING=1");
+    await_notice("READY=1");
+    kill(pid, SIGTERM);
+    await_notice("STOPPING=1");
+    assert_int_equal(reap(pid), 0);
+    close(listen_fd);
+}
+
+static void the_descriptor_store_brings_the_heap_back_after_kill_9(void **state)
+{
+    char path[128];
+    arena_t *a;
+    arena_ref_t ref;
+    (void)state;
+    int listen_fd = bind_socket("s", SOCK_SEQPACKET);
+    pid_t pid = start_service(listen_fd, NULL);
+    await_notice("READY=1");
+    assert_int_equal(stored_count, 3); /* heap, map, state: before it was ready */
+    snprintf(path, sizeof path, "%s/s", dir);
+    assert_int_equal(arena_open(&a, path, NULL), 0);
+    char *p = arena_alloc(a, 100), *own = arena_alloc(a, 100);
+    strcpy(p, "kept");
+    strcpy(own, "own");
+    assert_int_equal(arena_publish(a, p), 0);
+    assert_int_equal(arena_root_set(a, "kept", arena_ref(a, p)), 0);
+    for (int i = 0; i < 5; i++) {
+        kill(pid, SIGKILL);
+        assert_int_equal(reap(pid), 128 + SIGKILL);
+        pid = start_service(listen_fd, NULL);
+        if (!arena_alloc(a, 50000))
+            fail_msg("%s", strerror(errno)); /* waits in the socket's queue, then resumes */
+        assert_int_equal(arena_root_get(a, "kept", &ref), 0);
+        assert_string_equal((char *)arena_ptr(a, ref), "kept");
+        assert_string_equal(own, "own");
+        await_notice("READY=1");
+    }
+    struct arena_stats stats = {.size = sizeof stats};
+    assert_int_equal(arena_stats(a, &stats), 0);
+    assert_int_equal(stats.epoch, 6);
+    assert_int_equal(stats.objects_owned, 6);
+    arena_close(a);
+    kill(pid, SIGTERM);
+    await_notice("STOPPING=1");
+    assert_int_equal(reap(pid), 0);
+    close(listen_fd);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(it_says_ready_status_watchdog_reload_and_stopping, setup, teardown),
+        cmocka_unit_test_setup_teardown(the_descriptor_store_brings_the_heap_back_after_kill_9, setup, teardown),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
