@@ -47,20 +47,26 @@ struct slot {
     uint16_t *word; /* its state word: saves the pop every look-up */
 };
 
-/* A LIFO array of free objects of one span class. sync: its thread */
+/* A LIFO array of free objects of one span class, [base, top) of [base, limit). Below base stands a sentinel whose word is
+ * never CACHED: a pop that finds the magazine empty meets it, so that one comparison tells both an empty magazine and a
+ * stale entry. What a free needs to know of the class stands beside it, in the same cache line. sync: its thread */
 struct magazine {
-    uint32_t count, capacity;
-    struct slot *slots;
+    struct slot *top, *limit, *base;
+    uint32_t magic;   /* of the class, see class_info: constant; 0: no small objects */
+    uint32_t objects; /* of a span: constant */
 };
+
+#define NO_WORD 0x10000u /* no state word is equal to it */
 
 struct transaction;
 
 /* In the client's mcache segment, 32 MiB of addresses a thread. sync: its thread, but for `trim` */
 struct mcache {
+    uint32_t expect;        /* what the word of an entry must be for the fast path: CACHED(tag); NO_WORD while every
+                               allocation has more to do, as in a transaction with its log */
+    uint32_t own;           /* OWNED(tag) */
     uint16_t cached;        /* CACHED(tag) */
-    uint16_t own;           /* OWNED(tag) */
     uint16_t owned;         /* what an allocation stores: OWNED(tag), or OWNED(x) in a transaction */
-    uint16_t special;       /* an allocation has more to do: a transaction's log */
     uint32_t number;        /* of the slot in the segment */
     uint32_t trim_seen;
     struct arena *arena;
@@ -70,8 +76,11 @@ struct mcache {
     uint32_t pad;
     uint64_t used_serial[4];/* classes that refilled or flushed since the cursor passed them: a bit each */
     struct mcache *next_free;
-    struct magazine magazines[256];
+    struct magazine magazines[256] __attribute__((aligned(64)));
 };
+
+static inline uint32_t magazine_count(const struct magazine *m) { return (uint32_t)(m->top - m->base); }
+static inline uint32_t magazine_capacity(const struct magazine *m) { return (uint32_t)(m->limit - m->base); }
 
 /* ---- the process's leases --------------------------------------------------------------------------------------------- */
 
@@ -134,7 +143,8 @@ struct arena {
     uint64_t heap_bytes;
     const uint64_t *pages;
     uint16_t *words;
-    uint32_t index; /* in tls_mcaches */
+    uint64_t tls_at; /* where this heap's entry of tls_mcaches is, from the thread pointer */
+    uint32_t index;  /* in tls_mcaches */
     uint16_t tag;
     bool read_only, same_address;
     struct heap heap;
@@ -164,7 +174,45 @@ struct arena {
     void *on_error_context;
 };
 
+static inline char *thread_pointer(void)
+{
+#ifdef __SEG_FS
+    return *(char *__seg_fs *)0; /* x86-64: the first word of the thread's block is its own address */
+#else
+    return NULL;
+#endif
+}
+
+/* This thread's mcaches, by heap; no_mcache where it has none yet: every fast path fails in that one. */
 extern __thread struct mcache *tls_mcaches[HEAPS_MAX];
+extern struct mcache no_mcache;
+
+static inline struct mcache *mcache_of(const struct arena *a)
+{
+#ifdef __SEG_FS
+    return *(struct mcache *__seg_fs *)a->tls_at; /* one load: the same offset in all threads (initial-exec TLS) */
+#else
+    return tls_mcaches[a->index];
+#endif
+}
+
+/* The state word of the small object that begins at offset `at`, and the magazine of its class; false: something else is
+ * there, or nothing. One multiplication tells the index and whether it is exact: as in class_exact(). */
+static inline bool word_of_small(const struct arena *a, struct mcache *mc, uint64_t at, uint16_t **ret_word,
+                                 struct magazine **ret_m)
+{
+    if (unlikely(at >= a->heap_bytes))
+        return false;
+    uint64_t entry = load_relaxed(&a->pages[at >> PAGE_SHIFT]);
+    struct magazine *m = &mc->magazines[page_entry_class(entry)];
+    uint64_t in_span = ((uint64_t)page_entry_index(entry) << PAGE_SHIFT) + (at & (PAGE_SIZE - 1));
+    uint64_t product = in_span * m->magic, index = product >> 32;
+    if (unlikely((uint32_t)product >= m->magic || index >= m->objects))
+        return false;
+    *ret_m = m;
+    *ret_word = a->words + (uint64_t)page_entry_unit(entry) * UNIT_WORDS + index;
+    return true;
+}
 
 /* open.c */
 int arena_attach(struct arena *a, int fd); /* HELLO as a new client: tag and mcache segment */
@@ -180,7 +228,7 @@ extern pthread_mutex_t registry_lock;
 /* mcache.c */
 void mcache_init(struct mcache *mc, struct arena *a, uint32_t number);
 void mcache_flush_all(struct mcache *mc);
-int mcache_push(struct mcache *mc, unsigned span_class, void *object, uint16_t *word); /* its word is CACHED already */
+void mcache_push(struct mcache *mc, unsigned span_class, void *object, uint16_t *word); /* its word is CACHED already */
 void *alloc_class(struct mcache *mc, unsigned span_class, unsigned flags, size_t size);
 
 /* lease.c */
@@ -220,6 +268,6 @@ bool tx_is_mine(const struct arena *a, unsigned tag);
 
 /* object.c */
 void bad_free(struct arena *a, const void *p, int error, const char *format, ...) __attribute__((format(printf, 4, 5)));
-int free_slow(struct arena *a, struct mcache *mc, void *p);
+int free_slow(struct arena *a, void *p);
 
 #endif

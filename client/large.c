@@ -142,10 +142,8 @@ static int obtain(struct arena *a, bool noscan, uint64_t pages, uint64_t align, 
     }
     int rc = ask_daemon(a, CLASS_LARGE | noscan, pages, align, &first);
     if (rc == -ENOMEM || rc == -EDQUOT) { /* what this process hoards may be what is missing */
-        struct mcache *mc = tls_mcaches[a->index];
         large_release_all(a);
-        if (mc)
-            mcache_flush_all(mc);
+        mcache_flush_all(mcache_of(a));
         lease_release_all(a);
         rc = ask_daemon(a, CLASS_LARGE | noscan, pages, align, &first);
     }
@@ -183,7 +181,7 @@ void *large_alloc(struct arena *a, struct mcache *mc, size_t size, size_t alignm
     word_own(word, mc->cached, flags & ARENA_SHARED ? WORD_SHARED : mc->owned);
     if (flags & ARENA_SHARED)
         large_published(a, first);
-    else if (mc->special)
+    else if (mc->tx)
         tx_log(mc, object, word);
     return object;
 }

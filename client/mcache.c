@@ -1,9 +1,14 @@
 /* The mcache: a thread's magazines, and the fast paths of alloc and free over them.
  *
  * A magazine is a LIFO array of {object, state word}. Each entry's word is CACHED by this client; a pop looks at the word
- * first, and drops an entry whose word says otherwise. Orders within one thread: alloc stores the word, then the count;
- * free stores the word, then slot and count. So at any instruction an object is in a magazine, or allocated, or CACHED
+ * first, and drops an entry whose word says otherwise. Orders within one thread: alloc stores the word, then the top;
+ * free stores the word, then slot and top. So at any instruction an object is in a magazine, or allocated, or CACHED
  * and in none: then it is lost to this process until it dies, and never handed out twice.
+ *
+ * The fast paths have one branch for whatever is out of the ordinary. alloc: the word of the top entry is not what
+ * `expect` says - the magazine is empty (the sentinel), the entry is stale, a transaction is open, or this thread has no
+ * mcache yet (no_mcache). free: no small object begins here, its word is not OWNED by this client, or the magazine is
+ * full. The slow paths find out which.
  *
  * Capacities adapt: a magazine that runs empty or full grows, within MCACHE_BUDGET bytes for all of a thread's; when that
  * is used up it takes from one that was not used lately.
@@ -12,9 +17,20 @@
 
 #include "client/client.h"
 
-__thread struct mcache *tls_mcaches[HEAPS_MAX];
+/* ---- no mcache, and the sentinel ------------------------------------------------------------------------------------ */
 
-/* ---- capacities ------------------------------------------------------------------------------------------------------------- */
+static uint16_t sentinel_word = WORD_SHARED; /* never stored to: no `expect` is equal to it */
+static struct slot sentinel[2] = {{NULL, &sentinel_word}, {NULL, NULL}};
+
+struct mcache no_mcache = {
+    .expect = NO_WORD,
+    .own = NO_WORD,
+    .magazines = {[0 ... 255] = {sentinel + 1, sentinel + 1, sentinel + 1, 0, 0}},
+};
+
+__thread struct mcache *tls_mcaches[HEAPS_MAX] = {[0 ... HEAPS_MAX - 1] = &no_mcache};
+
+/* ---- capacities ------------------------------------------------------------------------------------------------------ */
 
 static uint32_t capacity_max(unsigned span_class)
 {
@@ -29,18 +45,26 @@ static uint32_t capacity_first(unsigned span_class)
     return size <= 512 ? 16 : size <= 4096 ? 4 : 2;
 }
 
+/* Where the slots of a class begin in an mcache, its sentinel first. Nothing is written there before its first use. */
+static struct slot *slots_of(struct mcache *mc, unsigned span_class)
+{
+    uint64_t at = (sizeof *mc + 4095) & ~4095ULL;
+    for (unsigned c = 2; c < span_class; c++)
+        at += (capacity_max(c) + 1) * sizeof(struct slot);
+    return (struct slot *)(void *)((uint8_t *)mc + at);
+}
+
 void mcache_init(struct mcache *mc, struct arena *a, uint32_t number)
 {
-    memset(mc, 0, sizeof *mc);
+    memcpy(mc, &no_mcache, sizeof *mc);
     mc->number = number;
     mc->arena = a;
-    mc->cached = WORD_CACHED(a->tag);
+    mc->expect = mc->cached = WORD_CACHED(a->tag);
     mc->own = mc->owned = WORD_OWNED(a->tag);
     mc->trim_seen = load_relaxed(&a->trim_serial);
-    uint8_t *at = (uint8_t *)mc + ((sizeof *mc + 4095) & ~4095ULL);
     for (unsigned c = 2; c < SPAN_CLASS_COUNT; c++) {
-        mc->magazines[c].slots = (struct slot *)(void *)at;
-        at += capacity_max(c) * sizeof(struct slot);
+        mc->magazines[c].magic = class_table[c].magic;
+        mc->magazines[c].objects = class_table[c].objects;
     }
 }
 
@@ -48,21 +72,33 @@ static void mark_used(struct mcache *mc, unsigned span_class) { mc->used_serial[
 
 static void give_back(struct mcache *mc, unsigned span_class, uint32_t keep);
 
+static void set_capacity(struct mcache *mc, unsigned span_class, uint32_t capacity)
+{
+    struct magazine *m = &mc->magazines[span_class];
+    int64_t more = (int64_t)capacity - magazine_capacity(m);
+    if (m->base == sentinel + 1) {
+        struct slot *slots = slots_of(mc, span_class);
+        slots[0] = sentinel[0];
+        m->base = m->top = slots + 1;
+    }
+    m->limit = m->base + capacity;
+    mc->budget_used += (uint64_t)(more * class_table[span_class].size);
+}
+
 /* Halves magazines that were not used since the cursor last passed them, until `bytes` fit. */
 static bool steal(struct mcache *mc, uint64_t bytes)
 {
     for (unsigned n = 0; n < SPAN_CLASS_COUNT && mc->budget_used + bytes > MCACHE_BUDGET; n++) {
         unsigned c = mc->steal_cursor = mc->steal_cursor + 1 < SPAN_CLASS_COUNT ? mc->steal_cursor + 1 : 2;
         struct magazine *m = &mc->magazines[c];
+        uint32_t capacity = magazine_capacity(m);
         bool used = mc->used_serial[c / 64] >> c % 64 & 1;
         mc->used_serial[c / 64] &= ~(1ULL << c % 64);
-        if (used || m->capacity <= capacity_first(c))
+        if (used || capacity <= capacity_first(c))
             continue;
-        uint32_t capacity = m->capacity / 2;
-        if (m->count > capacity)
-            give_back(mc, c, capacity);
-        mc->budget_used -= (uint64_t)(m->capacity - capacity) * class_table[c].size;
-        m->capacity = capacity;
+        if (magazine_count(m) > capacity / 2)
+            give_back(mc, c, capacity / 2);
+        set_capacity(mc, c, capacity / 2);
     }
     return mc->budget_used + bytes <= MCACHE_BUDGET;
 }
@@ -70,21 +106,18 @@ static bool steal(struct mcache *mc, uint64_t bytes)
 /* Doubles a magazine's capacity if it may. */
 static bool grow(struct mcache *mc, unsigned span_class)
 {
-    struct magazine *m = &mc->magazines[span_class];
-    uint32_t most = capacity_max(span_class), capacity = m->capacity ? m->capacity * 2 : capacity_first(span_class);
+    uint32_t now = magazine_capacity(&mc->magazines[span_class]), most = capacity_max(span_class);
+    uint32_t capacity = now ? now * 2 : capacity_first(span_class);
     if (capacity > most)
         capacity = most;
-    uint64_t bytes = (uint64_t)(capacity - m->capacity) * class_table[span_class].size;
-    if (capacity == m->capacity)
+    uint64_t bytes = (uint64_t)(capacity - now) * class_table[span_class].size;
+    if (capacity == now || (mc->budget_used + bytes > MCACHE_BUDGET && now && !steal(mc, bytes)))
         return false;
-    if (mc->budget_used + bytes > MCACHE_BUDGET && m->capacity && !steal(mc, bytes))
-        return false;
-    mc->budget_used += bytes;
-    m->capacity = capacity;
+    set_capacity(mc, span_class, capacity);
     return true;
 }
 
-/* ---- refill and flush ----------------------------------------------------------------------------------------------------------- */
+/* ---- refill and flush ------------------------------------------------------------------------------------------------- */
 
 /* Fills an empty magazine: how many objects, or a negative errno. */
 static int refill(struct mcache *mc, unsigned span_class)
@@ -92,10 +125,10 @@ static int refill(struct mcache *mc, unsigned span_class)
     struct magazine *m = &mc->magazines[span_class];
     mark_used(mc, span_class);
     grow(mc, span_class);
-    uint32_t want = m->capacity / 2 ? m->capacity / 2 : 1;
-    int got = lease_refill(mc->arena, span_class, m->slots, want);
+    uint32_t want = magazine_capacity(m) / 2 ? magazine_capacity(m) / 2 : 1;
+    int got = lease_refill(mc->arena, span_class, m->base, want);
     if (got > 0)
-        m->count = (uint32_t)got; /* die: CACHED words, which the pass frees */
+        m->top = m->base + got; /* die: CACHED words, which the pass frees */
     return got;
 }
 
@@ -105,11 +138,11 @@ static void give_back(struct mcache *mc, unsigned span_class, uint32_t keep)
     enum { BATCH = 256 };
     struct slot batch[BATCH];
     struct magazine *m = &mc->magazines[span_class];
-    while (m->count > keep) {
-        uint32_t n = m->count - keep > BATCH ? BATCH : m->count - keep;
-        memcpy(batch, m->slots, n * sizeof *batch);
-        memmove(m->slots, m->slots + n, (m->count - n) * sizeof *batch);
-        m->count -= n;
+    while (magazine_count(m) > keep) {
+        uint32_t count = magazine_count(m), n = count - keep > BATCH ? BATCH : count - keep;
+        memcpy(batch, m->base, n * sizeof *batch);
+        memmove(m->base, m->base + n, (count - n) * sizeof *batch);
+        m->top -= n;
         lease_flush(mc->arena, span_class, batch, n);
     }
 }
@@ -117,11 +150,10 @@ static void give_back(struct mcache *mc, unsigned span_class, uint32_t keep)
 void mcache_flush_all(struct mcache *mc)
 {
     for (unsigned c = 2; c < SPAN_CLASS_COUNT; c++) {
-        struct magazine *m = &mc->magazines[c];
         give_back(mc, c, 0);
-        m->capacity = 0;
+        if (magazine_capacity(&mc->magazines[c]))
+            set_capacity(mc, c, 0);
     }
-    mc->budget_used = 0;
 }
 
 /* A push that found the magazine full. */
@@ -130,52 +162,38 @@ static void make_room(struct mcache *mc, unsigned span_class)
     struct magazine *m = &mc->magazines[span_class];
     mark_used(mc, span_class);
     trim_if_asked(mc);
-    if (m->count < m->capacity || grow(mc, span_class))
+    if (m->top < m->limit || grow(mc, span_class))
         return;
-    if (m->capacity)
-        give_back(mc, span_class, m->capacity / 2);
-    else
-        m->capacity = capacity_first(span_class);
+    give_back(mc, span_class, magazine_capacity(m) / 2);
 }
 
-int mcache_push(struct mcache *mc, unsigned span_class, void *object, uint16_t *word)
+void mcache_push(struct mcache *mc, unsigned span_class, void *object, uint16_t *word)
 {
     struct magazine *m = &mc->magazines[span_class];
-    if (unlikely(m->count >= m->capacity))
+    if (unlikely(m->top >= m->limit))
         make_room(mc, span_class);
-    m->slots[m->count] = (struct slot){object, word};
-    m->count++;
-    return 0;
+    *m->top = (struct slot){object, word};
+    m->top++;
 }
 
-/* ---- alloc -------------------------------------------------------------------------------------------------------------------------- */
+/* ---- alloc ------------------------------------------------------------------------------------------------------------- */
 
-/* Pops an object whose word becomes `to`; NULL: the magazine is empty. */
-static inline void *pop(struct mcache *mc, struct magazine *m, uint16_t to, uint16_t **ret_word)
+/* An object whose word becomes `to`: popped, or after a refill. NULL and errno. */
+static void *take(struct mcache *mc, unsigned span_class, uint16_t to)
 {
-    while (likely(m->count)) {
-        struct slot s = m->slots[m->count - 1];
-        int ok = word_own(s.word, mc->cached, to);
-        m->count--;
-        if (likely(ok)) {
-            *ret_word = s.word;
+    struct magazine *m = &mc->magazines[span_class];
+    for (;;) {
+        while (m->top > m->base) {
+            struct slot s = m->top[-1];
+            int ok = word_own(s.word, mc->cached, to);
+            m->top--;
+            if (unlikely(!ok))
+                continue;
+            if (mc->tx)
+                tx_log(mc, s.object, s.word);
             return s.object;
         }
-    }
-    return NULL;
-}
-
-static __attribute__((noinline)) void *alloc_slow(struct mcache *mc, unsigned span_class, uint16_t to)
-{
-    struct magazine *m = &mc->magazines[span_class];
-    uint16_t *word;
-    void *object;
-    if (mc->arena->read_only) {
-        errno = EACCES;
-        return NULL;
-    }
-    trim_if_asked(mc);
-    while ((object = pop(mc, m, to, &word)) == NULL) {
+        trim_if_asked(mc);
         int got = refill(mc, span_class);
         if (got == -ENOMEM || got == -EDQUOT) { /* what this process hoards may be what is missing */
             mcache_flush_all(mc);
@@ -188,65 +206,66 @@ static __attribute__((noinline)) void *alloc_slow(struct mcache *mc, unsigned sp
             return NULL;
         }
     }
-    if (mc->special)
-        tx_log(mc, object, word);
-    return object;
 }
 
 void *alloc_class(struct mcache *mc, unsigned span_class, unsigned flags, size_t size)
 {
-    uint16_t *word, to = flags & ARENA_SHARED ? WORD_SHARED : mc->owned;
-    void *object = pop(mc, &mc->magazines[span_class], to, &word);
-    if (unlikely(!object))
-        object = alloc_slow(mc, span_class, to);
-    else if (unlikely(mc->special))
-        tx_log(mc, object, word);
+    void *object = take(mc, span_class, flags & ARENA_SHARED ? WORD_SHARED : mc->owned);
     if (object && (flags & ARENA_ZERO))
         memset(object, 0, size);
     return object;
 }
 
-static __attribute__((noinline)) void *alloc_first(arena_t *a, size_t size, unsigned flags)
+static __attribute__((noinline)) void *alloc_slow(arena_t *a, size_t size, unsigned flags)
 {
+    if (flags & ~(unsigned)(ARENA_NOSCAN | ARENA_ZERO | ARENA_SHARED)) {
+        errno = EINVAL;
+        return NULL;
+    }
     struct mcache *mc = mcache_get(a);
     if (!mc)
         return NULL;
     if (size > SMALL_MAX)
         return large_alloc(a, mc, size, 1, flags);
-    return alloc_class(mc, SPAN_CLASS(size_class_of((uint32_t)size, flags & ARENA_NOSCAN), flags & ARENA_NOSCAN), flags, size);
+    unsigned noscan = flags & ARENA_NOSCAN;
+    return alloc_class(mc, SPAN_CLASS(size_class_of((uint32_t)size, noscan), noscan), flags, size);
+}
+
+/* Pops the top entry of a magazine, its word turned to `to`; false: something is out of the ordinary. */
+static inline bool pop(struct mcache *mc, struct magazine *m, uint16_t to, void **ret)
+{
+    struct slot *top = m->top, s = top[-1];
+    if (unlikely(load_relaxed(s.word) != mc->expect))
+        return false;
+    store_relaxed(s.word, to); /* CACHED(t) -> OWNED(t): mine, a plain store */
+    m->top = top - 1;
+    *ret = s.object;
+    return true;
 }
 
 PUBLIC void *arena_alloc(arena_t *a, size_t size)
 {
-    struct mcache *mc = tls_mcaches[a->index];
-    if (unlikely(size > SMALL_MAX || !mc))
-        return alloc_first(a, size, 0);
-    unsigned size_class = size > 8 ? size_class_table[(size + 15) / 16] : 2;
-    unsigned span_class = SPAN_CLASS(size_class, 0);
-    struct magazine *m = &mc->magazines[span_class];
-    uint32_t n = m->count;
-    if (unlikely(n == 0))
-        return alloc_slow(mc, span_class, mc->owned);
-    struct slot s = m->slots[n - 1];
-    if (unlikely(!word_own(s.word, mc->cached, mc->owned)))
-        return alloc_slow(mc, span_class, mc->owned);
-    m->count = n - 1;
-    if (unlikely(mc->special))
-        tx_log(mc, s.object, s.word);
-    return s.object;
+    struct mcache *mc = mcache_of(a);
+    void *object;
+    if (unlikely(size > SMALL_MAX))
+        return alloc_slow(a, size, 0);
+    unsigned size_class = likely(size > 8) ? size_class_table[(size + 15) / 16] : 2;
+    if (likely(pop(mc, &mc->magazines[SPAN_CLASS(size_class, 0)], mc->owned, &object)))
+        return object;
+    return alloc_slow(a, size, 0);
 }
 
 PUBLIC void *arena_alloc_flags(arena_t *a, size_t size, unsigned flags)
 {
-    struct mcache *mc = tls_mcaches[a->index];
-    if (unlikely(flags & ~(unsigned)(ARENA_NOSCAN | ARENA_ZERO | ARENA_SHARED))) {
-        errno = EINVAL;
-        return NULL;
-    }
-    if (unlikely(size > SMALL_MAX || !mc))
-        return alloc_first(a, size, flags);
-    unsigned noscan = flags & ARENA_NOSCAN;
-    return alloc_class(mc, SPAN_CLASS(size_class_of((uint32_t)size, noscan), noscan), flags, size);
+    struct mcache *mc = mcache_of(a);
+    void *object;
+    if (unlikely(size > SMALL_MAX || flags > (ARENA_NOSCAN | ARENA_ZERO | ARENA_SHARED)))
+        return alloc_slow(a, size, flags);
+    unsigned noscan = flags & ARENA_NOSCAN, size_class = size_class_of((uint32_t)size, noscan);
+    uint16_t to = flags & ARENA_SHARED ? WORD_SHARED : mc->owned;
+    if (unlikely(!pop(mc, &mc->magazines[SPAN_CLASS(size_class, noscan)], to, &object)))
+        return alloc_slow(a, size, flags);
+    return flags & ARENA_ZERO ? memset(object, 0, size) : object;
 }
 
 PUBLIC size_t arena_alloc_batch(arena_t *a, size_t size, void **out, size_t count)
@@ -257,43 +276,39 @@ PUBLIC size_t arena_alloc_batch(arena_t *a, size_t size, void **out, size_t coun
     return got;
 }
 
-/* ---- free --------------------------------------------------------------------------------------------------------------------------- */
+/* ---- free -------------------------------------------------------------------------------------------------------------- */
+
+/* The magazine was full, or this thread has none. */
+static __attribute__((noinline)) void free_full(arena_t *a, struct mcache *mc, struct magazine *m, void *p)
+{
+    if (mc != &no_mcache)
+        make_room(mc, (unsigned)(m - mc->magazines));
+    free_slow(a, p);
+}
 
 PUBLIC void arena_free(arena_t *a, void *p)
 {
-    struct mcache *mc = tls_mcaches[a->index];
-    uint64_t offset = (uint64_t)((uint8_t *)p - a->base);
-    if (unlikely(offset >= a->heap_bytes || !mc))
-        goto slow;
-    uint64_t entry = load_relaxed(&a->pages[offset >> PAGE_SHIFT]);
-    unsigned c = page_entry_class(entry);
-    const struct class_info *info = &class_table[c];
-    uint64_t in_span = ((uint64_t)page_entry_index(entry) << PAGE_SHIFT) + (offset & (PAGE_SIZE - 1));
-    uint32_t index = class_index(info, in_span);
-    if (unlikely(!info->size || (uint64_t)index * info->size != in_span || index >= info->objects))
-        goto slow;
-    uint16_t *word = a->words + (uint64_t)page_entry_unit(entry) * UNIT_WORDS + index;
-    uint16_t seen = load_relaxed(word);
-    struct magazine *m = &mc->magazines[c];
-    if (likely(seen == mc->own)) {
-        if (unlikely(m->count >= m->capacity)) {
-            make_room(mc, c);
-            if (load_relaxed(word) != mc->own)
-                goto slow;
-        }
+    struct mcache *mc = mcache_of(a);
+    struct magazine *m;
+    uint16_t *word;
+    if (unlikely(!word_of_small(a, mc, (uint64_t)((uint8_t *)p - a->base), &word, &m))) {
+        free_slow(a, p);
+        return;
+    }
+    uint32_t seen = load_relaxed(word);
+    struct slot *top = m->top;
+    if (unlikely(top >= m->limit)) {
+        free_full(a, mc, m, p);
+        return;
+    }
+    if (likely(seen == mc->own))
         store_relaxed(word, mc->cached); /* OWNED(t) -> CACHED(t): mine, a plain store */
-    } else if (seen == WORD_SHARED) {
-        if (unlikely(!word_swap(word, seen, mc->cached)))
-            goto slow;
-        if (unlikely(m->count >= m->capacity))
-            make_room(mc, c);
-    } else
-        goto slow;
-    m->slots[m->count] = (struct slot){p, word};
-    m->count++;
-    return;
-slow:
-    free_slow(a, mc, p);
+    else if (seen != WORD_SHARED || !word_swap(word, WORD_SHARED, mc->cached)) {
+        free_slow(a, p);
+        return;
+    }
+    *top = (struct slot){p, word};
+    m->top = top + 1;
 }
 
 PUBLIC void arena_free_batch(arena_t *a, void **objects, size_t count)
@@ -306,9 +321,7 @@ PUBLIC int arena_trim(arena_t *a)
 {
     struct mcache *mc = mcache_get(a);
     if (!mc)
-        return -errno;
-    if (a->read_only)
-        return 0;
+        return a->read_only ? 0 : -errno;
     mc->trim_seen = fetch_add_relaxed(&a->trim_serial, 1) + 1;
     mcache_flush_all(mc);
     large_release_all(a);

@@ -107,17 +107,15 @@ static bool free_word(struct arena *a, const void *p, uint16_t *word)
     }
 }
 
-int free_slow(struct arena *a, struct mcache *mc, void *p)
+int free_slow(struct arena *a, void *p)
 {
     struct object object;
     if (!p)
         return 0;
+    struct mcache *mc = mcache_get(a);
     if (!mc) {
-        mc = mcache_get(a);
-        if (!mc) {
-            bad_free(a, p, errno, a->read_only ? "this process is a reader" : "this thread cannot get an mcache");
-            return -errno;
-        }
+        bad_free(a, p, errno, a->read_only ? "this process is a reader" : "this thread cannot get an mcache");
+        return -errno;
     }
     if (!object_at(a, p, &object, true) || !free_word(a, p, object.word))
         return -EINVAL;
@@ -133,7 +131,7 @@ int free_slow(struct arena *a, struct mcache *mc, void *p)
 PUBLIC int arena_publish(arena_t *a, void *p)
 {
     struct object object;
-    if (!p || !object_at(a, p, &object, false) || (!tls_mcaches[a->index] && !mcache_get(a)))
+    if (!p || !object_at(a, p, &object, false) || !mcache_get(a))
         return -EINVAL;
     uint16_t seen;
     enum standing standing = word_standing(a, object.word, &seen);
@@ -154,7 +152,7 @@ PUBLIC int arena_publish(arena_t *a, void *p)
 PUBLIC int arena_claim(arena_t *a, void *p)
 {
     struct object object;
-    if (!p || !object_at(a, p, &object, false) || (!tls_mcaches[a->index] && !mcache_get(a)))
+    if (!p || !object_at(a, p, &object, false) || !mcache_get(a))
         return -EINVAL;
     for (;;) {
         uint16_t seen;

@@ -196,6 +196,7 @@ static int open_new(struct arena *a, const char *path, unsigned flags, struct ar
         if (!heaps[i]) {
             heaps[i] = a;
             a->index = i;
+            a->tls_at = (uint64_t)((char *)&tls_mcaches[i] - thread_pointer());
             a->opens = 1;
             *ret = a;
             return 0;

@@ -32,11 +32,11 @@ static void on_thread_exit(void *value)
     struct thread *t = value;
     for (int i = 0; i < HEAPS_MAX; i++) {
         struct mcache *mc = t->tls[i];
-        if (!mc)
+        if (mc == &no_mcache)
             continue;
         pthread_mutex_lock(&registry_lock);
         give_back(mc);
-        t->tls[i] = NULL;
+        t->tls[i] = &no_mcache;
         pthread_mutex_unlock(&registry_lock);
     }
     pthread_mutex_lock(&registry_lock);
@@ -51,7 +51,8 @@ static void after_fork(void)
 {
     fork_generation++;
     pthread_mutex_init(&registry_lock, NULL);
-    memset(tls_mcaches, 0, sizeof tls_mcaches);
+    for (int i = 0; i < HEAPS_MAX; i++)
+        tls_mcaches[i] = &no_mcache;
     for (struct thread *t = threads, *next; t; t = next) { /* the other threads are not here; this one begins anew */
         next = t->next;
         free(t);
@@ -72,7 +73,7 @@ void threads_start(void) { pthread_once(&once, start); }
 void threads_forget(uint32_t index)
 {
     for (struct thread *t = threads; t; t = t->next)
-        t->tls[index] = NULL;
+        t->tls[index] = &no_mcache;
 }
 
 static int remember_thread(void)
@@ -116,9 +117,10 @@ static struct mcache *mcache_map(struct arena *a)
 
 struct mcache *mcache_get(struct arena *a)
 {
-    struct mcache *mc = tls_mcaches[a->index];
-    if (mc)
+    struct mcache *mc = mcache_of(a);
+    if (mc != &no_mcache)
         return mc;
+    mc = NULL;
     if (a->generation != fork_generation) {
         int rc = arena_reattach(a);
         if (rc < 0) {
@@ -139,7 +141,8 @@ struct mcache *mcache_get(struct arena *a)
         mc->trim_seen = load_relaxed(&a->trim_serial);
     } else
         mc = mcache_map(a);
-    tls_mcaches[a->index] = mc;
+    if (mc)
+        tls_mcaches[a->index] = mc;
     pthread_mutex_unlock(&registry_lock);
     return mc;
 }

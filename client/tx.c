@@ -63,7 +63,7 @@ static int take_tag(struct arena *a, uint16_t *ret)
 PUBLIC int arena_tx_begin(arena_t *a)
 {
     struct mcache *mc = mcache_get(a);
-    uint16_t tag;
+    uint16_t tag = 0;
     if (!mc)
         return -errno;
     if (mc->tx)
@@ -79,7 +79,7 @@ PUBLIC int arena_tx_begin(arena_t *a)
     tx->tag = tag;
     mc->tx = tx;
     mc->owned = WORD_OWNED(tag);
-    mc->special = 1;
+    mc->expect = NO_WORD; /* every allocation goes to the log */
     return 0;
 }
 
@@ -88,8 +88,8 @@ static void finish(struct mcache *mc)
     free(mc->tx->log);
     free(mc->tx);
     mc->tx = NULL;
-    mc->owned = mc->own;
-    mc->special = 0;
+    mc->owned = (uint16_t)mc->own;
+    mc->expect = mc->cached;
 }
 
 /* Turns the log's words to SHARED. Others may free or claim them already, so by compare-and-swap. */
@@ -153,7 +153,7 @@ static void abort_tx(struct mcache *mc)
     finish(mc);
     for (size_t i = 0; i < count; i++)
         if (load_relaxed(log[i].word) == WORD_OWNED(tag))
-            free_slow(a, mc, log[i].object);
+            free_slow(a, log[i].object);
     free(log);
     conn_lock(a);
     if (clean && a->tx_ready_count < TX_TAGS_MAX)

@@ -38,6 +38,13 @@ static inline uint32_t class_index(const struct class_info *info, uint64_t offse
     return (uint32_t)(offset * info->magic >> 32);
 }
 
+/* Does an object begin at `offset`? The low half of offset * magic is below magic just when size divides offset: with
+ * e = magic * size - 2^32 < size, an offset q * size + r gives q * e + r * magic, and q * e <= offset < 2^17 <= magic. */
+static inline int class_exact(const struct class_info *info, uint64_t offset)
+{
+    return (uint32_t)(offset * info->magic) < info->magic;
+}
+
 /* Pages of a large object of `size` bytes: geometric, eight steps a doubling, so that at most 12.5 % is lost and freed
  * objects fit later requests. 0: more than HEAP_MAX_SPAN. */
 uint32_t large_pages(uint64_t size);
