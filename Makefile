@@ -158,6 +158,56 @@ fuzz: ## libFuzzer on every target: FUZZ_SECONDS= each (clang)
 	    $(B)/fuzz/$$target -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -print_final_stats=1 \
 	        -artifact_prefix=$(B)/fuzz/$$target- $(B)/fuzz/corpus-$$target tests/fuzz/corpus/$$target || exit 1; done
 
+# ---- bench -------------------------------------------------------------------------------------
+# A worker program a peer, of the same sources, linked with the peer's shared library; a peer whose library is missing has
+# no worker, and the report says so. BENCH= rows or groups, PEERS=, REPS=, RUN_MS=, MINUTES=, OUT=: see tests/bench/bench.sh
+
+BENCH_PEERS := arena glibc jemalloc mimalloc tcmalloc boost ring
+BENCH_SRC   := worker speed bench
+BENCH_DIR   := $(B)/bench
+BENCH_CC     = $(CC) $(CPPFLAGS) $(ALL_CFLAGS) -fno-builtin -fno-plt -MMD -MP
+bench_lib_jemalloc := -l:libjemalloc.so.2
+bench_lib_mimalloc := -l:libmimalloc.so.2.0
+bench_lib_tcmalloc := -l:libtcmalloc_minimal.so.4
+bench_file_glibc := libc.so
+bench_file_jemalloc := libjemalloc.so
+bench_file_mimalloc := libmimalloc.so
+bench_file_tcmalloc := libtcmalloc_minimal.so
+bench_objs   = $(patsubst %,$(BENCH_DIR)/obj-$(1)/%.o,$(BENCH_SRC))
+
+define bench_peer
+$(BENCH_DIR)/obj-$(1)/%.o: tests/bench/%.c
+	@mkdir -p $$(@D)
+	$$(BENCH_CC) $(2) -c -o $$@ $$<
+endef
+define bench_private
+$(call bench_peer,$(1),-DPEER_PRIVATE -DPEER_LIBRARY='"$(bench_file_$(1))"')
+$(BENCH_DIR)/worker-$(1): $(call bench_objs,$(1)) $(BENCH_DIR)/obj-$(1)/peer_private.o
+	$$(CC) $$(LDFLAGS) -pthread -Wl,-z,now -Wl,--no-as-needed -o $$@ $$^ $(bench_lib_$(1)) -lm
+endef
+$(foreach peer,glibc jemalloc mimalloc tcmalloc,$(eval $(call bench_private,$(peer))))
+$(eval $(call bench_peer,arena,-DPEER_ARENA))
+$(eval $(call bench_peer,boost,-DPEER_BOOST))
+$(eval $(call bench_peer,ring,-DPEER_RING))
+$(BENCH_DIR)/worker-arena: $(call bench_objs,arena) $(BENCH_DIR)/obj-arena/peer_arena.o $(B)/libarena.so
+	$(CC) $(LDFLAGS) -pthread -Wl,-z,now -o $@ $(filter %.o,$^) -L$(B) -larena -Wl,-rpath,'$$ORIGIN/..' -lm
+$(BENCH_DIR)/worker-ring: $(call bench_objs,ring) $(BENCH_DIR)/obj-ring/peer_ring.o
+	$(CC) $(LDFLAGS) -pthread -o $@ $^ -lm
+$(BENCH_DIR)/libbench_boost.so: tests/bench/peer_boost.cc
+	@mkdir -p $(@D)
+	$(CXX) -O2 -g -std=c++17 -fPIC -shared -o $@ $<
+$(BENCH_DIR)/worker-boost: $(call bench_objs,boost) $(BENCH_DIR)/obj-boost/peer_boost.o $(BENCH_DIR)/libbench_boost.so
+	$(CC) $(LDFLAGS) -pthread -Wl,-z,now -o $@ $(filter %.o,$^) -L$(BENCH_DIR) -lbench_boost -Wl,-rpath,'$$ORIGIN' -lm
+
+.PHONY: bench bench-workers
+bench: all bench-workers ## side by side with other allocators: BENCH= PEERS= REPS= RUN_MS= MINUTES= OUT=
+	@ARENA_BUILD=$(B) BENCH='$(BENCH)' PEERS='$(PEERS)' REPS='$(REPS)' RUN_MS='$(RUN_MS)' MINUTES='$(MINUTES)' \
+	    OUT='$(OUT)' tests/bench/bench.sh
+bench-workers: all
+	@mkdir -p $(BENCH_DIR)
+	@for peer in $(BENCH_PEERS); do $(MAKE) --no-print-directory $(BENCH_DIR)/worker-$$peer >$(BENCH_DIR)/make-$$peer.log 2>&1 \
+	    || { rm -f $(BENCH_DIR)/worker-$$peer; [ $$peer != arena ] || { cat $(BENCH_DIR)/make-arena.log; exit 1; }; }; done
+
 # ---- generated ---------------------------------------------------------------------------------
 
 .PHONY: sizeclasses

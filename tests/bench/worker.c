@@ -1,0 +1,45 @@
+/* Measures one row with one allocator, and prints a line for each figure: row, metric, value, and the round trip of a
+ * cache line between the workers' CPUs before and after (0: one worker).
+ *
+ *     build/bench/worker-PEER ROW [ms=100] [cpu=0] [wait=0] [seed=1]        PEER: arena glibc jemalloc mimalloc tcmalloc boost ring
+ *
+ *     build/bench/worker-arena fixed/64/100 ms=2000
+ *     perf record -g build/bench/worker-arena random/small/1t ms=5000
+ *     valgrind --tool=callgrind build/bench/worker-arena fixed/16/1 ms=200
+ *
+ * wait= is how many ms two workers wait at most for CPUs that are near one another.
+ * It starts (for arena) a daemon of its own, pins itself to a CPU, runs the row a moment with whole blocks marked and
+ * checked, then for `ms` with their first words. Exit status: 0, 77 the row is not for this peer, else it failed. */
+#include <string.h>
+
+#include "tests/bench/bench.h"
+#include "tests/bench/speed.h"
+
+static bool option(const char *text, const char *name, uint64_t *value)
+{
+    size_t n = strlen(name);
+    if (strncmp(text, name, n) != 0 || text[n] != '=')
+        return false;
+    *value = strtoull(text + n + 1, NULL, 10);
+    return true;
+}
+
+int main(int argc, char **argv)
+{
+    uint64_t ms = 100, cpu = 0, wait = 0, seed = 1;
+    struct speed speed;
+    for (int i = 2; i < argc; i++)
+        if (!option(argv[i], "ms", &ms) && !option(argv[i], "cpu", &cpu) && !option(argv[i], "seed", &seed) &&
+            !option(argv[i], "wait", &wait))
+            argc = 0;
+    if (argc < 2) {
+        fprintf(stderr, "usage: %s ROW [ms=N] [cpu=N] [wait=N] [seed=N]\n", argv[0]);
+        return 2;
+    }
+    struct run run = {.row = argv[1], .ms = (unsigned)ms, .cpu = (unsigned)cpu, .wait_ms = (unsigned)wait,
+                      .seed = seed | 1};
+    if (speed_parse(run.row, &speed))
+        return speed_run(&run, &speed);
+    fprintf(stderr, "no such row: %s\n", run.row);
+    return 2;
+}
