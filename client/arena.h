@@ -131,6 +131,68 @@ void arena_free_batch(arena_t *a, void **objects, size_t count);
  * objects in leased spans of 4 MiB, more while it keeps asking for what it gave back (at most 256 MiB). */
 int arena_trim(arena_t *a);
 
+/* ---- growing: buffers and vectors -------------------------------------------------------------------------------
+ *
+ * Both are small structures of the caller's, in private memory, over one object of the heap that is OWNED by this process:
+ * if it dies the object is freed. They belong to one thread at a time. What they hold moves when they grow, except in place:
+ * up to the end of the object's size class at no cost, and a large object into free pages behind it for a round trip.
+ * They at least double while they are small and copied, and take a quarter more while they grow in place. detach gives the object
+ * itself, cut to what is used, which can be published like any other. In a forked child they are the parent's: only read. */
+
+struct arena_buf { /* bytes. sync: its user's; read the first three, write none */
+    char *data;      /* NULL: nothing reserved yet. Behind the last byte there is always a 0 */
+    size_t length;   /* bytes in use */
+    size_t capacity; /* bytes that fit without growth */
+    arena_t *arena;
+    int error;       /* the first growth that failed, a negative errno; kept until arena_buf_clear */
+};
+typedef struct arena_buf arena_buf_t;
+
+/* capacity: bytes to reserve now; 0: none. -ENOMEM and the like, then it is empty and may be used all the same. */
+int arena_buf_init(arena_buf_t *b, arena_t *a, size_t capacity);
+void arena_buf_fini(arena_buf_t *b); /* frees it; then it is as if initialised with 0 */
+int arena_buf_reserve(arena_buf_t *b, size_t more); /* room for that many bytes behind the length */
+int arena_buf_append(arena_buf_t *b, const void *bytes, size_t count);
+int arena_buf_puts(arena_buf_t *b, const char *text); /* without its 0 */
+int arena_buf_printf(arena_buf_t *b, const char *format, ...)
+#ifdef __GNUC__
+    __attribute__((format(printf, 2, 3)))
+#endif
+    ;
+/* `count` bytes at the end, to be written by the caller; NULL and errno. */
+void *arena_buf_add(arena_buf_t *b, size_t count);
+void arena_buf_truncate(arena_buf_t *b, size_t length); /* longer than it is: nothing */
+void arena_buf_clear(arena_buf_t *b);                   /* length 0, no error; keeps its memory */
+
+/* The noscan object with the bytes and a 0 behind them, the caller's from now on; ret_length may be NULL. The buffer is
+ * empty again. NULL and errno if a growth had failed (the text would have a hole; the bytes are still there), or for an
+ * empty one that cannot get an object. */
+char *arena_buf_detach(arena_buf_t *b, size_t *ret_length);
+
+struct arena_vec { /* items of one size. sync: its user's; read the first three, write none */
+    void *items;
+    size_t count, capacity;
+    size_t item_size;
+    arena_t *arena;
+    unsigned flags;
+};
+typedef struct arena_vec arena_vec_t;
+
+/* flags: ARENA_NOSCAN if items hold no references; ARENA_ZERO: added items are 0. -EINVAL: other flags, item_size 0. */
+int arena_vec_init(arena_vec_t *v, arena_t *a, size_t item_size, size_t capacity, unsigned flags);
+void arena_vec_fini(arena_vec_t *v);
+int arena_vec_reserve(arena_vec_t *v, size_t more);  /* room for that many items behind the count */
+void *arena_vec_add(arena_vec_t *v, size_t count);   /* at the end; the first of them, or NULL and errno */
+int arena_vec_push(arena_vec_t *v, const void *item);
+int arena_vec_pop(arena_vec_t *v, void *ret_item);   /* -ENOENT: it is empty; ret_item may be NULL */
+void arena_vec_truncate(arena_vec_t *v, size_t count);
+void *arena_vec_detach(arena_vec_t *v, size_t *ret_count); /* the object; NULL and ENOENT: there is none */
+
+static inline void *arena_vec_at(const arena_vec_t *v, size_t i) /* NULL: beyond the last */
+{
+    return i < v->count ? (char *)v->items + i * v->item_size : NULL;
+}
+
 /* ---- ownership ------------------------------------------------------------------------------------------------ */
 
 /* OWNED -> SHARED: it outlives this process, and anyone may free it. Fast. SHARED already: 0.

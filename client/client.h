@@ -247,7 +247,7 @@ void trim_if_asked(struct mcache *mc);
 void *large_alloc(struct arena *a, struct mcache *mc, size_t size, size_t alignment, unsigned flags);
 void large_free(struct arena *a, uint64_t first, uint16_t *word);
 void large_published(struct arena *a, uint64_t first);
-int large_extend(struct arena *a, uint64_t first, uint32_t pages);
+int large_extend(struct arena *a, uint64_t first, uint32_t pages); /* more or fewer, in place */
 void large_release_all(struct arena *a);
 void large_init(struct arena *a);
 
@@ -269,5 +269,9 @@ bool tx_is_mine(const struct arena *a, unsigned tag);
 /* object.c */
 void bad_free(struct arena *a, const void *p, int error, const char *format, ...) __attribute__((format(printf, 4, 5)));
 int free_slow(struct arena *a, void *p);
+
+/* grow.c: objects that grow, for buffers and vectors */
+void *object_grow(struct arena *a, void *p, size_t used, size_t need, unsigned flags, size_t *ret_capacity);
+void *object_fit(struct arena *a, void *p, size_t used);
 
 #endif

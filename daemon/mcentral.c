@@ -275,14 +275,32 @@ int mcentral_uncache_span(struct core *core, struct client *client, uint64_t fir
 
 void mcentral_list_leased(struct core *core, const struct span_info *span) { list_move(core, span, LIST_EMPTY); }
 
+/* The last pages of a large span go back. The record first: a restart finds entries that no record covers, and clears them. */
+static void shrink(struct core *core, struct client *client, const struct span_info *span, uint32_t pages)
+{
+    uint32_t fewer = span->page_count - pages;
+    if (!fewer)
+        return;
+    store_release(&core->heap.spans[span->first].page_count, pages);
+    for (uint32_t i = pages; i < span->page_count; i++)
+        store_relaxed(&core->heap.pages[span->first + i], PAGE_WARM);
+    mheap_free(&core->mheap, span->first + pages, fewer, true);
+    client->leased_pages -= fewer;
+    client->charged_pages -= fewer;
+    client->account->charged_pages -= fewer;
+    core->progress++;
+}
+
 int mcentral_extend(struct core *core, struct client *client, uint64_t first, uint32_t pages)
 {
     struct span_info span;
     if (!span_at(&core->heap, first, &span) || !CLASS_IS_LARGE(span.span_class) ||
         load_relaxed(&core->heap.spans[first].lessee) != client->tag)
         return -EPERM;
-    if (pages <= span.page_count)
+    if (pages <= span.page_count) {
+        shrink(core, client, &span, pages);
         return 0;
+    }
     uint32_t more = pages - span.page_count;
     int rc = quota_check(core, client, more, 0);
     if (rc < 0)

@@ -186,10 +186,23 @@ void mheap_free(struct mheap *m, uint64_t first, uint64_t pages, bool warm)
         m->age[i] = m->tick;
 }
 
+/* Is any of these pages in a span? Those that are neither in one nor free are on their way to or from the system. */
+static bool any_in_span(const struct mheap *m, uint64_t first, uint64_t end)
+{
+    for (uint64_t at = first; at < end; at++) {
+        at = pagealloc_next_taken(&m->free, at);
+        if (at < end && page_entry_class(load_relaxed(&m->heap->pages[at])))
+            return true;
+    }
+    return false;
+}
+
 int mheap_take_next(struct mheap *m, uint64_t first, uint64_t pages, uint64_t now_ns)
 {
-    if (first + pages > m->heap->page_count || !pagealloc_all_free(&m->free, first, pages))
+    if (pages > m->heap->page_count - first || any_in_span(m, first, first + pages))
         return -ENOMEM;
+    if (!pagealloc_all_free(&m->free, first, pages))
+        return -EAGAIN;
     if (pagealloc_all_free(&m->warm, first, pages)) {
         take(m, first, pages);
         return 0;

@@ -68,7 +68,7 @@
     MESSAGE(LARGE, 4, CLIENT, (epoch, span_class, pages, align, list))                                                 \
     /* uncache: gives back spans. No reply. */                                                                         \
     MESSAGE(RELEASE, 5, CLIENT, (epoch, list))                                                                         \
-    /* a leased large span to `pages` pages, in place. -> OK, ERROR */                                                 \
+    /* a leased large span to `pages` pages, more or fewer, in place. -> OK, ERROR */                                  \
     MESSAGE(EXTEND, 6, CLIENT, (epoch, first, pages))                                                                  \
     /* `count` tags for transactions. -> TAGS, ERROR */                                                                \
     MESSAGE(TX_TAGS, 7, CLIENT, (count))                                                                               \
