@@ -1,33 +1,56 @@
-/* arenactl inside: a monitor's connection to the daemon (no tag, no memory), its rows as JSON values, and the commands. */
+/* arenactl inside: a monitor's connection to the daemon (no tag, no memory), its rows, and the commands.
+ *
+ *   arenactl.c   the tables of commands and options, parsing, --help
+ *   rows.c       connection, requests, rows as they come or as JSON values
+ *   text.c       figures for people: units, ages, names, clean text
+ *   tables.c     the commands that are a table of rows; others have files of their names
+ *
+ * A new command is a row in `commands` (arenactl.c) and a function here; a new option a row in `options` and a member
+ * of struct ctl. --help, the completion's test and the parser follow the tables. A command returns its exit status.
+ */
 #ifndef CLIENT_CTL_CTL_H
 #define CLIENT_CTL_CTL_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include <cjson/cJSON.h>
+#include <msgpack.h>
 
 #include "proto/msg.h"
 
-/* exit statuses */
-enum { CTL_OK = 0, CTL_FAULT = 1, CTL_USAGE = 2, CTL_UNREACHABLE = 3 };
+/* Exit statuses. `exec` ends with its command's: 126, 127: it could not be run; 128 + signal. */
+enum {
+    CTL_OK = 0,
+    CTL_FAULT = 1,       /* a check found a fault */
+    CTL_USAGE = 2,
+    CTL_UNREACHABLE = 3, /* no daemon, or it refused, or it went away */
+    CTL_OUTPUT = 4,      /* what was to be written could not be */
+};
 
 struct ctl;
 struct command {
-    const char *name, *text;
+    const char *name;
+    const char *args;    /* behind the options in its usage line: "-- COMMAND [ARGUMENT...]"; "": none */
+    const char *options; /* names in the table of options that it takes */
+    const char *text;    /* one line for --help */
     int (*run)(struct ctl *ctl);
-    bool takes_rest;
+    bool takes_rest;     /* arguments are allowed: ctl->rest */
 };
 
 struct ctl {
     const char *socket, *svg;
-    bool json, dry_run;
+    bool json, ascii, dry_run;
+    uint64_t count, interval_ms, max_bytes, min; /* UINT64_MAX: not given */
     const struct command *command;
     char **rest;
     int rest_count;
     int fd; /* -1: not connected */
     uint32_t next_id;
 };
+
+/* ---- rows.c ------------------------------------------------------------------------------------------------- */
 
 /* Connects as a monitor: 0, or CTL_UNREACHABLE after one line. */
 int ctl_connect(struct ctl *ctl);
@@ -36,16 +59,44 @@ void ctl_disconnect(struct ctl *ctl);
 /* Sends m and waits for its reply: 0, or CTL_UNREACHABLE after one line that says what was refused. */
 int ctl_call(struct ctl *ctl, struct msg *m, struct msg *ret, uint32_t expect);
 
-/* All rows of INFO `what`: an array of objects, the caller's; NULL after one line. */
-cJSON *ctl_rows(struct ctl *ctl, unsigned what);
+/* Sends m again with each cursor and calls fn for each row (a msgpack map) of the replies: 0, or as ctl_call(). */
+typedef void row_fn(void *context, const msgpack_object *row);
+int ctl_each(struct ctl *ctl, struct msg *m, row_fn *fn, void *context);
 
-/* Numbers are kept as text where a double would lose bits. */
+/* Rows of INFO `what`: one by one, as an array of JSON objects that is the caller's (NULL after one line), or the only
+ * one. */
+int ctl_each_info(struct ctl *ctl, unsigned what, row_fn *fn, void *context);
+cJSON *ctl_rows(struct ctl *ctl, unsigned what);
+cJSON *ctl_row(struct ctl *ctl, unsigned what);
+
+/* Of a row as it came: a number by its name, 0 if it is not there. */
+uint64_t map_number(const msgpack_object *row, const char *name);
+cJSON *map_json(const msgpack_object *row);
+
+/* Of a JSON row. Numbers are kept as text where a double would lose bits. */
 uint64_t row_number(const cJSON *row, const char *name);
 const char *row_text(const cJSON *row, const char *name);
+void row_put(cJSON *row, const char *name, uint64_t value);
 
 void print_json(cJSON *value); /* and deletes it */
-/* "12.3M" into one of eight buffers */
-const char *human(uint64_t bytes);
+
+/* ---- text.c: each result is in one of several buffers that are used in turn ---------------------------------- */
+
+const char *human(uint64_t bytes);                /* "12.3M" */
+const char *percent(uint64_t part, uint64_t all); /* "12 %" */
+const char *when(uint64_t real_ns);               /* local date and time */
+const char *ago(uint64_t ns);                     /* "3m 12s" */
+const char *user_name(uint64_t uid);              /* its name, or its number */
+
+/* `text` as UTF-8 that is safe on a terminal and in JSON: control characters and broken sequences become '?' (or \xHH
+ * with `hex`). */
+const char *clean(const char *text, bool hex);
+/* Columns that it takes on a terminal. */
+int columns(const char *text);
+
+uint64_t now_real_ns(void);
+
+/* ---- the commands -------------------------------------------------------------------------------------------- */
 
 int cmd_stat(struct ctl *ctl);
 int cmd_clients(struct ctl *ctl);

@@ -1,11 +1,10 @@
+/* The connection, and rows. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-#include <msgpack.h>
 
 #include "client/client.h"
 #include "client/ctl/ctl.h"
@@ -22,19 +21,33 @@ int ctl_call(struct ctl *ctl, struct msg *m, struct msg *ret, uint32_t expect)
     for (;;) {
         ssize_t got = packet_receive(ctl->fd, packet, sizeof packet, NULL, 0, NULL, 0);
         if (got <= 0) {
-            fprintf(stderr, "arenactl: the daemon closed the connection%s%s\n", rc < 0 ? ": " : "", rc < 0 ? strerror(-rc) : "");
+            fprintf(stderr, "arenactl: the daemon closed the connection%s%s: has it ended? See its log, and try again\n",
+                    rc < 0 ? ": " : "", rc < 0 ? strerror(-rc) : "");
             return CTL_UNREACHABLE;
         }
         if (msg_decode(ret, packet, (size_t)got, why) < 0) {
-            fprintf(stderr, "arenactl: the daemon said what this program does not understand: %s\n", why);
+            fprintf(stderr, "arenactl: the daemon said what this program does not understand: %s; are both of the same "
+                            "version?\n", clean(why, false));
             return CTL_UNREACHABLE;
         }
         if (ret->type == MSG_ERROR && (ret->id == m->id || ret->id == 0)) {
-            fprintf(stderr, "arenactl: refused: %s\n", ret->text);
+            fprintf(stderr, "arenactl: the daemon refused: %s\n", clean(ret->text, false));
             return CTL_UNREACHABLE;
         }
         if (ret->id == m->id && ret->type == expect)
             return 0;
+    }
+}
+
+static const char *advice(int error)
+{
+    switch (error) {
+    case ENOENT:
+    case ECONNREFUSED: return "start arenad, or name its socket by --socket PATH or ARENA_SOCKET";
+    case EACCES: return "this user may not open it: see socket-mode, socket-group and the directory's mode";
+    case ENAMETOOLONG: return "a socket's path has at most 107 bytes";
+    case EPROTOTYPE: return "that is the socket of another program";
+    default: return "name the daemon's socket by --socket PATH or ARENA_SOCKET";
     }
 }
 
@@ -47,7 +60,7 @@ int ctl_connect(struct ctl *ctl)
     const char *path = socket_path(ctl->socket, buf, sizeof buf);
     ctl->fd = conn_connect(path);
     if (ctl->fd < 0) {
-        fprintf(stderr, "arenactl: no daemon at %s: %s\n", path, strerror(-ctl->fd));
+        fprintf(stderr, "arenactl: no daemon at %s: %s; %s\n", clean(path, false), strerror(-ctl->fd), advice(-ctl->fd));
         ctl->fd = -1;
         return CTL_UNREACHABLE;
     }
@@ -65,6 +78,23 @@ void ctl_disconnect(struct ctl *ctl)
     ctl->fd = -1;
 }
 
+/* ---- rows as they come ---------------------------------------------------------------------------------------- */
+
+static bool is_named(const msgpack_object_kv *kv, const char *name)
+{
+    size_t length = strlen(name);
+    return kv->key.type == MSGPACK_OBJECT_STR && kv->key.via.str.size == length &&
+           memcmp(kv->key.via.str.ptr, name, length) == 0;
+}
+
+uint64_t map_number(const msgpack_object *row, const char *name)
+{
+    for (uint32_t i = 0; i < row->via.map.size; i++)
+        if (is_named(&row->via.map.ptr[i], name) && row->via.map.ptr[i].val.type == MSGPACK_OBJECT_POSITIVE_INTEGER)
+            return row->via.map.ptr[i].val.via.u64;
+    return 0;
+}
+
 /* A number above 2^53 would lose bits as a double: it is kept as raw text. */
 static cJSON *number_value(uint64_t value)
 {
@@ -75,60 +105,107 @@ static cJSON *number_value(uint64_t value)
     return cJSON_CreateRaw(text);
 }
 
-static cJSON *row_of(const msgpack_object *map)
+void row_put(cJSON *row, const char *name, uint64_t value) { cJSON_AddItemToObject(row, name, number_value(value)); }
+
+static cJSON *map_value(const msgpack_object *value, int depth)
+{
+    char text[1024];
+    switch (value->type) {
+    case MSGPACK_OBJECT_POSITIVE_INTEGER: return number_value(value->via.u64);
+    case MSGPACK_OBJECT_NEGATIVE_INTEGER: return cJSON_CreateNumber((double)value->via.i64);
+    case MSGPACK_OBJECT_FLOAT32:
+    case MSGPACK_OBJECT_FLOAT64: return cJSON_CreateNumber(value->via.f64);
+    case MSGPACK_OBJECT_BOOLEAN: return cJSON_CreateBool(value->via.boolean);
+    case MSGPACK_OBJECT_STR:
+        snprintf(text, sizeof text, "%.*s", (int)value->via.str.size, value->via.str.ptr);
+        return cJSON_CreateString(clean(text, true));
+    case MSGPACK_OBJECT_ARRAY: {
+        cJSON *array = cJSON_CreateArray();
+        for (uint32_t i = 0; depth < 8 && i < value->via.array.size; i++)
+            cJSON_AddItemToArray(array, map_value(&value->via.array.ptr[i], depth + 1));
+        return array;
+    }
+    case MSGPACK_OBJECT_MAP: return map_json(value);
+    default: return cJSON_CreateNull();
+    }
+}
+
+cJSON *map_json(const msgpack_object *map)
 {
     cJSON *row = cJSON_CreateObject();
     for (uint32_t i = 0; i < map->via.map.size; i++) {
         const msgpack_object_kv *kv = &map->via.map.ptr[i];
-        char name[64], text[512];
+        char name[64];
         if (kv->key.type != MSGPACK_OBJECT_STR)
             continue;
         snprintf(name, sizeof name, "%.*s", (int)kv->key.via.str.size, kv->key.via.str.ptr);
-        if (kv->val.type == MSGPACK_OBJECT_POSITIVE_INTEGER)
-            cJSON_AddItemToObject(row, name, number_value(kv->val.via.u64));
-        else if (kv->val.type == MSGPACK_OBJECT_STR) {
-            snprintf(text, sizeof text, "%.*s", (int)kv->val.via.str.size, kv->val.via.str.ptr);
-            cJSON_AddStringToObject(row, name, text);
-        }
+        cJSON_AddItemToObject(row, clean(name, true), map_value(&kv->val, 0));
     }
     return row;
 }
 
-static int add_rows(cJSON *rows, const struct msg *reply)
+static int each_row(const struct msg *reply, row_fn *fn, void *context)
 {
     msgpack_unpacked unpacked;
     int rc = 0;
-    if (msg_precheck(reply->body, reply->body_bytes, 3) < 0)
-        return CTL_UNREACHABLE;
     msgpack_unpacked_init(&unpacked);
-    if (msgpack_unpack_next(&unpacked, (const char *)reply->body, reply->body_bytes, NULL) != MSGPACK_UNPACK_SUCCESS ||
-        unpacked.data.type != MSGPACK_OBJECT_ARRAY)
+    if (msg_precheck(reply->body, reply->body_bytes, 8) < 0 ||
+        msgpack_unpack_next(&unpacked, (const char *)reply->body, reply->body_bytes, NULL) != MSGPACK_UNPACK_SUCCESS ||
+        unpacked.data.type != MSGPACK_OBJECT_ARRAY) {
+        fprintf(stderr, "arenactl: the daemon's rows are not what this program understands; are both of the same version?\n");
         rc = CTL_UNREACHABLE;
+    }
     for (uint32_t i = 0; rc == 0 && i < unpacked.data.via.array.size; i++)
         if (unpacked.data.via.array.ptr[i].type == MSGPACK_OBJECT_MAP)
-            cJSON_AddItemToArray(rows, row_of(&unpacked.data.via.array.ptr[i]));
+            fn(context, &unpacked.data.via.array.ptr[i]);
     msgpack_unpacked_destroy(&unpacked);
     return rc;
 }
 
+int ctl_each(struct ctl *ctl, struct msg *m, row_fn *fn, void *context)
+{
+    static struct msg reply;
+    int rc = ctl_connect(ctl);
+    m->cursor = 0;
+    while (rc == 0) {
+        rc = ctl_call(ctl, m, &reply, MSG_ROWS);
+        if (rc == 0)
+            rc = each_row(&reply, fn, context);
+        if (!reply.cursor)
+            break;
+        m->cursor = reply.cursor;
+    }
+    return rc;
+}
+
+int ctl_each_info(struct ctl *ctl, unsigned what, row_fn *fn, void *context)
+{
+    static struct msg m;
+    m.type = MSG_INFO;
+    m.what = what;
+    return ctl_each(ctl, &m, fn, context);
+}
+
+/* ---- rows as JSON values ---------------------------------------------------------------------------------------- */
+
+static void add_row(void *context, const msgpack_object *map) { cJSON_AddItemToArray(context, map_json(map)); }
+
 cJSON *ctl_rows(struct ctl *ctl, unsigned what)
 {
-    static struct msg m, reply;
-    uint64_t cursor = 0;
-    if (ctl_connect(ctl) != 0)
-        return NULL;
     cJSON *rows = cJSON_CreateArray();
-    do {
-        m.type = MSG_INFO;
-        m.what = what;
-        m.cursor = cursor;
-        if (ctl_call(ctl, &m, &reply, MSG_ROWS) != 0 || add_rows(rows, &reply) != 0) {
-            cJSON_Delete(rows);
-            return NULL;
-        }
-        cursor = reply.cursor;
-    } while (cursor);
-    return rows;
+    if (ctl_each_info(ctl, what, add_row, rows) == 0)
+        return rows;
+    cJSON_Delete(rows);
+    return NULL;
+}
+
+cJSON *ctl_row(struct ctl *ctl, unsigned what)
+{
+    cJSON *rows = ctl_rows(ctl, what), *row = rows ? cJSON_DetachItemFromArray(rows, 0) : NULL;
+    if (rows && !row)
+        fprintf(stderr, "arenactl: the daemon answered nothing; are both of the same version?\n");
+    cJSON_Delete(rows);
+    return row;
 }
 
 uint64_t row_number(const cJSON *row, const char *name)
@@ -151,22 +228,4 @@ void print_json(cJSON *value)
     puts(text ? text : "null");
     free(text);
     cJSON_Delete(value);
-}
-
-const char *human(uint64_t bytes)
-{
-    static char buffers[8][16];
-    static unsigned next;
-    char *out = buffers[next++ % 8];
-    static const char units[] = " KMGTP";
-    double value = (double)bytes;
-    int unit = 0;
-    while (value >= 1024 && units[unit + 1]) {
-        value /= 1024;
-        unit++;
-    }
-    snprintf(out, 16, unit && value < 100 ? "%.1f%c" : "%.0f%c", value, units[unit]);
-    if (!unit)
-        out[strlen(out) - 1] = 0;
-    return out;
 }

@@ -43,15 +43,6 @@ int cmd_stat(struct ctl *ctl)
     return CTL_OK;
 }
 
-static const char *when(uint64_t ns)
-{
-    static char text[32];
-    time_t seconds = (time_t)(ns / 1000000000);
-    struct tm tm;
-    localtime_r(&seconds, &tm);
-    strftime(text, sizeof text, "%Y-%m-%d %H:%M:%S", &tm);
-    return text;
-}
 
 static void show_clients(const cJSON *rows)
 {
