@@ -34,7 +34,7 @@ enum {
     MAGAZINE_SLOTS = 16384,
     LEASE_MAX_PAGES = 128,         /* a lease asks for 1, 2, 4 ... pages' worth, up to 1 MiB */
     HINT_LOOKS = 64,               /* full spans whose hints a refill looks at before it asks the daemon */
-    KEEP_FREE_MIN = 4 << 20,       /* bytes of FREE objects kept in leased spans */
+    KEEP_FREE_MIN = 4 << 20,       /* bytes of free objects kept in stashes and leased spans */
     KEEP_FULL_MIN = 32 << 20,      /* bytes of leased spans without FREE objects */
     TX_TAGS_MAX = 1024,            /* of a client: what the daemon grants */
     KEEP_MAX = 256 << 20,          /* to which both grow when what was let go is asked for again */
@@ -73,7 +73,7 @@ struct mcache {
     struct transaction *tx; /* private memory; NULL: none is open */
     uint64_t budget_used;   /* bytes: capacities x sizes of all magazines */
     uint32_t steal_cursor;
-    uint32_t pad;
+    uint32_t steal_pause;   /* growths that are refused unasked, after one that took from others */
     uint64_t used_serial[4];/* classes that refilled or flushed since the cursor passed them: a bit each */
     struct mcache *next_free;
     struct magazine magazines[256] __attribute__((aligned(64)));
@@ -103,13 +103,15 @@ struct lease {
 struct central {
     pthread_mutex_t lock;
     uint32_t first[LEASE_LISTS], last[LEASE_LISTS], count[LEASE_LISTS];
+    struct slot *stash;   /* entries that left their magazines, CACHED; the newest last. Private memory */
+    uint32_t stash_count, stash_capacity;
     uint32_t ask_pages;   /* of the next lease */
     uint64_t gave_back;   /* FREE bytes that went back since the last lease: if they are asked for again, keep more */
 };
 
 /* Bounds that adapt. sync: relaxed atomics */
 struct keep {
-    uint64_t free_bytes, free_limit; /* in current and idle */
+    uint64_t free_bytes, free_limit; /* in current, idle and stashes */
     uint64_t full_bytes, full_limit;
     uint64_t missed_bytes; /* flushed into spans that had been let go, since the last lease */
 };

@@ -1,12 +1,14 @@
 /* The process's leased spans: the client's side of the mcentrals.
  *
- * A refill takes FREE objects from the spans of `current`, oldest first; then from wholly free ones (`idle`); then it
- * looks at the hints of `full` spans, in which other processes may have freed; only then it asks the daemon, for twice as
+ * A refill takes from the class's stash: entries that threads' magazines gave back, still CACHED, so that they move
+ * between threads without a word being touched. Then it takes FREE objects from the spans of `current`, oldest first; then
+ * from wholly free ones (`idle`); then it looks at the hints of `full` spans, in which other processes may have freed; only then it asks the daemon, for twice as
  * much as last time. What is kept is bounded, and the bounds grow while what was let go is soon asked for again.
  *
  * Condition 1 of the design: a lease is scanned and let go under one lock, its span class's; so no FREE word of a span
  * is taken after its release was sent. A span that is given back was removed from the lists before.
  */
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -24,6 +26,7 @@ int lease_init(struct arena *a)
         madvise(a->leases, bytes, MADV_DONTNEED);
     for (int i = 0; i < 256; i++) {
         struct central *c = &a->central[i];
+        free(c->stash);
         memset(c, 0, sizeof *c);
         pthread_mutex_init(&c->lock, NULL);
         for (int list = 0; list < LEASE_LISTS; list++)
@@ -39,6 +42,8 @@ void lease_fini(struct arena *a)
     if (a->leases)
         munmap(a->leases, a->heap.page_count * sizeof *a->leases);
     a->leases = NULL;
+    for (int i = 0; i < 256; i++)
+        free(a->central[i].stash);
 }
 
 /* ---- lists -------------------------------------------------------------------------------------------------------------------------- */
@@ -141,8 +146,21 @@ static void adapt(struct arena *a, struct central *c)
     c->gave_back = 0;
 }
 
+static void flush_words(struct arena *a, struct central *c, const struct slot *slots, uint32_t count);
+
+static void stash_empty(struct arena *a, struct central *c)
+{
+    fetch_sub_relaxed(&a->keep.free_bytes, (uint64_t)c->stash_count * class_table[c - a->central].size);
+    flush_words(a, c, c->stash, c->stash_count);
+    c->stash_count = 0;
+}
+
 static void give_back_all(struct arena *a, struct central *c)
 {
+    stash_empty(a, c);
+    free(c->stash);
+    c->stash = NULL;
+    c->stash_capacity = 0;
     const uint64_t always = 1;
     for (int list = LEASE_CURRENT; list < LEASE_LISTS; list++)
         release(a, c, (enum lease_list)list, UINT32_MAX, &always, 0);
@@ -184,6 +202,46 @@ void trim_if_asked(struct mcache *mc)
         conn_tell(a, MSG_MODE);
         conn_unlock(a);
     }
+}
+
+/* ---- the stash ---------------------------------------------------------------------------------------------------------------------------- */
+
+static bool stash_grow(struct central *c, uint32_t count)
+{
+    uint32_t capacity = c->stash_capacity ? c->stash_capacity * 2 : 64;
+    while (capacity < count)
+        capacity *= 2;
+    struct slot *grown = realloc(c->stash, capacity * sizeof *grown);
+    if (!grown)
+        return false;
+    c->stash = grown;
+    c->stash_capacity = capacity;
+    return true;
+}
+
+/* Keeps entries as they are, CACHED: no word is touched. False: that would be more than the process may keep. */
+static bool stash_put(struct arena *a, struct central *c, const struct slot *slots, uint32_t count)
+{
+    uint64_t bytes = (uint64_t)count * class_table[c - a->central].size;
+    if (load_relaxed(&a->keep.free_bytes) + bytes > load_relaxed(&a->keep.free_limit) ||
+        (c->stash_count + count > c->stash_capacity && !stash_grow(c, c->stash_count + count)))
+        return false;
+    memcpy(c->stash + c->stash_count, slots, count * sizeof *slots);
+    c->stash_count += count;
+    fetch_add_relaxed(&a->keep.free_bytes, bytes);
+    return true;
+}
+
+/* The newest entries, in the order in which they came. */
+static uint32_t stash_take(struct arena *a, struct central *c, struct slot *out, uint32_t want)
+{
+    uint32_t n = want < c->stash_count ? want : c->stash_count;
+    if (n == 0)
+        return 0;
+    c->stash_count -= n;
+    memcpy(out, c->stash + c->stash_count, n * sizeof *out);
+    fetch_sub_relaxed(&a->keep.free_bytes, (uint64_t)n * class_table[c - a->central].size);
+    return n;
 }
 
 /* ---- refill ------------------------------------------------------------------------------------------------------------------------------ */
@@ -313,21 +371,15 @@ int lease_refill(struct arena *a, unsigned span_class, struct slot *out, uint32_
     uint32_t got = 0;
     int rc = 0;
     pthread_mutex_lock(&c->lock);
-    while (got < want) {
+    got = stash_take(a, c, out, want);
+    while (got == 0) {
         uint32_t first = c->first[LEASE_CURRENT];
         if (first == LEASE_END)
             first = c->first[LEASE_IDLE];
         if (first != LEASE_END) {
             list_move(a, c, first, LEASE_CURRENT);
             got += take_from(a, c, first, out + got, want - got);
-            continue;
-        }
-        if (got || look_at_hints(a, c)) {
-            if (got)
-                break;
-            continue;
-        }
-        if ((rc = ask_daemon(a, c)) < 0)
+        } else if (!look_at_hints(a, c) && (rc = ask_daemon(a, c)) < 0)
             break;
     }
     pthread_mutex_unlock(&c->lock);
@@ -336,12 +388,13 @@ int lease_refill(struct arena *a, unsigned span_class, struct slot *out, uint32_
 
 /* ---- flush ------------------------------------------------------------------------------------------------------------------------------- */
 
-void lease_flush(struct arena *a, unsigned span_class, const struct slot *slots, uint32_t count)
+/* CACHED -> FREE, then the hint, of each. */
+static void flush_words(struct arena *a, struct central *c, const struct slot *slots, uint32_t count)
 {
-    struct central *c = &a->central[span_class];
+    unsigned span_class = (unsigned)(c - a->central);
     const struct class_info *info = &class_table[span_class];
     uint16_t cached = WORD_CACHED(a->tag);
-    pthread_mutex_lock(&c->lock);
+    uint64_t ours = 0, missed = 0;
     for (uint32_t i = 0; i < count; i++) {
         uint64_t page = (uint64_t)((uint8_t *)slots[i].object - a->base) >> PAGE_SHIFT;
         uint32_t first = (uint32_t)page - page_entry_index(load_relaxed(&a->pages[page]));
@@ -353,17 +406,31 @@ void lease_flush(struct arena *a, unsigned span_class, const struct slot *slots,
             continue; /* freed twice, or torn away: nobody's to give */
         hint_set(&a->heap.hints[page]); /* always: skipping it when it is set could lose one */
         if (!leased) {
-            fetch_add_relaxed(&a->keep.missed_bytes, info->size);
+            missed++;
             continue;
         }
-        count_free(a, first, info, 1);
+        ours++;
+        l->free++;
         l->again = 1;
         if (l->free >= info->objects)
             list_move(a, c, first, LEASE_IDLE);
         else if (l->list == LEASE_FULL)
             list_move(a, c, first, LEASE_CURRENT);
     }
-    release_free(a, c);
+    if (ours)
+        fetch_add_relaxed(&a->keep.free_bytes, ours * info->size);
+    if (missed)
+        fetch_add_relaxed(&a->keep.missed_bytes, missed * info->size);
+}
+
+void lease_flush(struct arena *a, unsigned span_class, const struct slot *slots, uint32_t count)
+{
+    struct central *c = &a->central[span_class];
+    pthread_mutex_lock(&c->lock);
+    if (!stash_put(a, c, slots, count)) {
+        flush_words(a, c, slots, count);
+        release_free(a, c);
+    }
     pthread_mutex_unlock(&c->lock);
 }
 

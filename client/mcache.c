@@ -88,6 +88,12 @@ static void set_capacity(struct mcache *mc, unsigned span_class, uint32_t capaci
 /* Halves magazines that were not used since the cursor last passed them, until `bytes` fit. */
 static bool steal(struct mcache *mc, uint64_t bytes)
 {
+    enum { PAUSE = 64 };
+    if (mc->steal_pause) {
+        mc->steal_pause--;
+        return false;
+    }
+    mc->steal_pause = PAUSE; /* capacities that went round and round would cost more than they save */
     for (unsigned n = 0; n < SPAN_CLASS_COUNT && mc->budget_used + bytes > MCACHE_BUDGET; n++) {
         unsigned c = mc->steal_cursor = mc->steal_cursor + 1 < SPAN_CLASS_COUNT ? mc->steal_cursor + 1 : 2;
         struct magazine *m = &mc->magazines[c];
@@ -307,6 +313,7 @@ PUBLIC void arena_free(arena_t *a, void *p)
         free_slow(a, p);
         return;
     }
+    __builtin_prefetch(p, 1); /* it will be the next one out, and was last touched when it came in */
     *top = (struct slot){p, word};
     m->top = top + 1;
 }
