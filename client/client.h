@@ -47,14 +47,17 @@ struct slot {
     uint16_t *word; /* its state word: saves the pop every look-up */
 };
 
-/* A LIFO array of free objects of one span class, [base, top) of [base, limit). Below base stands a sentinel whose word is
- * never CACHED: a pop that finds the magazine empty meets it, so that one comparison tells both an empty magazine and a
- * stale entry. What a free needs to know of the class stands beside it, in the same cache line. sync: its thread */
+/* A LIFO array of free objects of one span class, [base, top) of [base, limit); the bases are in the mcache. Below base
+ * stands a sentinel whose word is never CACHED: a pop that finds the magazine empty meets it, so that one comparison
+ * tells both an empty magazine and a stale entry. What a free needs to know of the class stands beside it, in the same
+ * cache line and as wide as it is used. sync: its thread */
 struct magazine {
-    struct slot *top, *limit, *base;
-    uint32_t magic;   /* of the class, see class_info: constant; 0: no small objects */
-    uint32_t objects; /* of a span: constant */
+    struct slot *top, *limit;
+    uint64_t magic;   /* of the class, see class_info: constant; 0: no small objects */
+    uint64_t objects; /* of a span: constant */
 };
+
+_Static_assert(sizeof(struct magazine) == 32, "the class bits of a page entry are a magazine's place: word_of_small()");
 
 #define NO_WORD 0x10000u /* no state word is equal to it */
 
@@ -77,10 +80,8 @@ struct mcache {
     uint64_t used_serial[4];/* classes that refilled or flushed since the cursor passed them: a bit each */
     struct mcache *next_free;
     struct magazine magazines[256] __attribute__((aligned(64)));
+    struct slot *bases[256];
 };
-
-static inline uint32_t magazine_count(const struct magazine *m) { return (uint32_t)(m->top - m->base); }
-static inline uint32_t magazine_capacity(const struct magazine *m) { return (uint32_t)(m->limit - m->base); }
 
 /* ---- the process's leases --------------------------------------------------------------------------------------------- */
 
@@ -206,10 +207,9 @@ static inline bool word_of_small(const struct arena *a, struct mcache *mc, uint6
     if (unlikely(at >= a->heap_bytes))
         return false;
     uint64_t entry = load_relaxed(&a->pages[at >> PAGE_SHIFT]);
-    struct magazine *m = &mc->magazines[page_entry_class(entry)];
-    uint64_t in_span = ((uint64_t)page_entry_index(entry) << PAGE_SHIFT) + (at & (PAGE_SIZE - 1));
-    uint64_t product = in_span * m->magic, index = product >> 32;
-    if (unlikely((uint32_t)product >= m->magic || index >= m->objects))
+    struct magazine *m = (struct magazine *)(void *)((char *)mc->magazines + (entry & PAGE_CLASS_BITS));
+    uint64_t product = (page_entry_before(entry) + (at & (PAGE_SIZE - 1))) * m->magic, index = product >> 32;
+    if (unlikely((uint32_t)product >= (uint32_t)m->magic || index >= m->objects))
         return false;
     *ret_m = m;
     *ret_word = a->words + (uint64_t)page_entry_unit(entry) * UNIT_WORDS + index;

@@ -25,10 +25,14 @@ static struct slot sentinel[2] = {{NULL, &sentinel_word}, {NULL, NULL}};
 struct mcache no_mcache = {
     .expect = NO_WORD,
     .own = NO_WORD,
-    .magazines = {[0 ... 255] = {sentinel + 1, sentinel + 1, sentinel + 1, 0, 0}},
+    .magazines = {[0 ... 255] = {sentinel + 1, sentinel + 1, 0, 0}},
+    .bases = {[0 ... 255] = sentinel + 1},
 };
 
 __thread struct mcache *tls_mcaches[HEAPS_MAX] = {[0 ... HEAPS_MAX - 1] = &no_mcache};
+
+static uint32_t count_of(const struct mcache *mc, unsigned c) { return (uint32_t)(mc->magazines[c].top - mc->bases[c]); }
+static uint32_t capacity_of(const struct mcache *mc, unsigned c) { return (uint32_t)(mc->magazines[c].limit - mc->bases[c]); }
 
 /* ---- capacities ------------------------------------------------------------------------------------------------------ */
 
@@ -75,13 +79,13 @@ static void give_back(struct mcache *mc, unsigned span_class, uint32_t keep);
 static void set_capacity(struct mcache *mc, unsigned span_class, uint32_t capacity)
 {
     struct magazine *m = &mc->magazines[span_class];
-    int64_t more = (int64_t)capacity - magazine_capacity(m);
-    if (m->base == sentinel + 1) {
+    int64_t more = (int64_t)capacity - capacity_of(mc, span_class);
+    if (mc->bases[span_class] == sentinel + 1) {
         struct slot *slots = slots_of(mc, span_class);
         slots[0] = sentinel[0];
-        m->base = m->top = slots + 1;
+        mc->bases[span_class] = m->top = slots + 1;
     }
-    m->limit = m->base + capacity;
+    m->limit = mc->bases[span_class] + capacity;
     mc->budget_used += (uint64_t)(more * class_table[span_class].size);
 }
 
@@ -96,13 +100,12 @@ static bool steal(struct mcache *mc, uint64_t bytes)
     mc->steal_pause = PAUSE; /* capacities that went round and round would cost more than they save */
     for (unsigned n = 0; n < SPAN_CLASS_COUNT && mc->budget_used + bytes > MCACHE_BUDGET; n++) {
         unsigned c = mc->steal_cursor = mc->steal_cursor + 1 < SPAN_CLASS_COUNT ? mc->steal_cursor + 1 : 2;
-        struct magazine *m = &mc->magazines[c];
-        uint32_t capacity = magazine_capacity(m);
+        uint32_t capacity = capacity_of(mc, c);
         bool used = mc->used_serial[c / 64] >> c % 64 & 1;
         mc->used_serial[c / 64] &= ~(1ULL << c % 64);
         if (used || capacity <= capacity_first(c))
             continue;
-        if (magazine_count(m) > capacity / 2)
+        if (count_of(mc, c) > capacity / 2)
             give_back(mc, c, capacity / 2);
         set_capacity(mc, c, capacity / 2);
     }
@@ -112,7 +115,7 @@ static bool steal(struct mcache *mc, uint64_t bytes)
 /* Doubles a magazine's capacity if it may. */
 static bool grow(struct mcache *mc, unsigned span_class)
 {
-    uint32_t now = magazine_capacity(&mc->magazines[span_class]), most = capacity_max(span_class);
+    uint32_t now = capacity_of(mc, span_class), most = capacity_max(span_class);
     uint32_t capacity = now ? now * 2 : capacity_first(span_class);
     if (capacity > most)
         capacity = most;
@@ -128,13 +131,12 @@ static bool grow(struct mcache *mc, unsigned span_class)
 /* Fills an empty magazine: how many objects, or a negative errno. */
 static int refill(struct mcache *mc, unsigned span_class)
 {
-    struct magazine *m = &mc->magazines[span_class];
     mark_used(mc, span_class);
     grow(mc, span_class);
-    uint32_t want = magazine_capacity(m) / 2 ? magazine_capacity(m) / 2 : 1;
-    int got = lease_refill(mc->arena, span_class, m->base, want);
+    uint32_t half = capacity_of(mc, span_class) / 2;
+    int got = lease_refill(mc->arena, span_class, mc->bases[span_class], half ? half : 1);
     if (got > 0)
-        m->top = m->base + got; /* die: CACHED words, which the pass frees */
+        mc->magazines[span_class].top = mc->bases[span_class] + got; /* die: CACHED words, which the pass frees */
     return got;
 }
 
@@ -143,12 +145,12 @@ static void give_back(struct mcache *mc, unsigned span_class, uint32_t keep)
 {
     enum { BATCH = 256 };
     struct slot batch[BATCH];
-    struct magazine *m = &mc->magazines[span_class];
-    while (magazine_count(m) > keep) {
-        uint32_t count = magazine_count(m), n = count - keep > BATCH ? BATCH : count - keep;
-        memcpy(batch, m->base, n * sizeof *batch);
-        memmove(m->base, m->base + n, (count - n) * sizeof *batch);
-        m->top -= n;
+    struct slot *base = mc->bases[span_class];
+    while (count_of(mc, span_class) > keep) {
+        uint32_t count = count_of(mc, span_class), n = count - keep > BATCH ? BATCH : count - keep;
+        memcpy(batch, base, n * sizeof *batch);
+        memmove(base, base + n, (count - n) * sizeof *batch);
+        mc->magazines[span_class].top -= n;
         lease_flush(mc->arena, span_class, batch, n);
     }
 }
@@ -157,7 +159,7 @@ void mcache_flush_all(struct mcache *mc)
 {
     for (unsigned c = 2; c < SPAN_CLASS_COUNT; c++) {
         give_back(mc, c, 0);
-        if (magazine_capacity(&mc->magazines[c]))
+        if (capacity_of(mc, c))
             set_capacity(mc, c, 0);
     }
 }
@@ -170,7 +172,7 @@ static void make_room(struct mcache *mc, unsigned span_class)
     trim_if_asked(mc);
     if (m->top < m->limit || grow(mc, span_class))
         return;
-    give_back(mc, span_class, magazine_capacity(m) / 2);
+    give_back(mc, span_class, capacity_of(mc, span_class) / 2);
 }
 
 void mcache_push(struct mcache *mc, unsigned span_class, void *object, uint16_t *word)
@@ -189,7 +191,7 @@ static void *take(struct mcache *mc, unsigned span_class, uint16_t to)
 {
     struct magazine *m = &mc->magazines[span_class];
     for (;;) {
-        while (m->top > m->base) {
+        while (m->top > mc->bases[span_class]) {
             struct slot s = m->top[-1];
             int ok = word_own(s.word, mc->cached, to);
             m->top--;

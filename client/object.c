@@ -128,7 +128,7 @@ int free_slow(struct arena *a, void *p)
 
 /* ---- publish and claim ------------------------------------------------------------------------------------------------------------------ */
 
-PUBLIC int arena_publish(arena_t *a, void *p)
+static int publish_slow(arena_t *a, void *p)
 {
     struct object object;
     if (!p || !object_at(a, p, &object, false) || !mcache_get(a))
@@ -149,7 +149,7 @@ PUBLIC int arena_publish(arena_t *a, void *p)
     return word_is_owned(seen) ? -EBUSY : -EINVAL;
 }
 
-PUBLIC int arena_claim(arena_t *a, void *p)
+static int claim_slow(arena_t *a, void *p)
 {
     struct object object;
     if (!p || !object_at(a, p, &object, false) || !mcache_get(a))
@@ -161,6 +161,28 @@ PUBLIC int arena_claim(arena_t *a, void *p)
         if (word_swap(object.word, seen, WORD_OWNED(a->tag))) /* [PB1] */
             return 0;
     }
+}
+
+PUBLIC int arena_publish(arena_t *a, void *p)
+{
+    struct mcache *mc = mcache_of(a);
+    struct magazine *m;
+    uint16_t *word;
+    if (unlikely(!word_of_small(a, mc, (uint64_t)((uint8_t *)p - a->base), &word, &m) || load_relaxed(word) != mc->own))
+        return publish_slow(a, p);
+    store_release(word, WORD_SHARED); /* [PB1] */
+    return 0;
+}
+
+PUBLIC int arena_claim(arena_t *a, void *p)
+{
+    struct mcache *mc = mcache_of(a);
+    struct magazine *m;
+    uint16_t *word;
+    if (unlikely(mc == &no_mcache || !word_of_small(a, mc, (uint64_t)((uint8_t *)p - a->base), &word, &m) ||
+                 load_relaxed(word) != WORD_SHARED || !word_swap(word, WORD_SHARED, (uint16_t)mc->own))) /* [PB1] */
+        return claim_slow(a, p);
+    return 0;
 }
 
 /* ---- sizes ------------------------------------------------------------------------------------------------------------------------------- */
