@@ -17,7 +17,8 @@
  *
  * Errors of an allocation: ENOMEM the heap is full (never a SIGBUS later) - EDQUOT a limit of the daemon's - ENOTCONN the
  * daemon was away for timeout_ms; caches go on, the next slow path tries again - ESTALE the daemon serves another heap
- * now; this one is of the past - EINVAL an argument - EACCES a reader may not.
+ * now; this one is of the past, and from the first call that learns of it on every call of every thread says so, but for
+ * arena_free and arena_close - EINVAL an argument - EACCES a reader may not.
  *
  * Cost: "fast" is no lock, no system call and no atomic read-modify-write. A "slow path" takes a lock of this process's
  * and moves a batch of objects; one in many of them makes a round trip to the daemon (10-70 us).
@@ -96,7 +97,8 @@ struct arena_stats {
 /* Attaches to the daemon at `socket`; NULL: $ARENA_SOCKET, else $XDG_RUNTIME_DIR/arenad/default.sock if it exists, else
  * /run/arenad/default.sock. A second open of one heap in one process shares the mapping, counted. About 100 us.
  * -ENOENT, -ECONNREFUSED no daemon there - -EACCES this user is not allowed - -EDQUOT too many clients -
- * -EPROTONOSUPPORT the daemon is of another version - -EINVAL bad options - -ENOMEM - -EMFILE, here or there. */
+ * -EPROTONOSUPPORT the daemon is of another version - -EUCLEAN it found a heap that cannot be trusted, keeps it and does
+ * not serve it - -EINVAL bad options - -ENOMEM - -EMFILE, here or there. arena_reason() has the daemon's words. */
 int arena_open(arena_t **out, const char *socket, const struct arena_options *options);
 
 /* The last close says goodbye: what this process owns is freed. No other thread may be inside a call with `a`. */
@@ -242,6 +244,13 @@ int arena_stats(arena_t *a, struct arena_stats *out); /* the daemon counts the w
  * the call has done nothing and the heap is whole. fn NULL: the default again. */
 typedef void arena_error_fn(void *context, int error, const void *p, const char *message);
 int arena_on_error(arena_t *a, arena_error_fn *fn, void *context);
+
+/* Why the daemon refused: the line that came with this thread's last refused call, such as which limit an EDQUOT is of and
+ * how much is used, which versions an EPROTONOSUPPORT is between, why a name was not taken. It may be cut off at 239 bytes.
+ * "" if no call of this thread was ever refused by a daemon; a later success leaves it as it is, so look at it only after
+ * an error. This thread's memory, valid until its next refused call. No cost; never fails; not for signal handlers. In a
+ * forked child: what the parent's thread had. */
+const char *arena_reason(void);
 
 #ifdef __cplusplus
 }

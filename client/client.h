@@ -133,8 +133,9 @@ struct connection {
     int fd;              /* -1: none */
     uint32_t epoch;      /* of the daemon that it is to */
     uint32_t next_id;
-    bool stale;          /* the daemon serves another heap: for ever */
+    bool stale;          /* the daemon serves another heap: for ever. sync: atomic, set with conn.lock */
     struct msg in, out;
+    struct msg kept;     /* a request, while a reconnection uses `out` */
     uint8_t packet[MSG_MAX];
 };
 
@@ -221,9 +222,13 @@ int arena_attach(struct arena *a, int fd); /* HELLO as a new client: tag and mca
 int arena_reattach(struct arena *a);       /* in a forked child, at its first call */
 extern uint32_t fork_generation;
 
+/* The daemon serves another heap: every call says -ESTALE, also those that need no round trip. */
+static inline bool heap_is_stale(const struct arena *a) { return unlikely(load_relaxed(&a->conn.stale)); }
+
 /* thread.c: this thread's mcache, made if need be; NULL and errno. */
 struct mcache *mcache_get(struct arena *a);
 void threads_start(void);
+void mcaches_expire(struct arena *a); /* no thread's fast path serves this heap any more */
 void threads_forget(uint32_t index); /* a heap is closed: no thread has an mcache of it any more */
 extern pthread_mutex_t registry_lock;
 
@@ -261,6 +266,7 @@ int conn_call(struct arena *a, uint32_t type, uint32_t expect);
 int conn_tell(struct arena *a, uint32_t type); /* no reply */
 int conn_connect(const char *path);
 void conn_init(struct connection *c, int fd);
+void reason_set(const char *text); /* what arena_reason() says to this thread */
 const char *socket_path(const char *given, char *buf, size_t capacity);
 
 /* tx.c */

@@ -17,6 +17,7 @@
 
 #include "client/client.h"
 #include "proto/packet.h"
+#include "shm/root.h"
 
 const char *socket_path(const char *given, char *buf, size_t capacity)
 {
@@ -57,6 +58,13 @@ void conn_init(struct connection *c, int fd)
     c->stale = false;
     c->next_id = 0;
 }
+
+/* Not all of MSG_TEXT_MAX: a library's thread-local memory is scarce where it is loaded late. */
+static __thread char reason[240];
+
+void reason_set(const char *text) { snprintf(reason, sizeof reason, "%.239s", text); }
+
+PUBLIC const char *arena_reason(void) { return reason; }
 
 void conn_lock(struct arena *a) { pthread_mutex_lock(&a->conn.lock); }
 void conn_unlock(struct arena *a) { pthread_mutex_unlock(&a->conn.lock); }
@@ -111,10 +119,12 @@ static int receive_in(struct arena *a, uint32_t id, uint32_t expect, int64_t dea
                 exchange_acq_rel(&a->trim_notice, c->in.value);
             continue;
         }
-        if (c->in.id != id)
+        if (c->in.id != id && !(c->in.type == MSG_ERROR && c->in.id == 0)) /* 0: refused, whatever was asked */
             continue;
-        if (c->in.type == MSG_ERROR)
+        if (c->in.type == MSG_ERROR) {
+            reason_set(c->in.text);
             return -(int)c->in.error;
+        }
         return c->in.type == expect ? 0 : -EPROTO;
     }
 }
@@ -168,7 +178,8 @@ static int reconnect(struct arena *a, int64_t deadline)
                 return 0;
             drop(c);
             if (rc == -ESTALE) {
-                c->stale = true;
+                store_relaxed(&c->stale, true);
+                mcaches_expire(a);
                 return -ESTALE;
             }
             if (rc != -EPIPE && rc != -ETIMEDOUT && rc != -EMFILE && rc != -ENOMEM)
@@ -180,6 +191,19 @@ static int reconnect(struct arena *a, int64_t deadline)
         nanosleep(&pause, NULL);
         pause_ms = pause_ms < 50 ? pause_ms * 2 : 50;
     }
+}
+
+/* Had the request in conn.out been done by the daemon that died before it answered? The map tells. */
+static bool was_done(const struct arena *a, uint32_t type)
+{
+    const struct msg *out = &a->conn.out;
+    uint64_t now = 0;
+    if (type == MSG_TX_COMMIT)
+        return tag_state(&a->heap, out->tag) == TAG_TX_COMMITTED;
+    if (type != MSG_ROOT)
+        return false;
+    int rc = root_lookup(&a->heap, out->name, &now);
+    return (rc == 0 || rc == -ENOENT) && now == out->desired && (now || out->expected || out->mode == ROOT_MODE_SET);
 }
 
 int conn_call(struct arena *a, uint32_t type, uint32_t expect)
@@ -198,17 +222,17 @@ int conn_call(struct arena *a, uint32_t type, uint32_t expect)
             drop(c);
             return -ENOTCONN;
         }
-        static __thread struct msg kept; /* resume() uses conn.out */
-        kept = c->out;
+        if (rc == -EPROTO && again) /* the daemon does not understand it, and will not */
+            return rc;
+        c->kept = c->out; /* resume() uses conn.out */
         rc = reconnect(a, deadline ? deadline : (deadline = deadline_of(a)));
-        c->out = kept;
+        c->out = c->kept;
         if (rc < 0)
             return rc;
         if (type == MSG_LEASE || type == MSG_LARGE)
             c->out.list_count = 0; /* not listed, so taken back */
-        (void)again;
-        if (type == MSG_TX_COMMIT && tag_state(&a->heap, c->out.tag) == TAG_TX_COMMITTED)
-            return 0; /* it had been done */
+        if (was_done(a, type))
+            return 0;
     }
 }
 

@@ -159,6 +159,10 @@ void *large_alloc(struct arena *a, struct mcache *mc, size_t size, size_t alignm
 {
     uint32_t first;
     uint64_t pages = large_pages(size), align = alignment > PAGE_SIZE ? alignment >> PAGE_SHIFT : 1;
+    if (heap_is_stale(a)) {
+        errno = ESTALE;
+        return NULL;
+    }
     trim_if_asked(mc);
     if (!pages || size > a->heap_bytes) {
         errno = ENOMEM;

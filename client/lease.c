@@ -53,6 +53,8 @@ static uint64_t span_bytes(const struct central *c, const struct arena *a)
     return (uint64_t)class_table[c - a->central].pages << PAGE_SHIFT;
 }
 
+/* `list` is left as it is: a span on its way from one list to another must not look as if it were let go to a thread
+ * that lists the leases for a RESUME (lease_list(), without this lock). Who lets go of it clears it, under conn.lock. */
 static void list_remove(struct arena *a, struct central *c, uint32_t first)
 {
     struct lease *l = &a->leases[first];
@@ -61,13 +63,12 @@ static void list_remove(struct arena *a, struct central *c, uint32_t first)
     c->count[l->list]--;
     if (l->list == LEASE_FULL)
         fetch_sub_relaxed(&a->keep.full_bytes, span_bytes(c, a));
-    l->list = LEASE_NONE;
 }
 
 static void list_append(struct arena *a, struct central *c, uint32_t first, enum lease_list list)
 {
     struct lease *l = &a->leases[first];
-    l->list = (uint8_t)list;
+    store_relaxed(&l->list, (uint8_t)list);
     l->next = LEASE_END;
     l->prev = c->last[list];
     *(l->prev == LEASE_END ? &c->first[list] : &a->leases[l->prev].next) = first;
@@ -439,7 +440,7 @@ uint32_t lease_list(struct arena *a, uint64_t *cursor, uint32_t *out, uint32_t c
     uint32_t count = 0;
     uint64_t page = *cursor;
     for (; page < a->heap.page_count && count < capacity; page++) {
-        if (load_relaxed(&a->heap.spans[page].lessee) == a->tag && a->leases[page].list != LEASE_NONE)
+        if (load_relaxed(&a->heap.spans[page].lessee) == a->tag && load_relaxed(&a->leases[page].list) != LEASE_NONE)
             out[count++] = (uint32_t)page;
         if (page >= a->heap.header->top)
             page = a->heap.page_count - 1;

@@ -190,6 +190,10 @@ void mcache_push(struct mcache *mc, unsigned span_class, void *object, uint16_t 
 static void *take(struct mcache *mc, unsigned span_class, uint16_t to)
 {
     struct magazine *m = &mc->magazines[span_class];
+    if (heap_is_stale(mc->arena)) {
+        errno = ESTALE;
+        return NULL;
+    }
     for (;;) {
         while (m->top > mc->bases[span_class]) {
             struct slot s = m->top[-1];
@@ -331,6 +335,8 @@ PUBLIC int arena_trim(arena_t *a)
     struct mcache *mc = mcache_get(a);
     if (!mc)
         return a->read_only ? 0 : -errno;
+    if (heap_is_stale(a))
+        return -ESTALE;
     mc->trim_seen = fetch_add_relaxed(&a->trim_serial, 1) + 1;
     mcache_flush_all(mc);
     large_release_all(a);

@@ -133,6 +133,8 @@ static int publish_slow(arena_t *a, void *p)
     struct object object;
     if (!p || !object_at(a, p, &object, false) || !mcache_get(a))
         return -EINVAL;
+    if (heap_is_stale(a))
+        return -ESTALE;
     uint16_t seen;
     enum standing standing = word_standing(a, object.word, &seen);
     if (standing == STANDS_MINE) {
@@ -154,6 +156,8 @@ static int claim_slow(arena_t *a, void *p)
     struct object object;
     if (!p || !object_at(a, p, &object, false) || !mcache_get(a))
         return -EINVAL;
+    if (heap_is_stale(a))
+        return -ESTALE;
     for (;;) {
         uint16_t seen;
         if (word_standing(a, object.word, &seen) != STANDS_SHARED)

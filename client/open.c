@@ -39,8 +39,10 @@ static int hello(struct connection *c, unsigned flags, int fds[4])
     if (got <= 0)
         return got < 0 ? (int)got : -ECONNREFUSED;
     rc = msg_decode(&c->in, c->packet, (size_t)got, why);
-    if (rc == 0 && c->in.type == MSG_ERROR)
+    if (rc == 0 && c->in.type == MSG_ERROR) {
+        reason_set(c->in.text);
         rc = -(int)c->in.error;
+    }
     else if (rc == 0 && (c->in.type != MSG_WELCOME || count != (flags & ARENA_READ_ONLY ? 3 : 4) || c->in.heap_id_bytes != 16))
         rc = -EPROTO;
     if (rc < 0)

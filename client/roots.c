@@ -1,6 +1,7 @@
 /* Named roots: a get reads the map; a change is the daemon's; a wait sleeps on a word of the map. */
 #include <limits.h>
 #include <linux/futex.h>
+#include <poll.h>
 #include <sched.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -23,6 +24,8 @@ PUBLIC int arena_root_get(arena_t *a, const char *name, arena_ref_t *ref)
     int64_t deadline = 0;
     if (!ref || root_name_check(name) < 0)
         return -EINVAL;
+    if (heap_is_stale(a))
+        return -ESTALE;
     for (unsigned tries = 0;; tries++) {
         int rc = root_lookup(&a->heap, name, &found);
         if (rc == 0)
@@ -71,6 +74,25 @@ PUBLIC int arena_root_cas(arena_t *a, const char *name, arena_ref_t expected, ar
     return root_call(a, name, ROOT_MODE_CAS, expected, desired);
 }
 
+/* Once a second of a long wait: is the daemon there, and is it still this heap's? A wait on the map alone would never
+ * learn that the heap is of the past. */
+static int daemon_answers(arena_t *a)
+{
+    struct pollfd poll_fd = {.fd = a->conn.fd, .events = 0};
+    if (a->generation != fork_generation)
+        return arena_reattach(a);
+    if (pthread_mutex_trylock(&a->conn.lock) != 0)
+        return 0; /* another thread is finding out */
+    int rc = 0;
+    poll_fd.fd = a->conn.fd;
+    if (poll_fd.fd < 0 || (poll(&poll_fd, 1, 0) == 1 && (poll_fd.revents & (POLLHUP | POLLERR | POLLNVAL)))) {
+        a->conn.out.mode = a->conn.out.value = 0; /* any reply will do */
+        rc = conn_call(a, MSG_MODE, MSG_OK);
+    }
+    conn_unlock(a);
+    return rc == -ESTALE || rc == -ENOTCONN ? rc : 0;
+}
+
 PUBLIC int arena_root_wait(arena_t *a, const char *name, arena_ref_t old, int timeout_ms, arena_ref_t *ref)
 {
     if (!ref || root_name_check(name) < 0 || timeout_ms < -1)
@@ -93,6 +115,8 @@ PUBLIC int arena_root_wait(arena_t *a, const char *name, arena_ref_t old, int ti
         if (left > 1000)
             left = 1000; /* a heap that is stale is not woken up any more */
         struct timespec wait = {left / 1000, left % 1000 * 1000000};
-        syscall(SYS_futex, gen, FUTEX_WAIT, seen, &wait, NULL, 0);
+        if (syscall(SYS_futex, gen, FUTEX_WAIT, seen, &wait, NULL, 0) < 0 && errno == ETIMEDOUT &&
+            (rc = daemon_answers(a)) < 0)
+            return rc;
     }
 }

@@ -111,8 +111,18 @@ static struct mcache *mcache_map(struct arena *a)
     if (mc == MAP_FAILED)
         return NULL;
     madvise(mc, MCACHE_BYTES, MADV_DONTFORK);
-    mcache_init(mc, a, a->mcache_count++);
+    mcache_init(mc, a, a->mcache_count);
+    store_release(&a->mcache_count, a->mcache_count + 1); /* [MC1] */
     return mc;
+}
+
+/* From any thread. A slot, once mapped, stays mapped, so no lock is needed: a thread that gets its mcache meanwhile is
+ * refused by mcache_get(), and one that ends a transaction by its own look. */
+void mcaches_expire(struct arena *a)
+{
+    uint32_t count = load_acquire(&a->mcache_count); /* [MC1] */
+    for (uint32_t i = 0; i < count; i++)
+        store_relaxed(&((struct mcache *)(void *)(a->mcache_base + (uint64_t)i * MCACHE_BYTES))->expect, NO_WORD);
 }
 
 struct mcache *mcache_get(struct arena *a)
@@ -128,8 +138,8 @@ struct mcache *mcache_get(struct arena *a)
             return NULL;
         }
     }
-    if (a->read_only) {
-        errno = EACCES;
+    if (a->read_only || heap_is_stale(a)) {
+        errno = a->read_only ? EACCES : ESTALE;
         return NULL;
     }
     pthread_mutex_lock(&registry_lock);

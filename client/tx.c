@@ -44,9 +44,9 @@ bool tx_is_mine(const struct arena *a, unsigned tag)
 /* A tag in state TAG_TX that bears no word. */
 static int take_tag(struct arena *a, uint16_t *ret)
 {
-    int rc = 0;
+    int rc = heap_is_stale(a) ? -ESTALE : 0;
     conn_lock(a);
-    if (a->tx_ready_count == 0) {
+    if (rc == 0 && a->tx_ready_count == 0) {
         a->conn.out.count = 16;
         rc = conn_call(a, MSG_TX_TAGS, MSG_TAGS);
         for (uint32_t i = 0; rc == 0 && i < a->conn.in.list_count && a->tx_ready_count < TX_TAGS_MAX; i++)
@@ -89,7 +89,7 @@ static void finish(struct mcache *mc)
     free(mc->tx);
     mc->tx = NULL;
     mc->owned = (uint16_t)mc->own;
-    mc->expect = mc->cached;
+    mc->expect = heap_is_stale(mc->arena) ? NO_WORD : mc->cached;
 }
 
 /* Turns the log's words to SHARED. Others may free or claim them already, so by compare-and-swap. */

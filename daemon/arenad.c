@@ -22,6 +22,7 @@
 
 #include "daemon/keeper.h"
 #include "daemon/log.h"
+#include "daemon/refuse.h"
 #include "daemon/server.h"
 
 /* ---- the listening socket --------------------------------------------------------------------------------------------------- */
@@ -239,6 +240,8 @@ static void tell_ready(void)
 static int run(struct config *config, struct server *s, int listen_fd, bool kept)
 {
     int rc = server_start(s, config, listen_fd);
+    if (rc == -EUCLEAN && !s->regions.directory) /* nothing else would keep them */
+        refuse_run(&s->regions, listen_fd, s->untrusted);
     if (rc < 0)
         return rc;
     log_event(LOG_LEVEL_INFO, kept || s->core.heap.header->epoch > 1 ? "serve-again" : "serve",

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "daemon/log.h"
+#include "daemon/refuse.h"
 
 /* Watches a client's process. It outlives the connection: a socket may close while its process lives, and a forked child
  * may hold it open when the process is dead. */
@@ -265,20 +266,6 @@ static bool is_allowed(const struct config *config, uint32_t uid, uint32_t gid)
         if (user_in_group(uid, gid, config->allow_gid[i]))
             return true;
     return false;
-}
-
-static void refuse_fd(int fd, int error, const char *text)
-{
-    static struct msg m;
-    uint8_t buf[1024];
-    m.type = MSG_ERROR;
-    m.id = 0;
-    m.error = (uint32_t)error;
-    snprintf(m.text, sizeof m.text, "%s", text);
-    int bytes = msg_encode(&m, buf, sizeof buf);
-    if (bytes > 0)
-        packet_send(fd, buf, (size_t)bytes, NULL, 0, MSG_DONTWAIT);
-    close(fd);
 }
 
 static void accept_failed(struct server *s, int error)

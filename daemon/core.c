@@ -12,13 +12,28 @@ static uint64_t dspan_bytes(const struct core *core) { return core->heap.page_co
 
 /* ---- rebuild ---------------------------------------------------------------------------------------------------------------- */
 
+/* The states of tags and the marks of roots, before anything is built on them. */
+static const char *check_tables(const struct heap *h)
+{
+    for (unsigned tag = 1; tag < h->header->tag_top; tag++)
+        if (load_acquire(&h->tags[tag].state) >= TAG_STATE_COUNT) /* [TG1] */
+            return "a tag in a state that there is not";
+    for (uint32_t slot = 0; slot < h->root_slots; slot++) {
+        const char *why = root_check(h, slot);
+        if (why)
+            return why;
+    }
+    return NULL;
+}
+
 /* An update of the map that was cut short is finished or undone; every step may be repeated. */
 static void repair_map(struct core *core)
 {
     struct heap *h = &core->heap;
     struct redo *redo = &h->header->redo;
     root_repair(h);
-    if (load_acquire(&redo->valid) && redo->tag < h->header->tag_top && redo->root_slot < h->root_slots) { /* [RD1] */
+    if (load_acquire(&redo->valid) && redo->tag < h->header->tag_top && redo->root_slot < h->root_slots && /* [RD1] */
+        root_name_check(redo->root_name) == 0) {
         enum tag_state state = tag_state(h, redo->tag);
         if (state == TAG_TX)
             tag_set_state(h, redo->tag, TAG_TX_COMMITTED);
@@ -70,6 +85,14 @@ static int rebuild_span(struct core *core, uint64_t first, char *ret_why)
     return 0;
 }
 
+/* Of a span that was being uncut when the daemon died: had this page no memory behind it? The record is whole, but for
+ * its class. */
+static bool was_returned(const struct heap *h, uint64_t page, uint64_t entry)
+{
+    uint32_t index = page_entry_index(entry);
+    return page_entry_class(entry) && index < 16 && index <= page && (h->spans[page - index].returned >> index & 1);
+}
+
 static int rebuild_pages(struct core *core, char *ret_why)
 {
     struct heap *h = &core->heap;
@@ -94,9 +117,9 @@ static int rebuild_pages(struct core *core, char *ret_why)
             continue;
         }
         uint64_t entry = load_relaxed(&h->pages[page]);
-        bool warm = entry != PAGE_COLD; /* a page of a span that was not finished was warm */
-        if (warm && entry != PAGE_WARM)
-            store_relaxed(&h->pages[page], PAGE_WARM);
+        bool warm = entry != PAGE_COLD && !was_returned(h, page, entry); /* what was cut or uncut by halves was warm */
+        if (entry != PAGE_COLD && entry != PAGE_WARM)
+            store_relaxed(&h->pages[page], warm ? PAGE_WARM : PAGE_COLD);
         pagealloc_free(&core->mheap.free, page, 1);
         if (warm)
             pagealloc_free(&core->mheap.warm, page, 1);
@@ -130,8 +153,18 @@ int core_start(struct core *core, const struct heap *heap, const struct backing 
         core->heap.header->tag_top = 1;
     pagealloc_free(&core->mheap.units, 1, core->heap.unit_count - 1); /* unit 0 is nobody's */
     repair_map(core);
-    clients_rebuild(core);
-    int rc = rebuild_pages(core, ret_why);
+    int rc = 0;
+    const char *why = check_tables(&core->heap);
+    if (!why) {
+        clients_rebuild(core);
+        rc = rebuild_pages(core, ret_why);
+        if (rc == 0)
+            why = clients_check(core);
+    }
+    if (why) {
+        snprintf(ret_why, 256, "%s", why);
+        rc = -EUCLEAN;
+    }
     if (rc < 0) {
         core_stop(core);
         return rc;

@@ -504,7 +504,7 @@ void request_handle(struct connection *c, const uint8_t *packet, size_t bytes)
         return;
     }
     bool for_all = in.type == MSG_HELLO || in.type == MSG_INFO || in.type == MSG_TRIM;
-    if (!for_all && (!c->client || (c->client->read_only && in.type != MSG_BYE) ||
+    if (!for_all && (!c->client || (c->client->read_only && in.type != MSG_BYE && in.type != MSG_RESUME) ||
                      (c->client->resuming && in.type != MSG_RESUME))) {
         connection_error(c, in.id, EPERM, "%s is not for a %s", msg_name(in.type),
                          !c->client ? "monitor" : c->client->resuming ? "client that has not resumed" : "reader");

@@ -261,7 +261,7 @@ static int start_handles(struct server *s)
 
 int server_start(struct server *s, struct config *config, int listen_fd)
 {
-    char why[256] = "";
+    char *why = s->untrusted;
     struct geometry g;
     const char *static_why;
     struct heap heap;

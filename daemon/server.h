@@ -41,9 +41,11 @@ struct server {
     uint64_t watchdog_ms;
     int fd_reserve; /* closed to accept one more connection, just to refuse it when descriptors run out */
     uint64_t packets_turn, packets_turn_max;
+    char untrusted[256]; /* what is wrong with the heap, after a start that failed with -EUCLEAN */
 };
 
-/* regions are open; listen_fd is listening. 0, or a negative errno after a log line. */
+/* regions are open; listen_fd is listening. 0, or a negative errno after a log line; -EUCLEAN: the heap cannot be trusted,
+ * s->untrusted says why. */
 int server_start(struct server *s, struct config *config, int listen_fd);
 int server_run(struct server *s); /* until SIGTERM */
 void server_stop(struct server *s);

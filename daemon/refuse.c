@@ -1,0 +1,82 @@
+#include "daemon/refuse.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <systemd/sd-daemon.h>
+#include <unistd.h>
+
+#include "daemon/log.h"
+#include "proto/msg.h"
+#include "proto/packet.h"
+
+static volatile sig_atomic_t stopping;
+
+static void on_stop(int signum)
+{
+    (void)signum;
+    stopping = 1;
+}
+
+void refuse_fd(int fd, int error, const char *text)
+{
+    static struct msg m;
+    static uint8_t buf[MSG_MAX];
+    /* what the peer has sent must be read before the close, or that resets the connection and the reply is lost */
+    shutdown(fd, SHUT_RD);
+    ssize_t got;
+    do
+        got = packet_receive(fd, buf, sizeof buf, NULL, 0, NULL, MSG_DONTWAIT);
+    while (got > 0 || got == -EMSGSIZE);
+    m.type = MSG_ERROR;
+    m.id = 0;
+    m.error = (uint32_t)error;
+    snprintf(m.text, sizeof m.text, "%s", text);
+    int bytes = msg_encode(&m, buf, sizeof buf);
+    if (bytes > 0)
+        packet_send(fd, buf, (size_t)bytes, NULL, 0, MSG_DONTWAIT);
+    close(fd);
+}
+
+static void refuse_one(int listen_fd, const char *why)
+{
+    char text[400];
+    int fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    snprintf(text, sizeof text, "the heap is not served, it cannot be trusted: %s", why);
+    if (fd >= 0)
+        refuse_fd(fd, EUCLEAN, text);
+}
+
+void refuse_run(const struct regions *regions, int listen_fd, const char *why)
+{
+    uint64_t watchdog_us = 0;
+    struct sigaction action = {.sa_handler = on_stop};
+    struct timespec wait = {.tv_sec = 1};
+    sigset_t stops, before;
+    sigemptyset(&stops);
+    sigaddset(&stops, SIGTERM);
+    sigaddset(&stops, SIGINT);
+    sigprocmask(SIG_BLOCK, &stops, &before); /* let in only while it waits: none is missed */
+    sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGINT, &action, NULL);
+    signal(SIGHUP, SIG_IGN);
+    if (sd_watchdog_enabled(0, &watchdog_us) > 0 && watchdog_us < 2000000)
+        wait = (struct timespec){.tv_nsec = (long)watchdog_us * 500};
+    log_event(LOG_LEVEL_ERROR, "refuse", "why=\"%s\" heap=\"/proc/%d/fd/%d\" map=\"/proc/%d/fd/%d\" state=\"/proc/%d/fd/%d\"",
+              why, (int)getpid(), regions->fd[REGION_HEAP], (int)getpid(), regions->fd[REGION_MAP], (int)getpid(),
+              regions->fd[REGION_STATE]);
+    sd_notifyf(0, "READY=1\nSTATUS=not served, the heap cannot be trusted: %s", why); /* or it would be started for ever */
+    fcntl(listen_fd, F_SETFL, fcntl(listen_fd, F_GETFL) | O_NONBLOCK);
+    while (!stopping) {
+        struct pollfd poll_fd = {.fd = listen_fd, .events = POLLIN};
+        if (ppoll(&poll_fd, 1, &wait, &before) > 0)
+            refuse_one(listen_fd, why);
+        if (watchdog_us)
+            sd_notify(0, "WATCHDOG=1");
+    }
+    sd_notify(0, "STOPPING=1");
+}
