@@ -131,10 +131,10 @@ int free_slow(struct arena *a, void *p)
 static int publish_slow(arena_t *a, void *p)
 {
     struct object object;
-    if (!p || !object_at(a, p, &object, false) || !mcache_get(a))
-        return -EINVAL;
     if (heap_is_stale(a))
         return -ESTALE;
+    if (!p || !object_at(a, p, &object, false) || !mcache_get(a))
+        return -EINVAL;
     uint16_t seen;
     enum standing standing = word_standing(a, object.word, &seen);
     if (standing == STANDS_MINE) {
@@ -154,10 +154,10 @@ static int publish_slow(arena_t *a, void *p)
 static int claim_slow(arena_t *a, void *p)
 {
     struct object object;
-    if (!p || !object_at(a, p, &object, false) || !mcache_get(a))
-        return -EINVAL;
     if (heap_is_stale(a))
         return -ESTALE;
+    if (!p || !object_at(a, p, &object, false) || !mcache_get(a))
+        return -EINVAL;
     for (;;) {
         uint16_t seen;
         if (word_standing(a, object.word, &seen) != STANDS_SHARED)
@@ -183,8 +183,9 @@ PUBLIC int arena_claim(arena_t *a, void *p)
     struct mcache *mc = mcache_of(a);
     struct magazine *m;
     uint16_t *word;
-    if (unlikely(mc == &no_mcache || !word_of_small(a, mc, (uint64_t)((uint8_t *)p - a->base), &word, &m) ||
-                 load_relaxed(word) != WORD_SHARED || !word_swap(word, WORD_SHARED, (uint16_t)mc->own))) /* [PB1] */
+    uint32_t own = load_relaxed(&mc->own);
+    if (unlikely(own == NO_WORD || !word_of_small(a, mc, (uint64_t)((uint8_t *)p - a->base), &word, &m) ||
+                 load_relaxed(word) != WORD_SHARED || !word_swap(word, WORD_SHARED, (uint16_t)own))) /* [PB1] */
         return claim_slow(a, p);
     return 0;
 }

@@ -121,8 +121,11 @@ static struct mcache *mcache_map(struct arena *a)
 void mcaches_expire(struct arena *a)
 {
     uint32_t count = load_acquire(&a->mcache_count); /* [MC1] */
-    for (uint32_t i = 0; i < count; i++)
-        store_relaxed(&((struct mcache *)(void *)(a->mcache_base + (uint64_t)i * MCACHE_BYTES))->expect, NO_WORD);
+    for (uint32_t i = 0; i < count; i++) {
+        struct mcache *mc = (struct mcache *)(void *)(a->mcache_base + (uint64_t)i * MCACHE_BYTES);
+        store_relaxed(&mc->expect, NO_WORD);
+        store_relaxed(&mc->own, NO_WORD);
+    }
 }
 
 struct mcache *mcache_get(struct arena *a)

@@ -88,7 +88,7 @@ static void finish(struct mcache *mc)
     free(mc->tx->log);
     free(mc->tx);
     mc->tx = NULL;
-    mc->owned = (uint16_t)mc->own;
+    mc->owned = WORD_OWNED(mc->arena->tag);
     mc->expect = heap_is_stale(mc->arena) ? NO_WORD : mc->cached;
 }
 
