@@ -18,6 +18,7 @@ struct class_count {
 };
 struct tag_count {
     uint64_t owned, owned_bytes, cached, cached_bytes;
+    uint64_t leased_free_bytes; /* FREE objects of the spans that it has leased */
 };
 struct fault {
     uint64_t page;
@@ -137,7 +138,9 @@ static void count_span(struct census *census, const struct span_info *span, stru
     struct class_count *c = &census->classes[span->span_class];
     for (uint32_t i = 0; i < span->objects; i++)
         count_word(census, span, i, size, n);
-    bool leased = load_relaxed(&census->core->heap.spans[span->first].lessee) != 0;
+    unsigned lessee = load_relaxed(&census->core->heap.spans[span->first].lessee);
+    bool leased = lessee != 0;
+    census->tags[lessee % TAG_COUNT].leased_free_bytes += n->free * size;
     c->spans++;
     c->leased += leased;
     c->pages += span->page_count;
@@ -238,6 +241,14 @@ bool census_turn(struct census *census, uint32_t words)
 
 /* ---- the answers ------------------------------------------------------------------------------------------------------------------ */
 
+/* What the machine and the cgroups would give the heap now, beyond what it has. */
+static uint64_t allowance_bytes(struct core *core)
+{
+    const struct backing *backing = &core->mheap.backing;
+    uint64_t pages = backing->allowance ? backing->allowance(backing->context) : core->heap.page_count;
+    return (pages < core->heap.page_count ? pages : core->heap.page_count) << PAGE_SHIFT;
+}
+
 static void stats_row(struct census *census, const struct census_outside *outside)
 {
     struct core *core = census->core;
@@ -275,9 +286,13 @@ static void stats_row(struct census *census, const struct census_outside *outsid
     msgpack_packer_init(&pk, &census->rows, msgpack_sbuffer_write);
 #define STAT_COUNT(name, text) count++;
     STATS(STAT_COUNT)
-    msgpack_pack_map(&pk, (size_t)count + 3);
+    msgpack_pack_map(&pk, (size_t)count + 7);
 #define STAT_PUT(name, text) put_number(&pk, #name, name);
     STATS(STAT_PUT)
+    put_number(&pk, "pages_free_run", core->mheap.free.level[core->mheap.free.levels - 1][0].max);
+    put_number(&pk, "memory_allowance", allowance_bytes(core));
+    put_number(&pk, "refused_full", core->refused_full);
+    put_number(&pk, "refused_limit", core->refused_limit);
     put_text(&pk, "heap_id_hex", id);
     put_text(&pk, "name", outside->name ? outside->name : "");
     put_text(&pk, "socket", outside->socket ? outside->socket : "");
@@ -292,7 +307,7 @@ static void client_row(struct census *census, const struct client *client)
     memcpy(command, t->command, sizeof t->command);
     msgpack_packer pk;
     msgpack_packer_init(&pk, &census->rows, msgpack_sbuffer_write);
-    msgpack_pack_map(&pk, 16);
+    msgpack_pack_map(&pk, 20);
     put_number(&pk, "tag", client->tag);
     put_number(&pk, "pid", client->pid);
     put_number(&pk, "uid", client->uid);
@@ -304,10 +319,14 @@ static void client_row(struct census *census, const struct client *client)
     put_number(&pk, "objects_cached", census->tags[client->tag].cached);
     put_number(&pk, "bytes_cached", census->tags[client->tag].cached_bytes);
     put_number(&pk, "bytes_leased", client->leased_pages << PAGE_SHIFT);
+    put_number(&pk, "bytes_leased_free", census->tags[client->tag].leased_free_bytes);
     put_number(&pk, "bytes_charged", client->charged_pages << PAGE_SHIFT);
     put_number(&pk, "spans_leased", client->leased_spans);
     put_number(&pk, "refills", client->refills);
     put_number(&pk, "since_ns", t->since_ns);
+    put_number(&pk, "idle_ns", census->core->now_ns - client->heard_ns);
+    put_number(&pk, "start_time", t->start_time);
+    put_number(&pk, "connected", client->connection != NULL);
     put_number(&pk, "transactions", client->tx_count);
     census->row_count++;
 }
@@ -396,6 +415,29 @@ static void limits_row(struct census *census)
     census->row_count++;
 }
 
+/* What each user's clients, and the spans that outlived them, are charged. */
+static void user_rows(struct census *census)
+{
+    uint64_t number = 0;
+    for (const struct uid_account *account = census->core->accounts; account; account = account->hh.next, number++) {
+        if (number < census->cursor)
+            continue;
+        if (rows_full(census)) {
+            census->next_cursor = number;
+            return;
+        }
+        msgpack_packer pk;
+        msgpack_packer_init(&pk, &census->rows, msgpack_sbuffer_write);
+        msgpack_pack_map(&pk, 5);
+        put_number(&pk, "uid", account->uid);
+        put_number(&pk, "clients", account->clients);
+        put_number(&pk, "roots", account->roots);
+        put_number(&pk, "bytes_charged", account->charged_pages << PAGE_SHIFT);
+        put_number(&pk, "spans_charged", account->charged_spans);
+        census->row_count++;
+    }
+}
+
 static void make_rows(struct census *census, const struct census_outside *outside)
 {
     struct core *core = census->core;
@@ -420,6 +462,8 @@ static void make_rows(struct census *census, const struct census_outside *outsid
         check_rows(census);
     else if (census->what == INFO_LIMITS)
         limits_row(census);
+    else if (census->what == INFO_USERS)
+        user_rows(census);
 }
 
 int census_rows(struct census *census, const struct census_outside *outside, void **ret, size_t *ret_bytes,

@@ -57,6 +57,7 @@ static struct client *client_new(struct core *core, unsigned tag, const struct t
                               .pid = identity->pid,
                               .uid = identity->uid,
                               .account = account,
+                              .heard_ns = core->now_ns,
                               .pidfd = -1};
     account->clients++;
     core->clients[tag] = client;

@@ -55,6 +55,7 @@ struct client {
     uint64_t leased_pages, leased_spans;
     uint64_t charged_pages, charged_spans;
     uint64_t refills, grants;
+    uint64_t heard_ns;                  /* monotonic: its last message */
     uint64_t trim_asked, trim_answered; /* serial numbers of notices */
     uint16_t *tx_tags;
     uint32_t tx_count, tx_capacity;
@@ -99,6 +100,7 @@ struct core {
     uint64_t progress;       /* counts whatever may let a waiting request succeed */
     uint64_t spans;
     uint64_t trim_serial;    /* the last notice */
+    uint64_t refused_full, refused_limit; /* requests for memory, since this daemon was started */
     uint64_t now_ns;         /* monotonic, as last passed in */
     void (*wake_root)(void *context, uint32_t *gen); /* futex wake; NULL in tests */
     void *wake_context;

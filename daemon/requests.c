@@ -230,7 +230,9 @@ static int try_memory(struct connection *c, const struct pending *p)
 
 static void memory_error(struct connection *c, const struct pending *p, int rc)
 {
-    const struct core *core = &c->server->core;
+    struct core *core = &c->server->core;
+    core->refused_full += rc == -ENOMEM;
+    core->refused_limit += rc == -EDQUOT;
     if (rc == -EDQUOT)
         connection_error(c, p->id, EDQUOT, "a limit is reached: client %llu bytes in %llu spans, user %llu in %llu; see "
                          "limit-client-bytes, -spans, limit-user-bytes, -spans",
@@ -510,6 +512,8 @@ void request_handle(struct connection *c, const uint8_t *packet, size_t bytes)
                          !c->client ? "monitor" : c->client->resuming ? "client that has not resumed" : "reader");
         return;
     }
+    if (c->client)
+        c->client->heard_ns = c->server->core.now_ns;
     switch (in.type) {
     case MSG_HELLO: on_hello(c); break;
     case MSG_RESUME: on_resume(c); break;

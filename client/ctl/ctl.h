@@ -95,6 +95,18 @@ const char *clean(const char *text, bool hex);
 int columns(const char *text);
 
 uint64_t now_real_ns(void);
+int terminal_width(void); /* of standard output; 0: it is no terminal */
+
+/* ---- process.c: what the system says of a process; start_time as the daemon noted it ---------------------------- */
+
+const char *process_state(uint64_t pid, uint64_t start_time); /* a word; "unseen": not here, or another one */
+const char *process_command(uint64_t pid, uint64_t start_time, const char *otherwise); /* its command line, clean */
+
+/* ---- clients.c --------------------------------------------------------------------------------------------------- */
+
+/* INFO_CLIENTS with bytes_held, user, process and command_line, the largest first; NULL after one line. */
+cJSON *clients_sorted(struct ctl *ctl);
+const char *client_state(const cJSON *row);
 
 /* ---- the commands -------------------------------------------------------------------------------------------- */
 

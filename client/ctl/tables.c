@@ -2,7 +2,6 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
 #include "client/ctl/ctl.h"
 #include "proto/stats.h"
@@ -43,19 +42,6 @@ int cmd_stat(struct ctl *ctl)
     return CTL_OK;
 }
 
-
-static void show_clients(const cJSON *rows)
-{
-    const cJSON *row;
-    printf("%5s %7s %6s %-15s %-8s %9s %9s %9s %9s %8s %s\n", "TAG", "PID", "UID", "COMMAND", "STATE", "OWNED", "CACHED",
-           "LEASED", "CHARGED", "REFILLS", "SINCE");
-    cJSON_ArrayForEach(row, rows)
-        printf("%5" PRIu64 " %7" PRIu64 " %6" PRIu64 " %-15s %-8s %9s %9s %9s %9s %8" PRIu64 " %s\n", row_number(row, "tag"),
-               row_number(row, "pid"), row_number(row, "uid"), row_text(row, "command"), row_text(row, "state"),
-               human(row_number(row, "bytes_owned")), human(row_number(row, "bytes_cached")),
-               human(row_number(row, "bytes_leased")), human(row_number(row, "bytes_charged")),
-               row_number(row, "refills"), when(row_number(row, "since_ns")));
-}
 
 static void show_classes(const cJSON *rows)
 {
@@ -102,7 +88,6 @@ static void show_limits(const cJSON *rows)
                    row_number(row, item->string) ? "" : "  (no limit)");
 }
 
-int cmd_clients(struct ctl *ctl) { return json_or(ctl, INFO_CLIENTS, show_clients); }
 int cmd_classes(struct ctl *ctl) { return json_or(ctl, INFO_CLASSES, show_classes); }
 int cmd_spans(struct ctl *ctl) { return json_or(ctl, INFO_SPANS, show_spans); }
 int cmd_roots(struct ctl *ctl) { return json_or(ctl, INFO_ROOTS, show_roots); }
