@@ -17,6 +17,7 @@ static const struct command commands[] = {
     {"roots", "", "json", "the named roots", cmd_roots, false},
     {"check", "", "json", "verify every invariant; 1 if one is broken", cmd_check, false},
     {"trim", "", "json", "return what can be returned", cmd_trim, false},
+    {"map", "", "json ascii svg", "the heap as a picture", cmd_map, false},
     {"limits", "", "json", "quotas in force", cmd_limits, false},
 };
 enum { COMMAND_COUNT = sizeof commands / sizeof commands[0] };
@@ -33,6 +34,8 @@ static const struct {
     {"help", NULL, "this text; behind a command: that command's", HELP, 0},
     {"version", NULL, "the version", VERSION, 0},
     {"json", NULL, "as JSON", FLAG, offsetof(struct ctl, json)},
+    {"ascii", NULL, "no character beyond ASCII", FLAG, offsetof(struct ctl, ascii)},
+    {"svg", "FILE", "as a picture to FILE; - is the standard output", TEXT, offsetof(struct ctl, svg)},
     {"dry-run", NULL, "change nothing, say what would be", FLAG, offsetof(struct ctl, dry_run)},
 };
 enum { OPTION_COUNT = sizeof options / sizeof options[0], GLOBAL_OPTIONS = 3 };

@@ -118,5 +118,6 @@ int cmd_roots(struct ctl *ctl);
 int cmd_check(struct ctl *ctl);
 int cmd_trim(struct ctl *ctl);
 int cmd_limits(struct ctl *ctl);
+int cmd_map(struct ctl *ctl);
 
 #endif
