@@ -107,13 +107,19 @@ $(B)/tests/explore/%_test: $(B)/explore/tests/explore/%_test.o $(EXPLORE_OBJ)
 	@mkdir -p $(@D)
 	$(CC) -o $@ $^ $(TEST_LIBS)
 
+# tests/systemd: a client for the tests of the service
+SYSTEMD_TESTS := $(B)/tests/systemd/holder
+$(SYSTEMD_TESTS): $(B)/tests/%: $(B)/obj/tests/%.o $(B)/libarena.so
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS) -pthread -o $@ $< -L$(B) -larena -Wl,-rpath,'$$ORIGIN/../..'
+
 EXAMPLES    := $(patsubst client/examples/%.c,$(B)/examples/%,$(wildcard client/examples/*.c))
 $(B)/examples/%: client/examples/%.c $(B)/libarena.so
 	@mkdir -p $(@D)
 	$(CC) -std=gnu11 $(WARN) $(CFLAGS) -D_GNU_SOURCE -Iclient $(LDFLAGS) -pthread -o $@ $< -L$(B) -larena -Wl,-rpath,'$$ORIGIN/..'
 
 .PHONY: tests
-tests: $(UNIT_TESTS) $(E2E_TESTS) $(REPLAYS) $(EXPLORERS) $(EXAMPLES) all
+tests: $(UNIT_TESTS) $(E2E_TESTS) $(REPLAYS) $(EXPLORERS) $(EXAMPLES) $(SYSTEMD_TESTS) all
 
 .PHONY: demo demo-run
 demo: ## the main job on real input: DIR= WORKERS=
@@ -215,6 +221,18 @@ sizeclasses: ## write shm/sizeclass_table.h anew, after a change of its generato
 	@mkdir -p $(B)/gen
 	$(CC) -O1 -o $(B)/gen/mksizeclasses shm/gen/mksizeclasses.c
 	$(B)/gen/mksizeclasses >$(B)/gen/sizeclass_table.h && mv $(B)/gen/sizeclass_table.h shm/sizeclass_table.h
+
+# ---- installing, packages, the service -----------------------------------------------------------------------------------
+
+SYSCONFDIR  ?= /etc
+.PHONY: install test-systemd
+install: ## programs, library, header, units, manual: DESTDIR= PREFIX=
+install: all
+	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' LIBDIR='$(LIBDIR)' SYSCONFDIR='$(SYSCONFDIR)' VERSION='$(VERSION)' \
+	    packaging/install $(B)
+test-systemd: ## the service under a real systemd (root; Debian's systemd)
+test-systemd: all $(SYSTEMD_TESTS)
+	@ARENA_BUILD=$(B) tests/run tests/systemd/run.sh
 
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
 

@@ -141,10 +141,26 @@ static void take_handed(struct handed *h)
     free(names);
 }
 
+/* The path is the manager's, whatever the configuration says. */
+static void name_handed_socket(struct config *config, int listen_fd)
+{
+    struct sockaddr_un address = {0};
+    socklen_t length = sizeof address - 1;
+    if (getsockname(listen_fd, (struct sockaddr *)&address, &length) < 0 || !address.sun_path[0])
+        return;
+    char *path = strdup(address.sun_path);
+    if (!path)
+        return;
+    free(config->socket);
+    config->socket = path;
+}
+
 static int store_regions(const struct regions *r)
 {
     for (int i = 0; i < REGION_COUNT; i++) {
         char state[64];
+        /* of a daemon that was killed while it stored: two under one name would be mixed */
+        sd_notifyf(0, "FDSTOREREMOVE=1\nFDNAME=%s", region_names[i]);
         snprintf(state, sizeof state, "FDSTORE=1\nFDNAME=%s\nFDPOLL=0", region_names[i]);
         int rc = sd_pid_notify_with_fds(0, 0, state, &r->fd[i], 1);
         if (rc <= 0)
@@ -270,6 +286,10 @@ int main(int argc, char **argv)
     int listen_fd = handed.listen_fd >= 0 ? handed.listen_fd : listen_here(&config);
     if (listen_fd < 0)
         return 1;
+    if (handed.listen_fd >= 0) {
+        config.socket_decides = true;
+        name_handed_socket(&config, listen_fd);
+    }
     if (open_regions(&config, &server.regions, &handed, &kept) < 0) {
         if (handed.listen_fd < 0)
             unlink(config.socket);
@@ -278,7 +298,7 @@ int main(int argc, char **argv)
     if (managed && !kept && !server.regions.directory && store_regions(&server.regions) <= 0)
         log_event(LOG_LEVEL_WARNING, "fdstore", "result=refused advice=\"set FileDescriptorStoreMax: without it a crash "
                   "loses the heap\"");
-    if (!config.foreground)
+    if (!config.foreground && !managed) /* a manager's main process stays the one that it started */
         to_background();
     if (config.keeper && !managed && !server.regions.directory && (rc = keeper_run(&server.regions, listen_fd)) < 0)
         log_event(LOG_LEVEL_WARNING, "keeper", "error=\"%s\" advice=\"a crash loses the heap\"", strerror(-rc));

@@ -163,10 +163,13 @@ static const struct key *key_of(const char *name)
 
 /* ---- the file ---------------------------------------------------------------------------------------------------------------- */
 
+/* What the file said, by key: a reload tells by it what it cannot change. NULL: nothing. */
+static char *file_text[KEY_COUNT];
+
 struct reading {
     struct config *config;
     const bool *given;  /* by key: an option has it already */
-    bool reload;
+    char **text;
     char why[256];
 };
 
@@ -181,21 +184,22 @@ static int on_key(void *user, const char *section, const char *name, const char 
         why = "there is only the section [arenad]";
     else if (!key)
         why = "unknown key";
-    else if (r->given && r->given[key - keys])
-        return 1;
-    else if (r->reload && !key->reloads)
+    else if (r->given[key - keys])
         return 1;
     else
         why = parse_value(r->config, key, value);
-    if (!why)
+    if (!why) {
+        free(r->text[key - keys]);
+        r->text[key - keys] = strdup(value);
         return 1;
+    }
     snprintf(r->why, sizeof r->why, "%s%s%s %s", name, *value ? " = " : "", value, why);
     return 0;
 }
 
-static int read_file(struct config *config, const char *path, const bool *given, bool must, bool reload)
+static int read_file(struct config *config, const char *path, const bool *given, char **text, bool must)
 {
-    struct reading r = {.config = config, .given = given, .reload = reload};
+    struct reading r = {.config = config, .given = given, .text = text};
     FILE *f = fopen(path, "re");
     if (!f) {
         if (errno == ENOENT && !must)
@@ -290,7 +294,7 @@ static int default_socket(struct config *config)
     const char *dir = getenv("XDG_RUNTIME_DIR");
     if (config->socket[0])
         return 0;
-    if (!(dir && *dir) && geteuid() != 0) {
+    if (!(dir && *dir) && geteuid() != 0 && !getenv("LISTEN_FDS")) { /* a handed socket has its path */
         fprintf(stderr, "arenad: XDG_RUNTIME_DIR is not set: say where to listen with --socket PATH\n");
         return -EINVAL;
     }
@@ -349,13 +353,14 @@ static int defaults(struct config *config)
     return 0;
 }
 
-static int read_config_file(struct config *config, const bool *given, bool reload)
+/* `where` says which file: into `config`, its texts into `text`. */
+static int read_config_file(const struct config *where, struct config *config, const bool *given, char **text)
 {
     char path[512];
-    if (config->config)
-        return read_file(config, config->config, given, true, reload);
-    snprintf(path, sizeof path, "/etc/arenad/%s.conf", config->name);
-    return read_file(config, path, given, false, reload);
+    if (where->config)
+        return read_file(config, where->config, given, text, true);
+    snprintf(path, sizeof path, "/etc/arenad/%s.conf", where->name);
+    return read_file(config, path, given, text, false);
 }
 
 static bool given[KEY_COUNT];
@@ -367,17 +372,41 @@ int config_parse(struct config *config, int argc, char **argv)
     if (rc == 0)
         rc = parse_options(config, argc, argv, given);
     if (rc == 0)
-        rc = read_config_file(config, given, false);
+        rc = read_config_file(config, config, given, file_text);
     if (rc == 0)
         rc = finish(config);
     return rc;
 }
 
+/* The whole file is read and checked before anything of it counts. */
+static void take_over(struct config *config, char **text)
+{
+    for (int i = 0; i < KEY_COUNT; i++) {
+        const char *now = text[i] ? text[i] : keys[i].initial, *then = file_text[i] ? file_text[i] : keys[i].initial;
+        if (given[i])
+            continue;
+        if (keys[i].reloads)
+            parse_value(config, &keys[i], now);
+        else if (strcmp(now, then) != 0)
+            log_event(LOG_LEVEL_WARNING, "reload", "key=%s value=\"%s\" result=unchanged why=\"it cannot change while the "
+                      "heap lives: stop, then start\"", keys[i].name, now);
+    }
+}
+
 int config_reload(struct config *config)
 {
-    int rc = read_config_file(config, given, true);
-    if (rc == 0 && log_level_parse(config->log_level) < 0)
-        rc = refuse("log-level", config->log_level, "is none of error, warning, info, debug");
+    struct config fresh;
+    char *text[KEY_COUNT] = {NULL};
+    int rc = defaults(&fresh);
+    if (rc == 0)
+        rc = read_config_file(config, &fresh, given, text);
+    if (rc == 0 && log_level_parse(fresh.log_level) < 0)
+        rc = refuse("log-level", fresh.log_level, "is none of error, warning, info, debug");
+    if (rc == 0)
+        take_over(config, text);
+    for (int i = 0; i < KEY_COUNT; i++)
+        free(text[i]);
+    config_free(&fresh);
     return rc;
 }
 

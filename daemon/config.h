@@ -20,6 +20,7 @@ struct config {
     uint32_t allow_uid[CONFIG_UIDS_MAX], allow_gid[CONFIG_UIDS_MAX];
     uint32_t allow_uid_count, allow_gid_count;
     bool allow_any;
+    bool socket_decides; /* a service manager's socket: with no allow list its mode says who may attach */
 };
 
 /* KEY(name, kind, member, changes at a reload, default as text, what it is).

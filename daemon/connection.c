@@ -259,6 +259,8 @@ static bool is_allowed(const struct config *config, uint32_t uid, uint32_t gid)
 {
     if (uid == 0 || uid == geteuid() || config->allow_any)
         return true;
+    if (config->socket_decides && !config->allow_uid_count && !config->allow_gid_count)
+        return true;
     for (uint32_t i = 0; i < config->allow_uid_count; i++)
         if (config->allow_uid[i] == uid)
             return true;

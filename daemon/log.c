@@ -1,10 +1,16 @@
 #include "daemon/log.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <stdarg.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#define SD_JOURNAL_SUPPRESS_LOCATION
+#include <systemd/sd-journal.h>
 
 static int log_level = LOG_LEVEL_INFO;
 
@@ -20,9 +26,60 @@ int log_level_parse(const char *text)
 
 void log_set_level(int level) { log_level = level; }
 
+/* JOURNAL_STREAM names the journal's end of standard error by device and inode: it may have been redirected since. */
+static int to_journal(void)
+{
+    const char *stream = getenv("JOURNAL_STREAM");
+    unsigned long long device, inode;
+    struct stat st;
+    return stream && sscanf(stream, "%llu:%llu", &device, &inode) == 2 && fstat(2, &st) == 0 && st.st_dev == device &&
+           st.st_ino == inode;
+}
+
+/* key=value key="a b" -> ARENA_KEY=value, ARENA_KEY=a b: how many. The text is cut up, the fields are in `space`. */
+static int split_fields(const char *text, struct iovec *fields, int most, char *space, size_t room)
+{
+    int count = 0;
+    const char *p = text;
+    while (count < most) {
+        p += strspn(p, " ");
+        const char *equals = strchr(p, '=');
+        size_t key_bytes = equals ? (size_t)(equals - p) : 0;
+        if (!key_bytes || memchr(p, ' ', key_bytes))
+            return count;
+        const char *value = equals + 1;
+        int quoted = *value == '"';
+        value += quoted;
+        size_t value_bytes = strcspn(value, quoted ? "\"" : " "), bytes = 6 + key_bytes + 1 + value_bytes;
+        if (bytes > room)
+            return count;
+        memcpy(space, "ARENA_", 6);
+        for (size_t i = 0; i < key_bytes; i++)
+            space[6 + i] = isalnum((unsigned char)p[i]) ? (char)toupper((unsigned char)p[i]) : '_';
+        space[6 + key_bytes] = '=';
+        memcpy(space + 7 + key_bytes, value, value_bytes);
+        fields[count++] = (struct iovec){space, bytes};
+        space += bytes, room -= bytes;
+        p = value + value_bytes + (quoted && value[value_bytes] == '"');
+    }
+    return count;
+}
+
+static int send_to_journal(int level, const char *line)
+{
+    enum { FIELDS = 32 };
+    struct iovec fields[FIELDS];
+    char message[1200], priority[16], space[1600];
+    int n = snprintf(message, sizeof message, "MESSAGE=%s", line);
+    fields[0] = (struct iovec){message, (size_t)n < sizeof message ? (size_t)n : sizeof message - 1};
+    fields[1] = (struct iovec){priority, (size_t)snprintf(priority, sizeof priority, "PRIORITY=%d", level)};
+    fields[2] = (struct iovec){(char *)(uintptr_t)"SYSLOG_IDENTIFIER=arenad", 24};
+    return sd_journal_sendv(fields, 3 + split_fields(line, fields + 3, FIELDS - 3, space, sizeof space));
+}
+
 void log_event(int level, const char *event, const char *format, ...)
 {
-    char text[1024];
+    char text[1024], line[1100];
     va_list args;
     if (level > log_level)
         return;
@@ -32,8 +89,8 @@ void log_event(int level, const char *event, const char *format, ...)
     for (char *p = text; *p; p++) /* one line, whatever a name holds */
         if ((unsigned char)*p < 0x20)
             *p = '?';
-    if (getenv("JOURNAL_STREAM"))
-        fprintf(stderr, "<%d>event=%s %s\n", level, event, text);
-    else
-        fprintf(stderr, "arenad: event=%s %s\n", event, text);
+    snprintf(line, sizeof line, "event=%s%s%s", event, *text ? " " : "", text);
+    if (to_journal() && send_to_journal(level, line) == 0)
+        return;
+    fprintf(stderr, "arenad: %s\n", line);
 }

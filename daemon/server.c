@@ -13,6 +13,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <systemd/sd-daemon.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "daemon/connection.h"
@@ -217,8 +218,11 @@ static void on_stop_signal(uv_signal_t *handle, int signum)
 static void on_reload_signal(uv_signal_t *handle, int signum)
 {
     struct server *s = handle->data;
+    struct timespec now;
     (void)signum;
-    sd_notify(0, "RELOADING=1");
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    sd_notifyf(0, "RELOADING=1\nMONOTONIC_USEC=%llu",
+               (unsigned long long)now.tv_sec * 1000000ULL + (unsigned long long)now.tv_nsec / 1000);
     if (config_reload(s->config) == 0) {
         s->core.limits = s->config->limits;
         s->core.mheap.reserve_pages = s->config->reserve >> PAGE_SHIFT;

@@ -1,6 +1,7 @@
 #include "proto/packet.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -37,9 +38,14 @@ ssize_t packet_receive(int socket, void *buf, size_t capacity, int *ret_fds, int
     _Alignas(struct cmsghdr) char control[CMSG_SPACE(PACKET_FDS_MAX * sizeof(int))];
     struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
     ssize_t got;
-    do
+    bool reset = false;
+    for (;;) {
         got = recvmsg(socket, &msg, flags | MSG_CMSG_CLOEXEC);
-    while (got < 0 && errno == EINTR);
+        if (got >= 0 || (errno != EINTR && (errno != ECONNRESET || reset)))
+            break;
+        /* the peer closed with something of ours unread. That is told once, before what it said last: a refusal, say */
+        reset = reset || errno == ECONNRESET;
+    }
     if (got < 0)
         return errno == EWOULDBLOCK ? -EAGAIN : -errno;
     int count = 0, too_many = (msg.msg_flags & MSG_CTRUNC) != 0;

@@ -191,6 +191,20 @@ static void a_peer_that_is_gone_is_an_end_or_epipe_and_no_signal(void **state)
     assert_int_equal(packet_receive(-1, buf, sizeof buf, NULL, 0, NULL, 0), -EBADF);
 }
 
+static void what_a_peer_said_before_it_closed_is_read_although_it_read_nothing(void **state)
+{
+    int other[2];
+    uint8_t buf[8];
+    (void)state;
+    assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, other), 0);
+    assert_int_equal(packet_send(other[0], "hello", 5, NULL, 0, 0), 0);
+    assert_int_equal(packet_send(other[1], "no", 2, NULL, 0, 0), 0);
+    close(other[1]); /* with "hello" unread: the kernel says ECONNRESET first */
+    assert_int_equal(packet_receive(other[0], buf, sizeof buf, NULL, 0, NULL, 0), 2);
+    assert_int_equal(packet_receive(other[0], buf, sizeof buf, NULL, 0, NULL, 0), 0);
+    close(other[0]);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -204,6 +218,7 @@ int main(void)
         TEST(a_sender_is_refused_more_descriptors_than_a_packet_may_have),
         TEST(without_waiting_an_empty_socket_and_a_full_one_say_eagain),
         TEST(a_peer_that_is_gone_is_an_end_or_epipe_and_no_signal),
+        TEST(what_a_peer_said_before_it_closed_is_read_although_it_read_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
