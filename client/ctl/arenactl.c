@@ -19,6 +19,7 @@ static const struct command commands[] = {
     {"trim", "", "json", "return what can be returned", cmd_trim, false},
     {"map", "", "json ascii svg", "the heap as a picture", cmd_map, false},
     {"limits", "", "json", "quotas in force", cmd_limits, false},
+    {"exec", "[--] COMMAND [ARGUMENT...]", "max", "run a command against a private heap that ends with it", cmd_exec, true},
 };
 enum { COMMAND_COUNT = sizeof commands / sizeof commands[0] };
 
@@ -36,6 +37,7 @@ static const struct {
     {"json", NULL, "as JSON", FLAG, offsetof(struct ctl, json)},
     {"ascii", NULL, "no character beyond ASCII", FLAG, offsetof(struct ctl, ascii)},
     {"svg", "FILE", "as a picture to FILE; - is the standard output", TEXT, offsetof(struct ctl, svg)},
+    {"max", "SIZE", "what the heap may grow to", SIZE, offsetof(struct ctl, max_bytes)},
     {"dry-run", NULL, "change nothing, say what would be", FLAG, offsetof(struct ctl, dry_run)},
 };
 enum { OPTION_COUNT = sizeof options / sizeof options[0], GLOBAL_OPTIONS = 3 };

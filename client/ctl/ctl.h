@@ -119,5 +119,6 @@ int cmd_check(struct ctl *ctl);
 int cmd_trim(struct ctl *ctl);
 int cmd_limits(struct ctl *ctl);
 int cmd_map(struct ctl *ctl);
+int cmd_exec(struct ctl *ctl);
 
 #endif

@@ -98,20 +98,21 @@ static bool is_free(unsigned kind) { return kind == MAP_free || kind == MAP_retu
 /* Runs of free pages, whatever is behind them. */
 static void count_free_runs(struct map *map)
 {
-    uint64_t length = 0;
+    uint64_t length = 0, used = 0; /* of the run; of that, what was ever used */
     for (size_t i = 0; i <= map->run_count; i++) {
         if (i < map->run_count && is_free(map->runs[i].kind)) {
             length += map->runs[i].pages;
+            used += map->runs[i].kind == MAP_untouched ? 0 : map->runs[i].pages;
             continue;
         }
-        if (length) {
-            unsigned bin = 63u - (unsigned)__builtin_clzll(length);
+        if (used) {
+            unsigned bin = 63u - (unsigned)__builtin_clzll(used);
             bin = bin < MAP_RUN_BINS ? bin : MAP_RUN_BINS - 1;
             map->free_runs[bin]++;
-            map->free_pages[bin] += length;
-            map->longest_run = length > map->longest_run ? length : map->longest_run;
+            map->free_pages[bin] += used;
         }
-        length = 0;
+        map->longest_run = length > map->longest_run ? length : map->longest_run;
+        length = used = 0;
     }
 }
 

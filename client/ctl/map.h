@@ -42,8 +42,8 @@ struct map_run {
 struct map {
     uint64_t page_count, top; /* no page from top on was ever used */
     uint64_t pages[MAP_KIND_COUNT];
-    uint64_t free_runs[MAP_RUN_BINS], free_pages[MAP_RUN_BINS]; /* runs of free pages, by log2 of their length */
-    uint64_t longest_run;                                       /* pages, untouched ones too */
+    uint64_t free_runs[MAP_RUN_BINS], free_pages[MAP_RUN_BINS]; /* runs of free pages below top, by log2 of their length */
+    uint64_t longest_run;                                       /* pages, those above top too */
     struct map_run *runs;
     size_t run_count, run_capacity;
     cJSON *stat;

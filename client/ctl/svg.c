@@ -123,7 +123,7 @@ static void put_histogram(FILE *out, const struct map *map, int top)
         most = map->free_pages[bin] > most ? map->free_pages[bin] : most;
         last = map->free_pages[bin] ? bin : last;
     }
-    put_text(out, MARGIN + ADDRESS, top, "class=\"b\"", "Free memory, by the length of the run of pages that it lies in");
+    put_text(out, MARGIN + ADDRESS, top, "class=\"b\"", "Free memory that was used before, by the length of the run of pages that it lies in");
     int step = GRID / (int)(last < 7 ? 8 : last + 1), base = top + HISTOGRAM - 18;
     for (unsigned bin = 0; bin <= last; bin++) {
         int x = MARGIN + ADDRESS + (int)bin * step;

@@ -27,7 +27,7 @@ const char *human(uint64_t bytes)
         unit++;
     }
     if (unit)
-        snprintf(out, BUFFER, value < 99.95 ? "%.1f%c" : "%.0f%c", value, units[unit]);
+        snprintf(out, BUFFER, value < 99.95 && value != (double)(uint64_t)value ? "%.1f%c" : "%.0f%c", value, units[unit]);
     else
         snprintf(out, BUFFER, "%.0f", value);
     return out;
