@@ -172,6 +172,8 @@ struct arena {
     uint32_t tx_resolved[TX_TAGS_MAX]; /* that bear no word any more, to be told with the next commit. sync: conn.lock */
     uint32_t tx_resolved_count;
     int timeout_ms;
+    unsigned debug;        /* DEBUG_*, of $ARENA_DEBUG. constant after arena_open */
+    uint64_t stack_max;    /* bytes. sync: atomic */
     char *socket;
     uint32_t generation;  /* of forks, when it attached */
     arena_error_fn *on_error;

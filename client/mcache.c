@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "client/client.h"
+#include "client/stack.h"
 
 /* ---- no mcache, and the sentinel ------------------------------------------------------------------------------------ */
 
@@ -338,6 +339,7 @@ PUBLIC int arena_trim(arena_t *a)
     if (heap_is_stale(a))
         return -ESTALE;
     mc->trim_seen = fetch_add_relaxed(&a->trim_serial, 1) + 1;
+    stack_collect(a);
     mcache_flush_all(mc);
     large_release_all(a);
     lease_release_all(a);

@@ -9,6 +9,8 @@
 #include <unistd.h>
 
 #include "client/client.h"
+#include "client/escape.h"
+#include "client/stack.h"
 #include "proto/packet.h"
 
 static struct arena *heaps[HEAPS_MAX]; /* sync: registry_lock */
@@ -129,6 +131,31 @@ static void unmap_regions(struct arena *a)
     munmap(a->heap.hints, a->state_bytes);
 }
 
+/* ---- what the environment asks for --------------------------------------------------------------------------------- */
+
+/* "64K", "1G"; 0: not a size */
+static uint64_t parse_size(const char *text)
+{
+    char *end;
+    errno = 0;
+    unsigned long long n = strtoull(text, &end, 10);
+    unsigned shift = *end == 'K' ? 10 : *end == 'M' ? 20 : *end == 'G' ? 30 : 0;
+    if (errno || end == text || end[shift != 0] || n > UINT64_MAX >> shift)
+        return 0;
+    return n << shift;
+}
+
+static void debug_init(struct arena *a)
+{
+    const char *debug = getenv("ARENA_DEBUG"), *max = getenv("ARENA_STACK_MAX");
+    if (debug && strstr(debug, "stack"))
+        a->debug |= DEBUG_STACK;
+    if (debug && strstr(debug, "escape"))
+        a->debug |= DEBUG_ESCAPE;
+    if (!max || arena_stack_set_max(a, parse_size(max)) < 0)
+        a->stack_max = STACK_MAX_FIRST;
+}
+
 /* ---- open and close ------------------------------------------------------------------------------------------------------------------- */
 
 static void arena_free_struct(struct arena *a)
@@ -222,6 +249,7 @@ PUBLIC int arena_open(arena_t **out, const char *socket, const struct arena_opti
     a->read_only = (o.flags & ARENA_READ_ONLY) != 0;
     a->timeout_ms = o.timeout_ms;
     a->socket = strdup(path);
+    debug_init(a);
     threads_start();
     pthread_mutex_lock(&registry_lock);
     a->generation = fork_generation;
@@ -247,6 +275,7 @@ PUBLIC int arena_close(arena_t *a)
     }
     heaps[a->index] = NULL;
     threads_forget(a->index);
+    stack_forget(a);
     pthread_mutex_unlock(&registry_lock);
     if (a->generation == fork_generation)
         say_bye(a);

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 #include "client/client.h"
+#include "client/stack.h"
 
 /* What the library keeps of a thread, for arena_close. sync: registry_lock */
 struct thread {
@@ -30,12 +31,12 @@ static void give_back(struct mcache *mc)
 static void on_thread_exit(void *value)
 {
     struct thread *t = value;
-    for (int i = 0; i < HEAPS_MAX; i++) {
-        struct mcache *mc = t->tls[i];
-        if (mc == &no_mcache)
-            continue;
+    for (uint32_t i = 0; i < HEAPS_MAX; i++) {
         pthread_mutex_lock(&registry_lock);
-        give_back(mc);
+        stack_thread_exit(i);
+        struct mcache *mc = t->tls[i];
+        if (mc != &no_mcache)
+            give_back(mc);
         t->tls[i] = &no_mcache;
         pthread_mutex_unlock(&registry_lock);
     }
@@ -53,6 +54,7 @@ static void after_fork(void)
     pthread_mutex_init(&registry_lock, NULL);
     for (int i = 0; i < HEAPS_MAX; i++)
         tls_mcaches[i] = &no_mcache;
+    stacks_after_fork();
     for (struct thread *t = threads, *next; t; t = next) { /* the other threads are not here; this one begins anew */
         next = t->next;
         free(t);

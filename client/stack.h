@@ -1,0 +1,48 @@
+/* The stack inside. Its bytes are one object of the heap; the rest is private memory of the
+ * process, and a thread's. */
+#ifndef CLIENT_STACK_H
+#define CLIENT_STACK_H
+
+#include "client/client.h"
+
+enum {
+    STACK_FIRST = 2048,   /* bytes */
+    STACK_BOTTOM = 16,    /* the first frame begins here: a pop of any frame compares as above 0 */
+    STACK_QUARANTINE = 16 /* old places that are kept from use in debug mode */
+};
+
+#define STACK_MAX_MAX   (1ULL << 39)
+#define STACK_MAX_FIRST (1ULL << 30)
+
+/* A handle: | 0x5ac : 12 | number of the stack : 12 | offset : 40 | */
+#define HANDLE_BASE(number) (0x5acULL << 52 | ((uint64_t)(number)&0xfff) << 40)
+
+/* Where an object of a frame was allocated; in debug mode. */
+struct stack_site {
+    size_t at, end;
+    void *caller;
+};
+
+struct stack {
+    struct arena_stack s; /* what the inline functions see */
+    struct arena *arena;
+    size_t size;        /* of the object at s.base; 0: it is the scratch */
+    struct stack **tls; /* where its thread finds it */
+    struct stack *next; /* of all stacks of the process. sync: registry_lock */
+    struct stack_site *sites;
+    size_t site_count, site_capacity;
+    void *old[STACK_QUARANTINE];
+    unsigned old_next;
+    char scratch[STACK_BOTTOM + ARENA_FRAME_GUARD]
+        __attribute__((aligned(16))); /* of a forked child, until it grows */
+};
+
+/* registry_lock is held */
+void stack_thread_exit(uint32_t index);
+void stack_forget(struct arena *a); /* the heap is closed */
+void stacks_after_fork(void);
+
+void stack_collect(
+    struct arena *a); /* a collection, or what counts as one: this thread's may shrink */
+
+#endif
