@@ -267,6 +267,8 @@ void conn_unlock(struct arena *a);
 int conn_call(struct arena *a, uint32_t type, uint32_t expect);
 int conn_tell(struct arena *a, uint32_t type); /* no reply */
 int conn_connect(const char *path);
+int64_t conn_now_ms(void);
+int64_t conn_deadline(const struct arena *a); /* timeout_ms from now */
 void conn_init(struct connection *c, int fd);
 void reason_set(const char *text); /* what arena_reason() says to this thread */
 const char *socket_path(const char *given, char *buf, size_t capacity);

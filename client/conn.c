@@ -39,8 +39,10 @@ int conn_connect(const char *path)
         return -ENAMETOOLONG;
     strcpy(address.sun_path, path);
     int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    struct timeval poll_every = {.tv_sec = 0, .tv_usec = 100000}; /* between looks at a deadline */
     if (fd < 0)
         return -errno;
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &poll_every, sizeof poll_every);
     while (connect(fd, (struct sockaddr *)&address, sizeof address) < 0) {
         if (errno == EINTR)
             continue;
@@ -69,16 +71,16 @@ PUBLIC const char *arena_reason(void) { return reason; }
 void conn_lock(struct arena *a) { pthread_mutex_lock(&a->conn.lock); }
 void conn_unlock(struct arena *a) { pthread_mutex_unlock(&a->conn.lock); }
 
-static int64_t now_ms(void)
+int64_t conn_now_ms(void)
 {
     struct timespec ts;
     clock_gettime(CLOCK_MONOTONIC, &ts);
     return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
 }
 
-static int64_t deadline_of(const struct arena *a)
+int64_t conn_deadline(const struct arena *a)
 {
-    return a->timeout_ms < 0 ? INT64_MAX : now_ms() + (a->timeout_ms ? a->timeout_ms : 30000);
+    return a->timeout_ms < 0 ? INT64_MAX : conn_now_ms() + (a->timeout_ms ? a->timeout_ms : 30000);
 }
 
 static void drop(struct connection *c)
@@ -106,7 +108,7 @@ static int receive_in(struct arena *a, uint32_t id, uint32_t expect, int64_t dea
     for (;;) {
         ssize_t got = packet_receive(c->fd, c->packet, sizeof c->packet, NULL, 0, NULL, 0);
         if (got == -EAGAIN) { /* SO_RCVTIMEO: the daemon is there and says nothing */
-            if (now_ms() >= deadline)
+            if (conn_now_ms() >= deadline)
                 return -ETIMEDOUT;
             continue;
         }
@@ -170,8 +172,6 @@ static int reconnect(struct arena *a, int64_t deadline)
         drop(c);
         int fd = conn_connect(a->socket), rc;
         if (fd >= 0) {
-            struct timeval poll_every = {.tv_sec = 0, .tv_usec = 100000};
-            setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &poll_every, sizeof poll_every);
             c->fd = fd;
             rc = resume(a, deadline);
             if (rc == 0)
@@ -185,7 +185,7 @@ static int reconnect(struct arena *a, int64_t deadline)
             if (rc != -EPIPE && rc != -ETIMEDOUT && rc != -EMFILE && rc != -ENOMEM)
                 return -ENOTCONN;
         }
-        if (now_ms() >= deadline)
+        if (conn_now_ms() >= deadline)
             return -ENOTCONN;
         struct timespec pause = {.tv_nsec = (long)pause_ms * 1000000};
         nanosleep(&pause, NULL);
@@ -215,7 +215,7 @@ int conn_call(struct arena *a, uint32_t type, uint32_t expect)
     for (bool again = false;; again = true) {
         int rc = -EPIPE;
         if (c->fd >= 0)
-            rc = exchange(a, type, expect, deadline ? deadline : (deadline = deadline_of(a)));
+            rc = exchange(a, type, expect, deadline ? deadline : (deadline = conn_deadline(a)));
         if (rc != -EPIPE && rc != -ETIMEDOUT && rc != -EPROTO)
             return rc;
         if (rc == -ETIMEDOUT) { /* what it may still answer is settled by the next RESUME */
@@ -225,7 +225,7 @@ int conn_call(struct arena *a, uint32_t type, uint32_t expect)
         if (rc == -EPROTO && again) /* the daemon does not understand it, and will not */
             return rc;
         c->kept = c->out; /* resume() uses conn.out */
-        rc = reconnect(a, deadline ? deadline : (deadline = deadline_of(a)));
+        rc = reconnect(a, deadline ? deadline : (deadline = conn_deadline(a)));
         c->out = c->kept;
         if (rc < 0)
             return rc;

@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "client/client.h"
@@ -18,8 +19,24 @@ uint32_t fork_generation = 1;
 
 /* ---- HELLO ------------------------------------------------------------------------------------------------------------------------------ */
 
-/* Sends HELLO as a new client and takes the reply with its descriptors: their number, or a negative errno. */
-static int hello(struct connection *c, unsigned flags, int fds[4])
+/* The next packet. A daemon that refuses closes at once, and that may be noticed before its reason is read. */
+static ssize_t receive(struct connection *c, int fds[4], int *ret_count, int64_t deadline)
+{
+    bool reset = false;
+    for (;;) {
+        ssize_t got = packet_receive(c->fd, c->packet, sizeof c->packet, fds, 4, ret_count, 0);
+        if (got == -ECONNRESET && !reset)
+            reset = true;
+        else if (got != -EAGAIN)
+            return got == 0 || got == -ECONNRESET ? -EPIPE : got;
+        else if (conn_now_ms() >= deadline)
+            return -ENOTCONN;
+    }
+}
+
+/* Sends HELLO as a new client and takes the reply with its descriptors: their number, -EPIPE: the connection was lost, or
+ * another negative errno. */
+static int hello(struct connection *c, unsigned flags, int fds[4], int64_t deadline)
 {
     char why[MSG_TEXT_MAX + 1];
     int count = 0;
@@ -32,14 +49,11 @@ static int hello(struct connection *c, unsigned flags, int fds[4])
     c->out.tag = 0;
     int bytes = msg_encode(&c->out, c->packet, sizeof c->packet);
     int rc = bytes < 0 ? bytes : packet_send(c->fd, c->packet, (size_t)bytes, NULL, 0, 0);
-    if (rc < 0 && rc != -EPIPE) /* a daemon that refuses may have closed already; its reason is there to be read */
+    if (rc < 0 && rc != -EPIPE && rc != -ECONNRESET) /* lost: its reason may be there to be read */
         return rc;
-    ssize_t got;
-    do
-        got = packet_receive(c->fd, c->packet, sizeof c->packet, fds, 4, &count, 0);
-    while (got == -EAGAIN);
-    if (got <= 0)
-        return got < 0 ? (int)got : -ECONNREFUSED;
+    ssize_t got = receive(c, fds, &count, deadline);
+    if (got < 0)
+        return (int)got;
     rc = msg_decode(&c->in, c->packet, (size_t)got, why);
     if (rc == 0 && c->in.type == MSG_ERROR) {
         reason_set(c->in.text);
@@ -51,6 +65,30 @@ static int hello(struct connection *c, unsigned flags, int fds[4])
         while (count > 0)
             close(fds[--count]);
     return rc < 0 ? rc : count;
+}
+
+/* Connects as a new client, on and on while connections are lost - a daemon that is being started again, or one that was
+ * stopped for long - and, if there was a daemon before, also while nobody is there; at most timeout_ms. As hello(). */
+static int greet(struct arena *a, bool was_there, int fds[4])
+{
+    int64_t deadline = conn_deadline(a);
+    for (;;) {
+        int rc = conn_connect(a->socket);
+        if (rc < 0 && !(was_there && (rc == -ENOENT || rc == -ECONNREFUSED)))
+            return rc;
+        conn_init(&a->conn, rc < 0 ? -1 : rc);
+        if (rc >= 0) {
+            rc = hello(&a->conn, a->read_only ? ARENA_READ_ONLY : 0, fds, deadline);
+            if (rc != -EPIPE)
+                return rc;
+            close(a->conn.fd);
+            a->conn.fd = -1;
+        }
+        if (conn_now_ms() >= deadline)
+            return -ENOTCONN;
+        struct timespec pause = {.tv_nsec = 5000000};
+        nanosleep(&pause, NULL);
+    }
 }
 
 static void close_fds(int *fds, int count)
@@ -190,14 +228,10 @@ static void say_bye(struct arena *a)
     conn_unlock(a);
 }
 
-static int open_new(struct arena *a, const char *path, unsigned flags, struct arena **ret)
+static int open_new(struct arena *a, struct arena **ret)
 {
     int fds[4] = {-1, -1, -1, -1};
-    int fd = conn_connect(path);
-    if (fd < 0)
-        return fd;
-    conn_init(&a->conn, fd);
-    int count = hello(&a->conn, flags, fds);
+    int count = greet(a, false, fds);
     if (count < 0)
         return count;
     a->tag = (uint16_t)a->conn.in.tag;
@@ -210,8 +244,6 @@ static int open_new(struct arena *a, const char *path, unsigned flags, struct ar
         *ret = open;
         return 0;
     }
-    struct timeval poll_every = {.tv_sec = 0, .tv_usec = 100000};
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &poll_every, sizeof poll_every);
     int rc = map_regions(a, &a->conn.in, fds);
     if (rc == 0 && count == 4) {
         a->mcache_fd = fds[3];
@@ -253,7 +285,7 @@ PUBLIC int arena_open(arena_t **out, const char *socket, const struct arena_opti
     threads_start();
     pthread_mutex_lock(&registry_lock);
     a->generation = fork_generation;
-    int rc = a->socket ? open_new(a, path, o.flags, &found) : -ENOMEM;
+    int rc = a->socket ? open_new(a, &found) : -ENOMEM;
     pthread_mutex_unlock(&registry_lock);
     if (found != a)
         arena_free_struct(a);
@@ -298,13 +330,12 @@ int arena_reattach(struct arena *a)
         close(a->conn.fd);
     if (a->mcache_fd >= 0)
         close(a->mcache_fd);
-    a->mcache_fd = -1;
+    a->conn.fd = a->mcache_fd = -1;
     a->free_mcaches = NULL;
     a->mcache_count = 0;
     a->mcache_base = NULL;
     a->tx_ready_count = a->tx_resolved_count = 0;
-    conn_init(&a->conn, conn_connect(a->socket));
-    rc = a->conn.fd < 0 ? -ENOTCONN : hello(&a->conn, a->read_only ? ARENA_READ_ONLY : 0, fds);
+    rc = greet(a, true, fds);
     if (rc < 0)
         goto out;
     bool same_heap = memcmp(a->conn.in.heap_id, a->heap.header->heap_id, 16) == 0;
@@ -316,8 +347,6 @@ int arena_reattach(struct arena *a)
     rc = same_heap ? lease_init(a) : -ESTALE;
     if (rc < 0)
         goto out;
-    struct timeval poll_every = {.tv_sec = 0, .tv_usec = 100000};
-    setsockopt(a->conn.fd, SOL_SOCKET, SO_RCVTIMEO, &poll_every, sizeof poll_every);
     large_init(a);
     a->trim_notice = 0;
     a->tag = (uint16_t)a->conn.in.tag;

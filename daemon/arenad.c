@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <libgen.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +15,7 @@
 #include <sys/file.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -24,6 +26,7 @@
 #include "daemon/log.h"
 #include "daemon/refuse.h"
 #include "daemon/server.h"
+#include "daemon/signals.h"
 
 /* ---- the listening socket --------------------------------------------------------------------------------------------------- */
 
@@ -215,7 +218,25 @@ static int open_regions(struct config *config, struct regions *r, const struct h
 
 /* ---- background ------------------------------------------------------------------------------------------------------------------------ */
 
-static int ready_fd = -1; /* the parent that was started waits for a byte */
+static int launcher_fd = -1; /* the process that was started waits there for a byte */
+
+/* The process that was started ends with 0 when the daemon serves; a signal to it until then is the daemon's. */
+static void await_daemon(pid_t pid, int fd)
+{
+    sigset_t set;
+    signals_set(&set);
+    struct pollfd polled[2] = {{fd, POLLIN, 0}, {signalfd(-1, &set, SFD_CLOEXEC), POLLIN, 0}};
+    for (;;) {
+        struct signalfd_siginfo info;
+        char byte;
+        if (poll(polled, 2, -1) < 0)
+            continue;
+        if (polled[1].revents && read(polled[1].fd, &info, sizeof info) == sizeof info)
+            kill(pid, (int)info.ssi_signo);
+        if (polled[0].revents)
+            _exit(read(fd, &byte, 1) == 1 ? 0 : 1);
+    }
+}
 
 static void to_background(void)
 {
@@ -224,22 +245,21 @@ static void to_background(void)
         return;
     pid_t pid = fork();
     if (pid > 0) {
-        char byte;
         close(fds[1]);
-        ssize_t n;
-        do
-            n = read(fds[0], &byte, 1);
-        while (n < 0 && errno == EINTR);
-        _exit(n == 1 ? 0 : 1);
+        await_daemon(pid, fds[0]);
     }
     close(fds[0]);
-    ready_fd = fds[1];
+    launcher_fd = fds[1];
     setsid();
 }
 
-static void tell_ready(void)
+static void tell_ready(const struct config *config)
 {
-    if (ready_fd < 0)
+    if (config->ready_fd >= 0) { /* one that nobody reads any more is nobody's concern */
+        if (write(config->ready_fd, "\n", 1) == 1)
+            close(config->ready_fd);
+    }
+    if (launcher_fd < 0)
         return;
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
     if (null >= 0) {
@@ -248,9 +268,9 @@ static void tell_ready(void)
         dup2(null, 2);
         close(null);
     }
-    if (write(ready_fd, "r", 1) == 1)
-        close(ready_fd);
-    ready_fd = -1;
+    if (write(launcher_fd, "r", 1) == 1)
+        close(launcher_fd);
+    launcher_fd = -1;
 }
 
 static int run(struct config *config, struct server *s, int listen_fd, bool kept)
@@ -264,7 +284,7 @@ static int run(struct config *config, struct server *s, int listen_fd, bool kept
               "name=%s socket=%s max=%llu base=0x%llx epoch=%u spans=%llu", config->name, config->socket,
               (unsigned long long)s->core.heap.heap_bytes, (unsigned long long)s->core.heap.header->base,
               s->core.heap.header->epoch, (unsigned long long)s->core.spans);
-    tell_ready();
+    tell_ready(config);
     server_run(s);
     server_stop(s);
     return 0;
@@ -276,6 +296,7 @@ int main(int argc, char **argv)
     struct config config;
     struct handed handed;
     bool kept;
+    signals_hold();
     signal(SIGPIPE, SIG_IGN);
     int rc = config_parse(&config, argc, argv);
     if (rc != 0)
@@ -300,7 +321,7 @@ int main(int argc, char **argv)
                   "loses the heap\"");
     if (!config.foreground && !managed) /* a manager's main process stays the one that it started */
         to_background();
-    if (config.keeper && !managed && !server.regions.directory && (rc = keeper_run(&server.regions, listen_fd)) < 0)
+    if (config.keeper && !managed && !server.regions.directory && (rc = keeper_run(handed.listen_fd < 0 ? config.socket : NULL)) < 0)
         log_event(LOG_LEVEL_WARNING, "keeper", "error=\"%s\" advice=\"a crash loses the heap\"", strerror(-rc));
     rc = run(&config, &server, listen_fd, kept);
     if (handed.listen_fd < 0)

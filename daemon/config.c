@@ -2,6 +2,7 @@
 
 #include <ctype.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <grp.h>
 #include <ini.h>
@@ -222,6 +223,7 @@ static void usage(void)
     printf("usage: arenad [option...]\n"
            "  --config FILE          read keys from FILE (default /etc/arenad/NAME.conf if it is there)\n"
            "  --foreground           stay in the foreground\n"
+           "  --ready-fd N           write a newline to descriptor N, and close it, when it serves\n"
            "  --reset                with --backing DIR: throw away the heap that is there\n");
     for (int i = 0; i < KEY_COUNT; i++)
         printf("  --%-20s %s%s%s%s\n", keys[i].name, keys[i].text, keys[i].initial[0] ? " (" : "", keys[i].initial,
@@ -229,11 +231,11 @@ static void usage(void)
     printf("  --help, --version\nSizes are written 64K, 512M, 8G. See arenad(8).\n");
 }
 
-enum { OPT_CONFIG = 1000, OPT_FOREGROUND, OPT_RESET, OPT_HELP, OPT_VERSION };
+enum { OPT_CONFIG = 1000, OPT_FOREGROUND, OPT_READY_FD, OPT_RESET, OPT_HELP, OPT_VERSION };
 
 static int parse_options(struct config *config, int argc, char **argv, bool *given)
 {
-    struct option options[KEY_COUNT + 6];
+    struct option options[KEY_COUNT + 7];
     int option;
     for (int i = 0; i < KEY_COUNT; i++)
         options[i] = (struct option){keys[i].name, keys[i].kind == BOOL ? optional_argument : required_argument, NULL, i};
@@ -242,7 +244,8 @@ static int parse_options(struct config *config, int argc, char **argv, bool *giv
     options[KEY_COUNT + 2] = (struct option){"reset", no_argument, NULL, OPT_RESET};
     options[KEY_COUNT + 3] = (struct option){"help", no_argument, NULL, OPT_HELP};
     options[KEY_COUNT + 4] = (struct option){"version", no_argument, NULL, OPT_VERSION};
-    options[KEY_COUNT + 5] = (struct option){NULL, 0, NULL, 0};
+    options[KEY_COUNT + 5] = (struct option){"ready-fd", required_argument, NULL, OPT_READY_FD};
+    options[KEY_COUNT + 6] = (struct option){NULL, 0, NULL, 0};
     opterr = 0;
     optind = 0;
     while ((option = getopt_long(argc, argv, ":", options, NULL)) != -1) {
@@ -261,6 +264,15 @@ static int parse_options(struct config *config, int argc, char **argv, bool *giv
         if (option == OPT_CONFIG) {
             free(config->config);
             config->config = strdup(optarg);
+        } else if (option == OPT_READY_FD) {
+            char *end;
+            long fd = strtol(optarg, &end, 10);
+            if (!isdigit((unsigned char)*optarg) || *end || fd > 65535 || fcntl((int)fd, F_GETFD) < 0) {
+                fprintf(stderr, "arenad: --ready-fd %s is not an open descriptor's number\n", optarg);
+                return -EINVAL;
+            }
+            config->ready_fd = (int)fd;
+            fcntl(config->ready_fd, F_SETFD, FD_CLOEXEC);
         } else if (option == OPT_FOREGROUND)
             config->foreground = true;
         else if (option == OPT_RESET)
@@ -345,6 +357,7 @@ static int finish(struct config *config)
 static int defaults(struct config *config)
 {
     memset(config, 0, sizeof *config);
+    config->ready_fd = -1;
     for (int i = 0; i < KEY_COUNT; i++) {
         const char *why = parse_value(config, &keys[i], keys[i].initial);
         if (why)

@@ -13,6 +13,7 @@ enum { CONFIG_UIDS_MAX = 64 };
 struct config {
     char *name, *config, *socket, *socket_group, *backing, *log_level;
     uint32_t socket_mode;
+    int ready_fd; /* -1: none */
     bool foreground, keeper, pidfd_fallback, reset;
     uint64_t max, base, reserve, memory_reserve, map_roots;
     uint64_t return_after_ms, hello_timeout_ms, trim_timeout_ms;
@@ -53,7 +54,7 @@ struct config {
     KEY("log-level", STRING, log_level, 1, "info", "error, warning, info or debug")                                    \
     KEY("pidfd-fallback", BOOL, pidfd_fallback, 0, "no", "for tests: do not use SO_PEERPIDFD")
 
-/* Options only: --config FILE, --foreground, --reset, --help, --version. */
+/* Options only: --config FILE, --foreground, --ready-fd N, --reset, --help, --version. */
 
 /* Reads options, then the config file that they name or the default one, options over file. 0, 1: it printed help or the
  * version, or a negative errno after one line on standard error. */

@@ -300,7 +300,7 @@ void connection_on_listen(uv_poll_t *poll, int status, int events)
         close(fd);
         return;
     }
-    *c = (struct connection){.server = s, .fd = fd, .pidfd = -1, .since_ns = uv_hrtime()};
+    *c = (struct connection){.server = s, .fd = fd, .pidfd = -1};
     int rc = peer_identify(fd, s->config->pidfd_fallback, &c->pid, &c->uid, &c->gid, &c->pidfd, &c->start_time);
     if (rc == 0 && !is_allowed(s->config, c->uid, c->gid)) {
         log_event(LOG_LEVEL_WARNING, "refuse", "pid=%u uid=%u why=\"user not allowed\"", c->pid, c->uid);
@@ -352,12 +352,12 @@ static void on_packet(uv_poll_t *poll, int status, int events)
 
 /* ---- the clock ---------------------------------------------------------------------------------------------------------------------- */
 
+/* Silence is counted in ticks: time in which this process itself stood still is nobody's silence. */
 void connections_tick(struct server *s)
 {
-    uint64_t now = uv_hrtime();
     for (struct connection *c = s->connections, *next; c; c = next) {
         next = c->next;
-        if (!c->greeted && now - c->since_ns > s->config->hello_timeout_ms * 1000000ULL)
+        if (!c->greeted && ++c->silent_ticks * TICK_MS > s->config->hello_timeout_ms)
             connection_close(c, "it said nothing");
     }
 }

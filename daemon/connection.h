@@ -24,7 +24,7 @@ struct connection {
     bool greeted, monitor, closing, polling_write;
     uint8_t *listed;       /* spans listed by RESUME */
     struct packet *out_first, *out_last; /* replies that the socket did not take yet; while there are any, nothing is read */
-    uint64_t since_ns;
+    uint32_t silent_ticks; /* before HELLO */
     uint32_t pending; /* its requests that wait */
 };
 

@@ -1,80 +1,98 @@
 #include "daemon/keeper.h"
 
 #include <errno.h>
-#include <signal.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "daemon/log.h"
+#include "daemon/signals.h"
 
-static volatile sig_atomic_t daemon_pid, stopping;
+enum { FAST_NS = 1000000000, PAUSE_MAX_S = 5 };
 
-static void forward(int signum)
+/* The keeper takes its signals one by one, so none falls between two looks: they stay held but for sigwaitinfo(). */
+struct keeper {
+    sigset_t waited; /* SIGCHLD and those that are passed on */
+    bool stopping;
+    const char *socket;
+};
+
+static void pass_on(struct keeper *k, pid_t pid, int signum)
 {
-    int saved = errno;
-    stopping |= signum != SIGHUP;
-    if (daemon_pid > 0)
-        kill(daemon_pid, signum);
-    errno = saved;
+    k->stopping |= signum != SIGHUP;
+    if (pid > 0)
+        kill(pid, signum);
 }
 
-static void forward_signals(void)
+/* Passes signals on until the daemon has ended: its status. */
+static int watch(struct keeper *k, pid_t pid)
 {
-    struct sigaction action = {.sa_handler = forward};
-    sigemptyset(&action.sa_mask);
-    sigaction(SIGTERM, &action, NULL);
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGHUP, &action, NULL);
-}
-
-static void default_signals(const sigset_t *mask)
-{
-    signal(SIGTERM, SIG_DFL);
-    signal(SIGINT, SIG_DFL);
-    signal(SIGHUP, SIG_DFL);
-    sigprocmask(SIG_SETMASK, mask, NULL);
-}
-
-int keeper_run(const struct regions *regions, int listen_fd)
-{
-    enum { FAST_NS = 1000000000, PAUSE_MAX_S = 5 };
-    int fast = 0;
-    (void)regions, (void)listen_fd; /* open here for as long as this process lives: that is its work */
-    forward_signals();
     for (;;) {
-        struct timespec from, to;
-        sigset_t all, before;
-        int status;
-        clock_gettime(CLOCK_MONOTONIC, &from);
-        sigfillset(&all);
-        sigprocmask(SIG_SETMASK, &all, &before); /* no signal is lost between the fork and the store of the pid */
+        int status, signum = sigwaitinfo(&k->waited, NULL);
+        if (signum > 0 && signum != SIGCHLD)
+            pass_on(k, pid, signum);
+        pid_t ended = waitpid(pid, &status, WNOHANG);
+        if (ended == pid)
+            return status;
+        if (ended < 0 && errno == ECHILD)
+            return 0;
+    }
+}
+
+static void pause_for(struct keeper *k, int seconds)
+{
+    struct timespec left = {.tv_sec = seconds};
+    int signum = 0;
+    while (!k->stopping && ((signum = sigtimedwait(&k->waited, NULL, &left)) > 0 || errno == EINTR))
+        if (signum > 0 && signum != SIGCHLD)
+            pass_on(k, 0, signum);
+}
+
+static void end(const struct keeper *k, int status)
+{
+    if (!WIFEXITED(status) && k->socket)
+        unlink(k->socket); /* killed while it was to stop: it could not do it itself */
+    exit(WIFEXITED(status) ? WEXITSTATUS(status) : 1);
+}
+
+static int64_t monotonic_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
+int keeper_run(const char *socket)
+{
+    struct keeper k = {.socket = socket};
+    sigset_t child;
+    int fast = 0;
+    signal(SIGCHLD, SIG_DFL); /* ignored, as some are started, no child could be waited for */
+    sigemptyset(&child);
+    sigaddset(&child, SIGCHLD);
+    signals_set(&k.waited);
+    sigaddset(&k.waited, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &k.waited, NULL);
+    for (;;) {
+        int64_t from = monotonic_ns();
         pid_t pid = fork();
-        if (pid < 0) {
-            int rc = -errno;
-            sigprocmask(SIG_SETMASK, &before, NULL);
+        if (pid <= 0) { /* the daemon; or no child is to be had, and this process serves itself */
+            int rc = pid < 0 ? -errno : 0;
+            sigprocmask(SIG_UNBLOCK, &child, NULL);
             return rc;
         }
-        if (pid == 0) {
-            default_signals(&before);
-            return 0;
-        }
-        daemon_pid = pid;
-        sigprocmask(SIG_SETMASK, &before, NULL);
-        while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
-            ;
-        daemon_pid = 0;
-        if (WIFEXITED(status) || stopping)
-            exit(WIFEXITED(status) ? WEXITSTATUS(status) : 1);
-        clock_gettime(CLOCK_MONOTONIC, &to);
-        int64_t ns = (to.tv_sec - from.tv_sec) * 1000000000LL + to.tv_nsec - from.tv_nsec;
-        fast = ns < FAST_NS ? fast + 1 : 0;
+        int status = watch(&k, pid);
+        if (WIFEXITED(status) || k.stopping)
+            end(&k, status);
+        fast = monotonic_ns() - from < FAST_NS ? fast + 1 : 0;
         log_event(LOG_LEVEL_WARNING, "restart", "pid=%d signal=%d kept=regions", (int)pid, WTERMSIG(status));
         /* never given up: that would lose the heap. One that crashes by itself at once is started ever more slowly */
         if (fast > 3 && WTERMSIG(status) != SIGKILL)
-            sleep((unsigned)(fast - 3 < PAUSE_MAX_S ? fast - 3 : PAUSE_MAX_S));
+            pause_for(&k, fast - 3 < PAUSE_MAX_S ? fast - 3 : PAUSE_MAX_S);
+        if (k.stopping)
+            end(&k, status);
     }
 }

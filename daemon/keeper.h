@@ -4,10 +4,10 @@
 #ifndef DAEMON_KEEPER_H
 #define DAEMON_KEEPER_H
 
-#include "daemon/region.h"
-
-/* Forks. In the child (the daemon) it returns 0 and the descriptors are its own; in the keeper it never returns: it
- * exits with the daemon's status when that ends by itself. ready_fd: a byte there says that the daemon serves; >= 0. */
-int keeper_run(const struct regions *regions, int listen_fd);
+/* Forks. In the child (the daemon) it returns 0, all descriptors open and the held signals still held; in the keeper it
+ * never returns: it passes signals on and exits with the daemon's status when that ends by itself. If the daemon is killed
+ * while it was to stop, the keeper removes `socket` (NULL: a service manager's). A negative errno: no process is to be
+ * had; the caller serves without a keeper. */
+int keeper_run(const char *socket);
 
 #endif

@@ -18,9 +18,8 @@
 
 #include "daemon/connection.h"
 #include "daemon/log.h"
+#include "daemon/signals.h"
 #include "shm/assert.h"
-
-enum { TICK_MS = 50 };
 
 static void server_now(struct server *s) { s->core.now_ns = uv_hrtime(); }
 
@@ -260,7 +259,9 @@ static int start_handles(struct server *s)
     uv_timer_start(&s->tick, on_tick, TICK_MS, TICK_MS);
     if (sd_watchdog_enabled(0, &watchdog_us) > 0)
         s->watchdog_ms = watchdog_us / 1000;
-    return uv_poll_start(&s->listen_poll, UV_READABLE, connection_on_listen);
+    rc = uv_poll_start(&s->listen_poll, UV_READABLE, connection_on_listen);
+    signals_release();
+    return rc;
 }
 
 int server_start(struct server *s, struct config *config, int listen_fd)

@@ -12,6 +12,8 @@
 #include "proto/msg.h"
 #include "proto/packet.h"
 
+enum { TICK_MS = 50 }; /* the loop's clock */
+
 struct connection;
 struct pending;
 struct job;

@@ -93,8 +93,7 @@ static void kill_victims(int kills)
         uint64_t until = rnd(&seed) % 3000;
         atomic_store(&board->steps, 0);
         pid_t pid = spawn(victim, (void *)(uintptr_t)(i + 1));
-        while (atomic_load(&board->steps) < until)
-            ;
+        await_counter(&board->steps, until, pid);
         kill(pid, SIGKILL);
         assert_int_equal(reap(pid), 128 + SIGKILL);
         if (i % 50 == 0)
@@ -171,7 +170,7 @@ static uint64_t walk_roots(arena_t *a)
 {
     static char out[4 << 20];
     uint64_t nodes = 0;
-    assert_int_equal(run(out, sizeof out, "build/arenactl --socket %s roots", d.socket), 0);
+    assert_int_equal(run(out, sizeof out, "%s/arenactl --socket %s roots", programs_dir(), d.socket), 0);
     char *save = NULL;
     for (char *line = strtok_r(out, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
         char name[64];
@@ -199,8 +198,7 @@ static void killed_transactions_appear_whole_or_not_at_all(void **state)
         uint64_t until = rnd(&seed) % 4000;
         atomic_store(&board->steps, 0);
         pid_t pid = spawn(builder, (void *)(uintptr_t)(i + 1));
-        while (atomic_load(&board->steps) < until)
-            ;
+        await_counter(&board->steps, until, pid);
         kill(pid, SIGKILL);
         assert_int_equal(reap(pid), 128 + SIGKILL);
     }

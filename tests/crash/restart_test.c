@@ -126,10 +126,10 @@ static void a_keeper_starts_a_killed_daemon_again_under_load(void **state)
 
 static void a_backing_directory_brings_the_heap_back(void **state)
 {
-    char dir[] = "/tmp/arena-backing-XXXXXX", out[256];
+    char dir[128], out[256];
     (void)state;
     memset(board, 0, sizeof *board);
-    assert_non_null(mkdtemp(dir));
+    temp_dir(dir, sizeof dir, "backing");
     daemon_start(&d, "256M", "--backing", dir, NULL);
     pid_t pids[2];
     for (int i = 0; i < 2; i++)
@@ -164,11 +164,11 @@ static int owner_that_is_killed(void *argument)
 
 static void a_client_that_died_while_no_daemon_ran_is_reclaimed(void **state)
 {
-    char dir[] = "/tmp/arena-backing-XXXXXX", out[256], byte;
+    char dir[128], out[256], byte;
     int fd[2];
     arena_ref_t ref;
     (void)state;
-    assert_non_null(mkdtemp(dir));
+    temp_dir(dir, sizeof dir, "backing");
     assert_int_equal(pipe(fd), 0);
     daemon_start(&d, "64M", "--backing", dir, NULL);
     pid_t pid = spawn(owner_that_is_killed, fd);
@@ -186,7 +186,8 @@ static void a_client_that_died_while_no_daemon_ran_is_reclaimed(void **state)
     daemon_stop(&d);
     /* a map that cannot be trusted is not served, and is kept */
     assert_int_equal(run(out, sizeof out, "printf xxxxxxxx | dd of=%s/map bs=1 conv=notrunc status=none", dir), 0);
-    assert_int_equal(run(out, sizeof out, "build/arenad --foreground --socket %s --max 64M --backing %s", d.socket, dir), 1);
+    assert_int_equal(run(out, sizeof out, "%s/arenad --foreground --socket %s --max 64M --backing %s", programs_dir(),
+                         d.socket, dir), 1);
     assert_non_null(strstr(out, "kept for inspection"));
     assert_int_equal(access(dir, F_OK), 0);
     daemon_clean(&d);

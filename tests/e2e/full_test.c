@@ -1,6 +1,7 @@
 /* Goal: out of memory is an error. Method: heaps that are full because of their maximum, a small file system, a memory
  * cgroup or a quota; each is filled to the end, emptied, and filled again, in small objects and in one piece. */
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -95,10 +96,11 @@ static void what_a_dead_client_held_can_be_had_at_once(void **state)
 static void a_small_tmpfs_behind_a_backing_directory_is_the_limit(void **state)
 {
     struct daemon d;
-    char mount_dir[] = "/tmp/arena-tmpfs-XXXXXX";
+    char mount_dir[128];
     (void)state;
-    assert_non_null(mkdtemp(mount_dir));
-    if (mount("arena-test", mount_dir, "tmpfs", 0, "size=64m") < 0) {
+    temp_dir(mount_dir, sizeof mount_dir, "tmpfs");
+    if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 || /* gone with this process */
+        mount("arena-test", mount_dir, "tmpfs", 0, "size=64m") < 0) {
         rmdir(mount_dir);
         print_message("skipped: a tmpfs cannot be mounted (%s): needs root\n", strerror(errno));
         skip();

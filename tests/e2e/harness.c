@@ -4,66 +4,88 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-static const char *build_dir(void)
+const char *programs_dir(void)
 {
     const char *dir = getenv("ARENA_BUILD");
     return dir ? dir : "build";
 }
 
-static bool is_served(const struct daemon *d)
+/* Dies with the test: a test that failed leaves no process behind. */
+static void die_with_parent(int signum, pid_t parent)
 {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-    strncpy(address.sun_path, d->socket, sizeof address.sun_path - 1);
-    bool ok = connect(fd, (struct sockaddr *)&address, sizeof address) == 0;
-    close(fd);
-    return ok;
+    prctl(PR_SET_PDEATHSIG, signum);
+    if (getppid() != parent)
+        _exit(127);
+}
+
+static void print_log(const struct daemon *d)
+{
+    char out[8192];
+    run(out, sizeof out, "tail -n 20 '%s'", d->log);
+    fprintf(stderr, "%s", out);
+}
+
+static void exec_daemon(struct daemon *d, const char *max, va_list args, int ready_fd, pid_t parent)
+{
+    char path[256], number[16];
+    const char *argv[32] = {path, "--foreground", "--socket", d->socket, "--max", max, "--ready-fd", number};
+    int argc = 8, log = open(d->log, O_WRONLY | O_CREAT | O_APPEND, 0600), null = open("/dev/null", O_RDWR);
+    snprintf(path, sizeof path, "%s/arenad", programs_dir());
+    snprintf(number, sizeof number, "%d", ready_fd);
+    while (argc < 31 && (argv[argc] = va_arg(args, const char *)) != NULL)
+        argc++;
+    dup2(null, 0);
+    dup2(null, 1);
+    dup2(log, 2);
+    setpgid(0, 0);
+    die_with_parent(SIGTERM, parent); /* a keeper passes it on */
+    execv(path, (char *const *)(uintptr_t)argv);
+    _exit(127);
 }
 
 static void launch(struct daemon *d, const char *max, va_list args)
 {
-    char path[256];
-    const char *argv[32] = {path, "--foreground", "--socket", d->socket, "--max", max};
-    int argc = 6;
-    snprintf(path, sizeof path, "%s/arenad", build_dir());
-    while (argc < 31 && (argv[argc] = va_arg(args, const char *)) != NULL)
-        argc++;
+    int ready[2];
+    char byte;
+    pid_t parent = getpid();
+    assert_int_equal(pipe(ready), 0);
+    fcntl(ready[0], F_SETFD, FD_CLOEXEC);
+    fflush(NULL);
     d->pid = fork();
-    if (d->pid == 0) {
-        int log = open(d->log, O_WRONLY | O_CREAT | O_APPEND, 0600);
-        dup2(log, 2);
-        setpgid(0, 0);
-        execv(path, (char *const *)(uintptr_t)argv);
-        _exit(127);
-    }
-    while (!is_served(d)) {
-        struct timespec pause = {.tv_nsec = 2000000};
-        int status;
-        if (waitpid(d->pid, &status, WNOHANG) == d->pid) {
-            d->pid = 0;
-            fail_msg("arenad ended with status %x; see %s", status, d->log);
-        }
-        nanosleep(&pause, NULL); /* between two questions */
-    }
+    if (d->pid == 0)
+        exec_daemon(d, max, args, ready[1], parent);
+    close(ready[1]);
+    ssize_t got = read(ready[0], &byte, 1); /* no signal handlers in tests: no EINTR */
+    close(ready[0]);
+    if (got == 1)
+        return;
+    int status = reap(d->pid);
+    d->pid = 0;
+    print_log(d);
+    fail_msg("arenad ended with status %d", status);
+}
+
+void temp_dir(char *out, size_t capacity, const char *name)
+{
+    const char *tmp = getenv("TMPDIR");
+    snprintf(out, capacity, "%s/arena-%s-XXXXXX", tmp && *tmp ? tmp : "/tmp", name);
+    assert_non_null(mkdtemp(out));
 }
 
 void daemon_start(struct daemon *d, const char *max, ...)
 {
-    const char *tmp = getenv("TMPDIR");
     va_list args;
     memset(d, 0, sizeof *d);
-    snprintf(d->dir, sizeof d->dir, "%s/arena-test-XXXXXX", tmp ? tmp : "/tmp");
-    assert_non_null(mkdtemp(d->dir));
+    temp_dir(d->dir, sizeof d->dir, "test");
     snprintf(d->socket, sizeof d->socket, "%s/s", d->dir);
     snprintf(d->log, sizeof d->log, "%s/log", d->dir);
     va_start(args, max);
@@ -113,10 +135,8 @@ void daemon_clean(struct daemon *d)
 
 pid_t daemon_serving(const struct daemon *d)
 {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
     char path[64];
     long child = 0;
-    (void)address;
     snprintf(path, sizeof path, "/proc/%d/task/%d/children", (int)d->pid, (int)d->pid);
     FILE *f = fopen(path, "re");
     if (!f)
@@ -162,7 +182,11 @@ uint64_t stat_of(const struct daemon *d, const char *name)
 {
     static char out[16384];
     char key[64];
-    assert_int_equal(run(out, sizeof out, "%s/arenactl --socket %s stat --json", build_dir(), d->socket), 0);
+    int status = run(out, sizeof out, "%s/arenactl --socket %s stat --json", programs_dir(), d->socket);
+    if (status != 0) {
+        print_log(d);
+        fail_msg("arenactl stat: status %d: %s", status, out);
+    }
     snprintf(key, sizeof key, "\"%s\":", name);
     const char *at = strstr(out, key);
     if (!at)
@@ -173,15 +197,32 @@ uint64_t stat_of(const struct daemon *d, const char *name)
 void stat_await(const struct daemon *d, const char *name, uint64_t value)
 {
     uint64_t now;
-    for (unsigned tries = 0; (now = stat_of(d, name)) != value; tries++)
-        if (tries > 3000)
+    for (unsigned tries = 0; (now = stat_of(d, name)) != value; tries++) {
+        struct timespec pause = {.tv_nsec = tries < 100 ? 1000000 : 20000000};
+        if (tries > 5000) {
+            print_log(d);
             fail_msg("%s stays %llu, should become %llu", name, (unsigned long long)now, (unsigned long long)value);
+        }
+        nanosleep(&pause, NULL); /* lets the daemon have the processor between two questions */
+    }
+}
+
+void await_counter(_Atomic uint64_t *counter, uint64_t until, pid_t pid)
+{
+    while (atomic_load(counter) < until) {
+        siginfo_t info = {.si_pid = 0};
+        struct timespec pause = {.tv_nsec = 50000};
+        if (waitid(P_PID, (id_t)pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == pid)
+            fail_msg("the process that should count to %llu ended at %llu: status %d", (unsigned long long)until,
+                     (unsigned long long)atomic_load(counter), info.si_status);
+        nanosleep(&pause, NULL);
+    }
 }
 
 int check_of(const struct daemon *d)
 {
     static char out[16384];
-    int status = run(out, sizeof out, "%s/arenactl --socket %s check", build_dir(), d->socket);
+    int status = run(out, sizeof out, "%s/arenactl --socket %s check", programs_dir(), d->socket);
     if (status)
         fprintf(stderr, "check: %s\n", out);
     return status;
@@ -199,10 +240,13 @@ arena_t *open_heap(const struct daemon *d)
 pid_t spawn(int (*fn)(void *argument), void *argument)
 {
     fflush(NULL);
-    pid_t pid = fork();
+    pid_t parent = getpid(), pid = fork();
     assert_true(pid >= 0);
-    if (pid == 0)
+    if (pid == 0) {
+        die_with_parent(SIGKILL, parent);
+        setenv("CMOCKA_TEST_ABORT", "1", 1); /* a failed assertion ends the child; it would run the other tests again */
         _exit(fn(argument));
+    }
     return pid;
 }
 

@@ -1,8 +1,8 @@
 /* What the end-to-end tests share: a private daemon, its figures, and processes that can be killed.
  *
  * Each test program starts daemons of its own in a directory of its own under $TMPDIR, which is removed at the end. A
- * daemon is known to serve when it has written a byte's worth: it runs with --foreground and the harness connects until
- * it is let in, which is no sleep but a question that is asked again. */
+ * daemon is known to serve when it says so (--ready-fd). Daemons and spawned processes end when the test program does,
+ * however it ends. When something fails the end of the daemon's log is printed. */
 #ifndef TESTS_E2E_HARNESS_H
 #define TESTS_E2E_HARNESS_H
 
@@ -41,6 +41,15 @@ uint64_t stat_of(const struct daemon *d, const char *name);
 void stat_await(const struct daemon *d, const char *name, uint64_t value);
 /* arenactl check: its exit status; what it printed goes to standard error when it is not 0. */
 int check_of(const struct daemon *d);
+
+/* Waits until a counter in shared memory is at least `until`; fails when the process that counts has ended before. */
+void await_counter(_Atomic uint64_t *counter, uint64_t until, pid_t pid);
+
+/* Makes a directory of the test's own below $TMPDIR. */
+void temp_dir(char *out, size_t capacity, const char *name);
+
+/* $ARENA_BUILD, else build: where the programs are. */
+const char *programs_dir(void);
 
 arena_t *open_heap(const struct daemon *d);
 

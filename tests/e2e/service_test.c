@@ -7,13 +7,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #include "tests/e2e/harness.h"
 
-static char dir[64];
+static char dir[96];
 static int notify_fd, stored[8], stored_count;
 static char stored_names[8][16];
 
@@ -32,8 +33,7 @@ static int bind_socket(const char *name, int type)
 static int setup(void **state)
 {
     (void)state;
-    strcpy(dir, "/tmp/arena-service-XXXXXX");
-    assert_non_null(mkdtemp(dir));
+    temp_dir(dir, sizeof dir, "service");
     notify_fd = bind_socket("notify", SOCK_DGRAM);
     stored_count = 0;
     return 0;
@@ -41,12 +41,12 @@ static int setup(void **state)
 
 static int teardown(void **state)
 {
-    char out[64];
+    char out[256];
     (void)state;
     close(notify_fd);
     for (int i = 0; i < stored_count; i++)
         close(stored[i]);
-    run(out, sizeof out, "rm -rf %s", dir);
+    run(out, sizeof out, "rm -rf '%s'", dir);
     return 0;
 }
 
@@ -110,8 +110,9 @@ static pid_t start_service(int listen_fd, const char *watchdog_us)
         setenv("WATCHDOG_USEC", watchdog_us, 1);
     snprintf(path, sizeof path, "%s/log", dir);
     dup2(open(path, O_WRONLY | O_CREAT | O_APPEND, 0600), 2);
-    execl(getenv("ARENA_BUILD") ? strcat(strcpy(path, getenv("ARENA_BUILD")), "/arenad") : "build/arenad", "arenad",
-          "--foreground", "--max", "64M", (char *)NULL);
+    prctl(PR_SET_PDEATHSIG, SIGTERM); /* nothing stays behind when the test fails */
+    snprintf(path, sizeof path, "%s/arenad", programs_dir());
+    execl(path, "arenad", "--foreground", "--max", "64M", (char *)NULL);
     _exit(127);
 }
 

@@ -2,10 +2,7 @@
 # Whatever is wrong in an option, a config file, a socket path or a packet gets one line that says what and where; a
 # client that sends garbage loses its connection and disturbs nobody; a second daemon on a socket says so.
 set -u
-build=${ARENA_BUILD:-build}
-work=$(mktemp -d "${TMPDIR:-/tmp}/arena-bad-XXXXXX")
-daemon=
-trap '[ -z "$daemon" ] || kill "$daemon" 2>/dev/null; rm -rf "$work"' EXIT
+. tests/scripts/daemon.bash
 failed=0
 fault() { echo "FAULT: $*"; failed=1; }
 
@@ -49,16 +46,21 @@ one_line 2 'is not a command' "$ctl" frobnicate
 one_line 2 'is not an option' "$ctl" stat --what
 one_line 2 'takes no argument' "$ctl" stat more
 
-"$ad" --foreground --socket "$work/s" --max 64M 2>"$work/log" &
-daemon=$!
-until "$ctl" --socket "$work/s" stat >/dev/null 2>&1; do kill -0 "$daemon" || exit 1; done
+daemon_start --socket "$work/s" --max 64M
 one_line 1 'another daemon serves' "$ad" --foreground --socket "$work/s" --max 64M
 "$ctl" --socket "$work/s" check >/dev/null || fault "check after the second daemon"
-kill "$daemon"
-wait "$daemon" || fault "the daemon ended with $?"
-daemon=
+daemon_stop || fault "the daemon ended with $?"
 [ ! -e "$work/s" ] || fault "the socket is left behind"
+
+# to the background: its start returns when it serves; its parent is not this script, so it is found by its command line
 "$ad" --socket "$work/s" --max 64M || fault "to the background: $?"
 "$ctl" --socket "$work/s" stat >/dev/null || fault "it does not serve when its start returned"
-pkill -f -- "--socket $work/s " || fault "nothing to stop"
+found=
+for dir in /proc/[0-9]*; do
+    [ "$(tr '\0' ' ' <"$dir/cmdline" 2>/dev/null)" = "$ad --socket $work/s --max 64M " ] || continue
+    found=1
+    kill "${dir#/proc/}"
+done
+[ "$found" ] || fault "nothing to stop"
+while [ -e "$work/s" ]; do sleep 0.02; done
 exit $failed
