@@ -267,6 +267,7 @@ void conn_unlock(struct arena *a);
 int conn_call(struct arena *a, uint32_t type, uint32_t expect);
 int conn_tell(struct arena *a, uint32_t type); /* no reply */
 int conn_connect(const char *path);
+void conn_look_up(int fd); /* receives return now and then, so that a deadline is looked at */
 int64_t conn_now_ms(void);
 int64_t conn_deadline(const struct arena *a); /* timeout_ms from now */
 void conn_init(struct connection *c, int fd);

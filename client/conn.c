@@ -39,10 +39,8 @@ int conn_connect(const char *path)
         return -ENAMETOOLONG;
     strcpy(address.sun_path, path);
     int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-    struct timeval poll_every = {.tv_sec = 0, .tv_usec = 100000}; /* between looks at a deadline */
     if (fd < 0)
         return -errno;
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &poll_every, sizeof poll_every);
     while (connect(fd, (struct sockaddr *)&address, sizeof address) < 0) {
         if (errno == EINTR)
             continue;
@@ -53,9 +51,16 @@ int conn_connect(const char *path)
     return fd;
 }
 
+void conn_look_up(int fd)
+{
+    struct timeval every = {.tv_sec = 0, .tv_usec = 100000};
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &every, sizeof every);
+}
+
 void conn_init(struct connection *c, int fd)
 {
     pthread_mutex_init(&c->lock, NULL);
+    conn_look_up(fd);
     c->fd = fd;
     c->stale = false;
     c->next_id = 0;
@@ -172,6 +177,7 @@ static int reconnect(struct arena *a, int64_t deadline)
         drop(c);
         int fd = conn_connect(a->socket), rc;
         if (fd >= 0) {
+            conn_look_up(fd);
             c->fd = fd;
             rc = resume(a, deadline);
             if (rc == 0)

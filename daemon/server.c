@@ -48,6 +48,8 @@ static void work_done(uv_work_t *req, int status)
     s->works--;
     server_now(s);
     int rc = status < 0 ? status : w->rc;
+    if (w->grow && rc == 0)
+        s->allowance_pages -= w->pages < s->allowance_pages ? w->pages : s->allowance_pages;
     if (w->grow)
         mheap_grown(&s->core.mheap, w->first, w->pages, rc, s->core.now_ns);
     else
@@ -96,7 +98,8 @@ static int backing_give_back(void *context, uint64_t first, uint64_t pages)
     return work_queue(context, first, pages, false);
 }
 
-/* What the machine would give, asked at most every 20 ms, less what was taken since. */
+/* What the machine would give, asked at most every 20 ms, less what was taken since; what is growing counts as not yet
+ * taken, and the caller subtracts it. */
 static uint64_t backing_allowance(void *context)
 {
     struct server *s = context;
@@ -104,7 +107,7 @@ static uint64_t backing_allowance(void *context)
         s->allowance_pages = memory_allowance(s->config->memory_reserve, s->regions.directory);
         s->allowance_at_ns = s->core.now_ns;
     }
-    return s->allowance_pages + s->core.mheap.growing_pages;
+    return s->allowance_pages;
 }
 
 static int backing_units(void *context, uint64_t unit, uint64_t units)

@@ -223,8 +223,10 @@ int check_of(const struct daemon *d)
 {
     static char out[16384];
     int status = run(out, sizeof out, "%s/arenactl --socket %s check", programs_dir(), d->socket);
-    if (status)
+    if (status) {
         fprintf(stderr, "check: %s\n", out);
+        print_log(d);
+    }
     return status;
 }
 
