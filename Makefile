@@ -169,7 +169,7 @@ fuzz: ## libFuzzer on every target: FUZZ_SECONDS= each (clang)
 # no worker, and the report says so. BENCH= rows or groups, PEERS=, REPS=, RUN_MS=, MINUTES=, OUT=: see tests/bench/bench.sh
 
 BENCH_PEERS := arena glibc jemalloc mimalloc tcmalloc boost ring
-BENCH_SRC   := worker speed bench
+BENCH_SRC   := worker speed space service bench
 BENCH_DIR   := $(B)/bench
 BENCH_CC     = $(CC) $(CPPFLAGS) $(ALL_CFLAGS) -fno-builtin -fno-plt -MMD -MP
 bench_lib_jemalloc := -l:libjemalloc.so.2
@@ -195,7 +195,7 @@ $(foreach peer,glibc jemalloc mimalloc tcmalloc,$(eval $(call bench_private,$(pe
 $(eval $(call bench_peer,arena,-DPEER_ARENA))
 $(eval $(call bench_peer,boost,-DPEER_BOOST))
 $(eval $(call bench_peer,ring,-DPEER_RING))
-$(BENCH_DIR)/worker-arena: $(call bench_objs,arena) $(BENCH_DIR)/obj-arena/peer_arena.o $(B)/libarena.so
+$(BENCH_DIR)/worker-arena: $(call bench_objs,arena) $(BENCH_DIR)/obj-arena/peer_arena.o $(SHM_OBJ) $(B)/libarena.so
 	$(CC) $(LDFLAGS) -pthread -Wl,-z,now -o $@ $(filter %.o,$^) -L$(B) -larena -Wl,-rpath,'$$ORIGIN/..' -lm
 $(BENCH_DIR)/worker-ring: $(call bench_objs,ring) $(BENCH_DIR)/obj-ring/peer_ring.o
 	$(CC) $(LDFLAGS) -pthread -o $@ $^ -lm

@@ -39,14 +39,15 @@ static inline int peer_publish(peer_t h, void *p) { return (void)h, (void)p, 0; 
 #elif defined(PEER_RING)
 struct pool {
     char *blocks;
-    size_t count, stride, next;
+    size_t count, next, at;
 };
 typedef struct pool *peer_t;
 static inline void *peer_alloc(peer_t h, size_t size)
 {
-    void *p = h->blocks + h->next * h->stride;
-    (void)size;
-    h->next = h->next + 1 == h->count ? 0 : h->next + 1;
+    if (h->next++ == h->count)
+        h->next = 1, h->at = 0;
+    void *p = h->blocks + h->at;
+    h->at += (size + 15) & ~(size_t)15;
     return p;
 }
 static inline void *peer_alloc_shared(peer_t h, size_t size) { return peer_alloc(h, size); }
@@ -71,5 +72,11 @@ void peer_trim(peer_t h);
 
 /* Bytes of shared memory that the heap holds now, every region counted; what is private is the caller's to count. */
 uint64_t peer_shared_bytes(peer_t h);
+
+/* Requests that a daemon has answered since the heap was made; 0 where there is none. */
+uint64_t peer_round_trips(peer_t h);
+
+/* Attaches `count` idle clients that have allocated a block each, until the process exits; where there are clients. */
+int peer_crowd(unsigned count);
 
 #endif

@@ -1,17 +1,22 @@
 /* arena: a private arenad for each run, in a directory of its own, of the build that the worker is of. */
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "shm/layout.h"
 #include "tests/bench/daemon.h"
 #include "tests/bench/peer.h"
+#include "tests/bench/rows.h"
 
 const bool peer_is_shared = true, peer_only_passes = false, peer_is_arena = true;
 
@@ -128,8 +133,123 @@ peer_t peer_enter(unsigned heap)
 
 void peer_trim(peer_t h) { arena_trim(h); }
 
+/* ---- what the kernel and the map say ------------------------------------------------------------------------------------ */
+
+/* Bytes behind the memfds named arena-NAME... that the daemon has open, each once. */
+uint64_t peer_region_bytes(const char *name)
+{
+    char dir[40], path[320], target[64], wanted[40];
+    int wanted_length = snprintf(wanted, sizeof wanted, "/memfd:arena-%s", name);
+    ino_t seen[16];
+    unsigned count = 0;
+    uint64_t bytes = 0;
+    snprintf(dir, sizeof dir, "/proc/%d/fd", (int)daemons[0].pid);
+    DIR *d = opendir(dir);
+    for (struct dirent *e; d && (e = readdir(d)) != NULL;) {
+        struct stat st;
+        snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
+        ssize_t n = readlink(path, target, sizeof target - 1);
+        target[n > 0 ? n : 0] = 0;
+        if (strncmp(target, wanted, (size_t)wanted_length) != 0 || stat(path, &st) < 0)
+            continue;
+        unsigned i = 0;
+        while (i < count && seen[i] != st.st_ino)
+            i++;
+        if (i == count && count < 16) {
+            seen[count++] = st.st_ino;
+            bytes += (uint64_t)st.st_blocks * 512;
+        }
+    }
+    if (d)
+        closedir(d);
+    return bytes;
+}
+
+/* Resident bytes of this client's segment: whoever maps it has it under this name. */
+static uint64_t segment_bytes(void)
+{
+    char line[400];
+    bool mine = false;
+    unsigned long long kib, sum = 0;
+    FILE *f = fopen("/proc/self/smaps", "re");
+    while (f && fgets(line, sizeof line, f)) {
+        if (strchr(line, '-') && strchr(line, '-') < strchr(line, ' '))
+            mine = strstr(line, "memfd:arena-mcache") != NULL;
+        else if (mine && sscanf(line, "Rss: %llu kB", &kib) == 1)
+            sum += kib;
+    }
+    if (f)
+        fclose(f);
+    return sum * 1024;
+}
+
 uint64_t peer_shared_bytes(peer_t h)
 {
-    struct arena_stats s = {.size = sizeof s};
-    return arena_stats(h, &s) < 0 ? 0 : s.heap_backed + s.map_backed + s.state_backed;
+    (void)h;
+    return peer_region_bytes("") + segment_bytes() + rollup_bytes(daemons[0].pid, "Pss_Anon");
+}
+
+const struct map_header *peer_map(unsigned heap)
+{
+    static const struct map_header *maps[DAEMONS_MAX];
+    char dir[40], path[320], target[64];
+    snprintf(dir, sizeof dir, "/proc/%d/fd", (int)daemons[heap].pid);
+    DIR *d = opendir(dir);
+    for (struct dirent *e; d && !maps[heap] && (e = readdir(d)) != NULL;) {
+        snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
+        ssize_t n = readlink(path, target, sizeof target - 1);
+        target[n > 0 ? n : 0] = 0;
+        if (strncmp(target, "/memfd:arena-map", 16) != 0)
+            continue;
+        int fd = open(path, O_RDONLY | O_CLOEXEC);
+        struct stat st;
+        if (fd >= 0 && fstat(fd, &st) == 0) {
+            void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
+            maps[heap] = p == MAP_FAILED ? NULL : p;
+        }
+        if (fd >= 0)
+            close(fd);
+    }
+    if (d)
+        closedir(d);
+    if (!maps[heap]) {
+        fprintf(stderr, "cannot map the daemon's map\n");
+        _Exit(1);
+    }
+    return maps[heap];
+}
+
+uint64_t peer_round_trips(peer_t h)
+{
+    (void)h;
+    return load_relaxed(&peer_map(0)->round_trips);
+}
+
+/* ---- idle clients --------------------------------------------------------------------------------------------------------- */
+
+int peer_crowd(unsigned count)
+{
+    int ready[2];
+    if (pipe(ready) < 0)
+        return errno;
+    for (unsigned i = 0; i < count; i++) {
+        pid_t parent = getpid();
+        char byte = 0;
+        if (fork() == 0) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            if (getppid() != parent)
+                _exit(1);
+            peer_t h = peer_enter(0);
+            if (h && arena_alloc(h, 64))
+                byte = 1;
+            if (write(ready[1], &byte, 1) == 1)
+                pause();
+            _exit(0);
+        }
+        if (read(ready[0], &byte, 1) != 1 || byte != 1)
+            return ECONNREFUSED;
+    }
+    close(ready[0]);
+    close(ready[1]);
+    return 0;
 }

@@ -1,4 +1,5 @@
-/* No allocator: a fixed set of blocks, twice what the ring between two workers holds, handed out in turn. */
+/* No allocator: a fixed set of blocks, twice what the ring between two workers holds, handed out in turn. As
+ * the sizes come again after as many (SIZES divides the count), a block lies where it lay a round before. */
 #include <errno.h>
 #include <sys/mman.h>
 
@@ -6,6 +7,7 @@
 #include "tests/bench/peer.h"
 
 const bool peer_is_shared = true, peer_only_passes = true, peer_is_arena = false;
+enum { BLOCK_MAX = 1024 };
 static struct pool pools[2];
 
 int peer_setup(unsigned heaps, const char *max)
@@ -14,8 +16,7 @@ int peer_setup(unsigned heaps, const char *max)
     for (unsigned i = 0; i < heaps && i < 2; i++) {
         struct pool *pool = &pools[i];
         pool->count = 2 * RING_SLOTS;
-        pool->stride = 1024;
-        pool->blocks = mmap(NULL, pool->count * pool->stride, PROT_READ | PROT_WRITE,
+        pool->blocks = mmap(NULL, pool->count * BLOCK_MAX, PROT_READ | PROT_WRITE,
                             MAP_SHARED | MAP_ANONYMOUS, -1, 0);
         if (pool->blocks == MAP_FAILED)
             return errno;
@@ -25,4 +26,6 @@ int peer_setup(unsigned heaps, const char *max)
 
 peer_t peer_enter(unsigned heap) { return &pools[heap]; }
 void peer_trim(peer_t h) { (void)h; }
-uint64_t peer_shared_bytes(peer_t h) { return h->count * h->stride; }
+uint64_t peer_shared_bytes(peer_t h) { return h->count * BLOCK_MAX; }
+uint64_t peer_round_trips(peer_t h) { return (void)h, 0; }
+int peer_crowd(unsigned count) { return (void)count, 0; }

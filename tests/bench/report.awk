@@ -1,19 +1,28 @@
-# Medians and ratios of the rows of speed, from results.tsv. Usage: awk -f report.awk -v peers="arena glibc ..." results.tsv
+# Medians, ratios and targets from results.tsv. Usage: awk -f report.awk -v peers="arena glibc ..." results.tsv
 #
 # Runs of two workers are sorted by where their CPUs were (near: a cache line's round trip below 250 ns before and after;
 # far: above; moved: it changed between), and peers are compared where they were in the same place: in the place that
-# holds runs of most peers.
+# holds runs of most peers. Portable awk: mawk and gawk.
 
-BEGIN { FS = "\t"; peer_count = split(peers, peer_list, " ") }
+BEGIN {
+    FS = "\t"
+    peer_count = split(peers, peer_list, " ")
+    privates = " glibc jemalloc mimalloc tcmalloc "
+}
 
 NR == 1 { next }
 
-$4 == "mops" {
-    if (!($1 in seen)) { seen[$1] = 1; rows[++row_count] = $1 }
+{
     place = $6 == 0 ? "-" : $6 < 250 && $7 < 250 ? "near" : $6 >= 250 && $7 >= 250 ? "far" : "moved"
-    key = $1 SUBSEP $2 SUBSEP place
+    id = $1 SUBSEP $4
+    if (!(id in known)) {
+        known[id] = 1
+        ids[++id_count] = id
+        row_of[id] = $1
+        metric_of[id] = $4
+    }
+    key = id SUBSEP $2 SUBSEP place
     values[key, ++count[key]] = $5
-    next
 }
 
 function median(key,    n, i, j, v, sorted) {
@@ -27,86 +36,182 @@ function median(key,    n, i, j, v, sorted) {
 }
 
 # the place where most peers, and of these most runs, are; arena must be there if it was measured
-function place_of(row,    names, i, p, runs, here, best, best_score, score) {
-    if ((row SUBSEP "arena" SUBSEP "-") in count || (row SUBSEP peer_list[1] SUBSEP "-") in count) return "-"
-    split("near far moved", names, " ")
+function place_of(id,    names, i, p, runs, here, best, best_score, score) {
+    split("- near far moved", names, " ")
     best_score = -1
-    for (i = 1; i <= 3; i++) {
+    for (i = 1; i <= 4; i++) {
         here = runs = 0
         for (p = 1; p <= peer_count; p++)
-            if ((row SUBSEP peer_list[p] SUBSEP names[i]) in count) {
+            if ((id SUBSEP peer_list[p] SUBSEP names[i]) in count) {
                 here++
-                runs += count[row, peer_list[p], names[i]]
+                runs += count[id, peer_list[p], names[i]]
             }
-        score = here * 1000 + runs + (((row SUBSEP "arena" SUBSEP names[i]) in count) ? 100000 : 0)
+        score = here * 1000 + runs + (((id SUBSEP "arena" SUBSEP names[i]) in count) ? 100000 : 0)
         if (here && score > best_score) { best_score = score; best = names[i] }
     }
     return best
 }
 
-function is_private(peer) { return peer == "glibc" || peer == "jemalloc" || peer == "mimalloc" || peer == "tcmalloc" }
+function of(row, metric, peer,    id, key) {
+    id = row SUBSEP metric
+    if (!(id in known)) return ""
+    key = id SUBSEP peer SUBSEP place_of(id)
+    return (key in count) ? median(key) : ""
+}
 
-END {
-    if (!row_count) exit
-    printf "%-20s %-5s", "Mops/s", "CPUs"
-    for (p = 1; p <= peer_count; p++) printf " %9s", peer_list[p]
-    printf "  %7s %-9s %7s\n", "/best", "(private)", "/tcm"
-    for (r = 1; r <= row_count; r++) {
-        row = rows[r]
-        place = place_of(row)
-        best = 0; best_name = ""
-        printf "%-20s %-5s", row, place
-        for (p = 1; p <= peer_count; p++) {
-            key = row SUBSEP peer_list[p] SUBSEP place
-            if (!(key in count)) { printf " %9s", "-"; continue }
-            m = result[row, peer_list[p]] = median(key)
-            printf " %9.4g", m
-            if (is_private(peer_list[p]) && m > best) { best = m; best_name = peer_list[p] }
+function is_private(peer) { return index(privates, " " peer " ") > 0 }
+
+# the best private peer of a row of speed
+function best_private(row,    p, v, best) {
+    best = 0
+    best_name = ""
+    for (p = 1; p <= peer_count; p++)
+        if (is_private(peer_list[p]) && (v = of(row, "mops", peer_list[p])) != "" && v > best) {
+            best = v
+            best_name = peer_list[p]
         }
-        arena = result[row, "arena"]
+    return best
+}
+
+function ratio(a, b) { return (a != "" && b != "" && b != 0) ? a / b : "" }
+function starts(text, prefix) { return substr(text, 1, length(prefix)) == prefix }
+function cell(v) { if (v == "") printf " %9s", "-"; else printf " %9.4g", v }
+
+function heading(first, second,    p) {
+    printf "\n%-20s %-19s", first, second
+    for (p = 1; p <= peer_count; p++) printf " %9s", peer_list[p]
+}
+
+function speed_table(    i, row, p, arena, best, group, t) {
+    heading("Mops/s", "CPUs")
+    printf "  %7s %-9s %7s\n", "/best", "(private)", "/tcm"
+    for (i = 1; i <= id_count; i++) {
+        row = row_of[ids[i]]
+        if (metric_of[ids[i]] != "mops" || starts(row, "flat/")) continue
+        printf "%-20s %-19s", row, place_of(ids[i])
+        for (p = 1; p <= peer_count; p++) cell(of(row, "mops", peer_list[p]))
+        arena = of(row, "mops", "arena")
+        best = best_private(row)
         if (arena && best) {
             printf "  %7.2f %-9s", arena / best, best_name
-            group = row; sub("/.*", "", group)
-            log_sum[group] += log(arena / best); in_group[group]++
+            group = row
+            sub("/.*", "", group)
+            log_sum[group] += log(arena / best)
+            in_group[group]++
             if (!(group in least) || arena / best < least[group]) { least[group] = arena / best; least_row[group] = row }
         } else printf "  %7s %-9s", "-", ""
-        if (arena && result[row, "tcmalloc"]) printf " %7.2f\n", arena / result[row, "tcmalloc"]; else printf " %7s\n", "-"
+        t = ratio(arena, of(row, "mops", "tcmalloc"))
+        if (t != "") printf " %7.2f\n", t; else printf " %7s\n", "-"
     }
     print ""
     for (group in log_sum)
         printf "%-10s %2d rows: geometric mean %.2f of each row's best private peer, least %.2f (%s)\n", group,
             in_group[group], exp(log_sum[group] / in_group[group]), least[group], least_row[group]
-    targets()
 }
 
-function verdict(number, what, measured, wanted) {
-    if (measured == "") { printf "  %-4s %-62s not measured\n", number, what; return }
-    printf("  %-4s %-62s %6.2f  wanted %5.2f  %s\n", number, what, measured, wanted,
-        (measured >= wanted) ? "met" : sprintf("missed by %.0f %%", (1 - measured / wanted) * 100))
+function other_table(    i, p) {
+    heading("memory and daemon", "")
+    print ""
+    for (i = 1; i <= id_count; i++) {
+        if (metric_of[ids[i]] == "mops") continue
+        printf "%-20s %-19s", row_of[ids[i]], metric_of[ids[i]]
+        for (p = 1; p <= peer_count; p++) cell(of(row_of[ids[i]], metric_of[ids[i]], peer_list[p]))
+        print ""
+    }
 }
 
-function ratio(a, b) { return a && b ? a / b : "" }
+# ns an operation as work grows; each against the first line of its table
+function flat_table(what, title,    i, row, p, first, v) {
+    first = ""
+    for (i = 1; i <= id_count; i++) {
+        row = row_of[ids[i]]
+        if (!starts(row, "flat/" what "/")) continue
+        if (first == "") {
+            heading(title, "ns an operation")
+            printf "  %s\n", "arena, of the first line"
+            first = row
+        }
+        printf "%-20s %-19s", substr(row, length("flat/" what "/") + 1), ""
+        for (p = 1; p <= peer_count; p++) {
+            v = of(row, "mops", peer_list[p])
+            cell(v ? 1000 / v : "")
+        }
+        v = ratio(of(first, "mops", "arena"), of(row, "mops", "arena"))
+        if (v != "") printf "  %7.2f", v
+        print ""
+    }
+}
 
-function targets(    s, n) {
+# slowest against fastest of a table
+function spread(what, peer,    i, row, v, low, high) {
+    low = high = ""
+    for (i = 1; i <= id_count; i++) {
+        row = row_of[ids[i]]
+        if (!starts(row, "flat/" what "/") || (v = of(row, "mops", peer)) == "") continue
+        if (low == "" || v < low) low = v
+        if (high == "" || v > high) high = v
+    }
+    return ratio(high, low)
+}
+
+function verdict(number, what, measured, wanted, at_most,    off) {
+    printf "  %-3s %-66s", number, what
+    if (measured == "") { print " not measured"; return }
+    off = at_most ? measured / wanted - 1 : 1 - measured / wanted
+    printf " %8.4g  wanted %s %6.4g  ", measured, at_most ? "<=" : ">=", wanted
+    if (off <= 0) { print "met"; met++ }
+    else { printf "missed by %.1f %%\n", off * 100; missed++ }
+}
+function least_wanted(number, what, measured, wanted) { verdict(number, what, measured, wanted, 0) }
+function most_wanted(number, what, measured, wanted) { verdict(number, what, measured, wanted, 1) }
+
+function share(row, peer) { return ratio(of(row, "mops", "arena"), peer == "best" ? best_private(row) : of(row, "mops", peer)) }
+function scaling(size) { return ratio(of("random/" size "/2p", "mops", "arena"), of("random/" size "/2u", "mops", "arena")) }
+
+function targets(    n, objects, v) {
     print "\ntargets"
-    if (in_group["fixed"]) {
-        n = in_group["fixed"]
-        verdict("1", "fixed, " n " rows: geometric mean of the best private peer", exp(log_sum["fixed"] / n), 1)
-        verdict("1", "fixed, least row " least_row["fixed"], least["fixed"], 0.8)
-    } else verdict("1", "fixed", "", 1)
-    verdict("2", "random small, 1 thread, of tcmalloc", ratio(result["random/small/1t", "arena"], result["random/small/1t", "tcmalloc"]), 1)
-    verdict("2", "random wide, 1 thread, of tcmalloc", ratio(result["random/wide/1t", "arena"], result["random/wide/1t", "tcmalloc"]), 1)
-    verdict("2", "random small, 2 processes on one heap, of two heaps", ratio(result["random/small/2p", "arena"], result["random/small/2u", "arena"]), 0.97)
-    verdict("2", "random wide, 2 processes on one heap, of two heaps", ratio(result["random/wide/2p", "arena"], result["random/wide/2u", "arena"]), 0.97)
-    verdict("3", "cross free 64 B between processes, of the ring's ceiling", ratio(result["cross/64/p", "arena"], result["cross/64/p", "ring"]), 0.9)
-    verdict("3", "cross free small between processes, of the ring's ceiling", ratio(result["cross/small/p", "arena"], result["cross/small/p", "ring"]), 0.9)
-    verdict("4", "large, untouched, of the best private peer", best_ratio("large/untouched"), 1)
-    verdict("4", "large, touched, of the best private peer", best_ratio("large/touched"), 1)
+    n = in_group["fixed"]
+    least_wanted(1, "fixed, " n + 0 " rows: geometric mean of each row's best private peer", n ? exp(log_sum["fixed"] / n) : "", 1)
+    least_wanted(1, "fixed, least row: " least_row["fixed"], least["fixed"], 0.8)
+    least_wanted(2, "random small, 1 thread, of tcmalloc", share("random/small/1t", "tcmalloc"), 1)
+    least_wanted(2, "random wide, 1 thread, of tcmalloc", share("random/wide/1t", "tcmalloc"), 1)
+    least_wanted(2, "random small, 2 processes on one heap, of two heaps", scaling("small"), 0.97)
+    least_wanted(2, "random wide, 2 processes on one heap, of two heaps", scaling("wide"), 0.97)
+    least_wanted(3, "cross free 64 B between processes, of the ring's ceiling", share("cross/64/p", "ring"), 0.9)
+    least_wanted(3, "cross free small between processes, of the ring's ceiling", share("cross/small/p", "ring"), 0.9)
+    least_wanted(4, "large, untouched, of the best private peer", share("large/untouched", "best"), 1)
+    least_wanted(4, "large, touched, of the best private peer", share("large/touched", "best"), 1)
+    most_wanted(5, "held per live byte after churn, wide", of("space/wide", "held_per_live", "arena"), 1.12)
+    most_wanted(5, "held per live byte after churn, tiny", of("space/tiny", "held_per_live", "arena"), 1.10)
+    least_wanted(5, "given back by itself, 2 s after 95 % was freed, wide", of("space/wide", "given_back_2s", "arena"), 0.85)
+    least_wanted(5, "given back after trim, wide", of("space/wide", "given_back_trim", "arena"), 0.9)
+    most_wanted(6, "attach, 1 GiB heap, us", of("attach/1G", "attach_us", "arena"), 200)
+    most_wanted(6, "attach, 64 GiB heap, us", of("attach/64G", "attach_us", "arena"), 200)
+    most_wanted(6, "attach, 64 GiB heap of 1 GiB heap", ratio(of("attach/64G", "attach_us", "arena"), of("attach/1G", "attach_us", "arena")), 1.15)
+    most_wanted(7, "growth of 64 B blocks, round trips a MiB", of("growth/64", "round_trips_per_mib", "arena"), 2)
+    print "  7   steady churn makes no refill and no system call: tests/e2e/steady_test"
+    most_wanted(8, "reclaim of 1 million objects, ms", of("reclaim/death", "reclaim_ms", "arena"), 100)
+    most_wanted(8, "another's refill meanwhile, p99, us", of("reclaim/death", "refill_p99_us", "arena"), 2000)
+    most_wanted(8, "another's refill while 1 GiB is backed for one client, p99, us", of("reclaim/backing", "refill_p99_us", "arena"), 2000)
+    most_wanted(8, "another's refill while 1 GiB is returned, p99, us", of("reclaim/returning", "refill_p99_us", "arena"), 2000)
+    objects = ratio(spread("objects", "arena"), spread("objects", "tcmalloc"))
+    most_wanted(9, "slowdown from 10^3 to 10^7 live objects, of tcmalloc's", objects, 1.15)
+    most_wanted(9, "slowest of fastest, heaps of 256 MiB to 64 GiB", spread("heap", "arena"), 1.15)
+    most_wanted(9, "slowest of fastest, 1 to 200 clients attached", spread("clients", "arena"), 1.15)
+    printf "%d met, %d missed\n", met, missed
 }
 
-function best_ratio(row,    p, best) {
-    best = 0
-    for (p = 1; p <= peer_count; p++)
-        if (is_private(peer_list[p]) && result[row, peer_list[p]] > best) best = result[row, peer_list[p]]
-    return ratio(result[row, "arena"], best)
+END {
+    if (!id_count) exit
+    speed = other = 0
+    for (i = 1; i <= id_count; i++) {
+        if (metric_of[ids[i]] != "mops") other = 1
+        else if (!starts(row_of[ids[i]], "flat/")) speed = 1
+    }
+    if (speed) speed_table()
+    if (other) other_table()
+    flat_table("objects", "live objects")
+    flat_table("heap", "heap")
+    flat_table("clients", "clients attached")
+    targets()
 }

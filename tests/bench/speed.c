@@ -115,13 +115,13 @@ INLINE uint64_t random_loop(struct worker *w, peer_t h, const struct speed *s, s
                             bool whole, bool shared, bool touched, struct clock *c)
 {
     uint64_t operations = 0, rng = w->seed;
-    const unsigned mask = s->slots - 1, turns = touched ? 8 : 128;
+    const unsigned turns = touched ? 8 : 128;
     clock_begin(c, w, divisor);
     do {
         for (unsigned turn = 0; turn < turns; turn++) {
             uint64_t r = chance(&rng);
-            unsigned i = (unsigned)(r >> 40) & mask;
-            uint32_t size = slots->sizes[(r >> 20) % SIZES];
+            unsigned i = (unsigned)((r >> 32) * s->slots >> 32);
+            uint32_t size = slots->sizes[r % SIZES];
             void *p = slots->at[i];
             block_check(p, whole ? slots->held[i] : 8, i, whole);
             peer_free(h, p);
@@ -290,13 +290,29 @@ static bool workers_of(const char *name, struct speed *s)
     return strcmp(name, "1t") == 0 || strcmp(name, "2t") == 0 || strcmp(name, "t") == 0 || s->how == PROCESSES;
 }
 
+/* Random replacement of 16..128 B in N slots, or of small blocks in a heap of a size, or beside N idle clients. */
+static bool flat_parse(const char *what, const char *value, struct speed *s)
+{
+    s->fn = random_main;
+    s->least = 8, s->most = 1000;
+    if (strcmp(what, "objects") == 0) {
+        s->least = 16, s->most = 128;
+        s->slots = (unsigned)strtoul(value, NULL, 10);
+        return s->slots > 0;
+    }
+    if (strcmp(what, "heap") == 0)
+        return snprintf(s->max, sizeof s->max, "%s", value) < (int)sizeof s->max;
+    s->crowd = (unsigned)strtoul(value, NULL, 10);
+    return strcmp(what, "clients") == 0 && s->crowd > 0;
+}
+
 bool speed_parse(const char *row, struct speed *s)
 {
     char text[64], *part[4] = {text, NULL, NULL, NULL};
     snprintf(text, sizeof text, "%s", row);
     for (unsigned n = 1; n < 4 && (part[n] = strchr(part[n - 1], '/')) != NULL; n++)
         *part[n]++ = 0;
-    *s = (struct speed){.workers = 1, .slots = SLOTS, .batch = 1, .how = THREADS};
+    *s = (struct speed){.workers = 1, .slots = SLOTS, .batch = 1, .how = THREADS, .max = "8G"};
     if (!part[1])
         return false;
     if (strcmp(part[0], "published") == 0) {
@@ -312,6 +328,8 @@ bool speed_parse(const char *row, struct speed *s)
         s->fn = random_main;
         return s->touched || strcmp(part[1], "untouched") == 0;
     }
+    if (strcmp(part[0], "flat") == 0)
+        return part[2] && flat_parse(part[1], part[2], s);
     if (!part[2] || !sizes_of(part[1], s))
         return false;
     s->batch = (unsigned)atoi(part[2]);
@@ -327,9 +345,9 @@ int speed_run(const struct run *run, const struct speed *s)
     double before = 0, after = 0;
     if (s->fn == cross_main ? s->how == PROCESSES && !peer_is_shared : peer_only_passes)
         return 77;
-    if (s->unconnected && !peer_is_arena)
+    if ((s->unconnected || s->crowd || strcmp(s->max, "8G") != 0) && !peer_is_arena)
         return 77;
-    if (peer_setup(s->unconnected ? 2 : 1, "8G") != 0)
+    if (peer_setup(s->unconnected ? 2 : 1, s->max) != 0 || (s->crowd > 1 && peer_crowd(s->crowd - 1) != 0))
         return 1;
     if (workers_run(run, s->fn, s, s->workers, s->how, true) < 0)
         return 1;

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "tests/bench/bench.h"
+#include "tests/bench/rows.h"
 #include "tests/bench/speed.h"
 
 static bool option(const char *text, const char *name, uint64_t *value)
@@ -40,6 +41,10 @@ int main(int argc, char **argv)
                       .seed = seed | 1};
     if (speed_parse(run.row, &speed))
         return speed_run(&run, &speed);
-    fprintf(stderr, "no such row: %s\n", run.row);
-    return 2;
+    int rc = strncmp(run.row, "space/", 6) == 0     ? space_run(&run)
+             : strncmp(run.row, "growth/", 7) == 0 ? growth_run(&run)
+                                                   : service_run(&run);
+    if (rc == 2)
+        fprintf(stderr, "no such row: %s\n", run.row);
+    return rc;
 }

@@ -1,0 +1,242 @@
+/* The rows that have a daemon in them; of other peers they are not.
+ *
+ * attach/SIZE: a fresh process's arena_open to its first block, for a heap of that size: the median of 200.
+ *
+ * reclaim/WHAT: how long another client waits for a refill while the daemon is busy. It asks over and over: it gives back
+ * all that it caches, then times an allocation, which takes a round trip. WHAT the daemon does meanwhile:
+ *   quiet      nothing
+ *   death      frees what a killed client owned, 1 million objects of 64 B: reclaim_ms is until the last is free
+ *   backing    gives one client 1 GiB of fresh memory in blocks of 4 MiB
+ *   returning  takes it back, and gives it back to the system */
+#include "tests/bench/rows.h"
+
+#include <string.h>
+
+#ifndef PEER_ARENA
+
+int service_run(const struct run *run)
+{
+    return strncmp(run->row, "attach/", 7) == 0 || strncmp(run->row, "reclaim/", 8) == 0 ? 77 : 2;
+}
+
+#else
+
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "client/arena.h"
+#include "shm/layout.h"
+#include "tests/bench/daemon.h"
+#include "tests/bench/peer.h"
+
+enum { ATTACH_SAMPLES = 200, PROBES_MAX = 1 << 20, PROBES_QUIET = 2000, VICTIM_OBJECTS = 1000000 };
+enum { BLOCK_BYTES = 4 << 20, BLOCKS = 256 };
+
+static void *shared_memory(size_t bytes)
+{
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) {
+        perror("mmap");
+        _Exit(1);
+    }
+    return p;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double percentile(double *values, unsigned count, double share)
+{
+    qsort(values, count, sizeof *values, by_value);
+    unsigned at = (unsigned)(share * count);
+    return count ? values[at < count ? at : count - 1] : 0;
+}
+
+static void line(const struct run *run, const char *metric, double value)
+{
+    printf("%s\t%s\t%.4f\t0\t0\n", run->row, metric, value);
+}
+
+/* ---- attach ------------------------------------------------------------------------------------------------------------ */
+
+static int attach_run(const struct run *run, const char *max)
+{
+    double *us = shared_memory(ATTACH_SAMPLES * sizeof *us);
+    if (peer_setup(1, max) != 0)
+        return 1;
+    for (unsigned i = 0; i < ATTACH_SAMPLES; i++) {
+        int status;
+        pid_t pid = fork();
+        if (pid == 0) {
+            pin(run->cpu);
+            uint64_t from = now_ns();
+            peer_t h = peer_enter(0);
+            void *p = h ? arena_alloc(h, 64) : NULL;
+            if (!p)
+                _exit(1);
+            block_mark(p, 64, i, false);
+            us[i] = (double)(now_ns() - from) / 1e3;
+            _exit(0);
+        }
+        if (waitpid(pid, &status, 0) != pid || status != 0)
+            return 1;
+    }
+    line(run, "attach_us", percentile(us, ATTACH_SAMPLES, 0.5));
+    line(run, "attach_p99_us", percentile(us, ATTACH_SAMPLES, 0.99));
+    return 0;
+}
+
+/* ---- reclaim ----------------------------------------------------------------------------------------------------------- */
+
+/* What a second client does, told by its order; it says when it has begun and when it is through. */
+struct other {
+    _Atomic int order, done;
+};
+enum { GROW = 1, SHRINK, LEAVE };
+
+static void await(_Atomic int *at, int value)
+{
+    struct timespec pause_for = {.tv_nsec = 200000};
+    while (atomic_load(at) != value)
+        nanosleep(&pause_for, NULL);
+}
+
+static void other_main(struct other *o, unsigned cpu, bool victim)
+{
+    static void *blocks[BLOCKS];
+    pin(cpu);
+    peer_t h = peer_enter(0);
+    await(&o->order, GROW);
+    if (victim)
+        for (unsigned i = 0; i < VICTIM_OBJECTS; i++)
+            block_mark(block_need(arena_alloc(h, 64)), 64, i, false);
+    else
+        for (unsigned i = 0; i < BLOCKS; i++)
+            block_mark(blocks[i] = block_need(arena_alloc(h, BLOCK_BYTES)), BLOCK_BYTES, i, false);
+    atomic_store(&o->done, GROW);
+    await(&o->order, SHRINK);
+    for (unsigned i = 0; i < BLOCKS; i++) {
+        block_check(blocks[i], BLOCK_BYTES, i, false);
+        arena_free(h, blocks[i]);
+    }
+    arena_trim(h);
+    atomic_store(&o->done, SHRINK);
+    await(&o->order, LEAVE);
+}
+
+struct probes {
+    double *us;
+    unsigned count;
+};
+
+static void probe(struct probes *p, peer_t h)
+{
+    arena_trim(h);
+    uint64_t from = now_ns();
+    void *object = block_need(arena_alloc(h, 64));
+    uint64_t ns = now_ns() - from;
+    block_mark(object, 64, 1, false);
+    arena_free(h, object);
+    if (p->count < PROBES_MAX)
+        p->us[p->count++] = (double)ns / 1e3;
+}
+
+static const struct tag *tags_of(const struct map_header *map)
+{
+    struct geometry g;
+    if (geometry_init(&g, map->heap_max, map->root_slots) < 0)
+        _Exit(1);
+    return (const struct tag *)((const char *)map + g.tags_at);
+}
+
+static const struct tag *tag_of(const struct map_header *map, pid_t pid)
+{
+    const struct tag *tags = tags_of(map);
+    for (unsigned t = 1; t < map->tag_top; t++)
+        if (load_relaxed(&tags[t].state) == TAG_CLIENT && tags[t].pid == (uint32_t)pid)
+            return &tags[t];
+    fprintf(stderr, "process %d is no client\n", (int)pid);
+    _Exit(1);
+}
+
+static bool is_given_back(void)
+{
+    return peer_region_bytes("heap") < (uint64_t)BLOCKS * BLOCK_BYTES / 2;
+}
+
+static int reclaim_run(const struct run *run, const char *what)
+{
+    const bool death = strcmp(what, "death") == 0, backing = strcmp(what, "backing") == 0,
+               returning = strcmp(what, "returning") == 0;
+    struct other *o = shared_memory(sizeof *o);
+    struct probes p = {.us = shared_memory(PROBES_MAX * sizeof(double))};
+    if (!death && !backing && !returning && strcmp(what, "quiet") != 0)
+        return 2;
+    if (peer_setup(1, "8G") != 0)
+        return 1;
+    pid_t parent = getpid(), pid = fork();
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        if (getppid() == parent)
+            other_main(o, run->cpu + 1, death);
+        _exit(0);
+    }
+    pin(run->cpu);
+    peer_t h = peer_enter(0);
+    const struct map_header *map = peer_map(0);
+    uint64_t from = now_ns(), end = from + 10000000000ULL;
+    if (death) {
+        atomic_store(&o->order, GROW);
+        await(&o->done, GROW);
+        const struct tag *tag = tag_of(map, pid);
+        for (unsigned i = 0; i < 50; i++)
+            probe(&p, h);
+        p.count = 0;
+        from = now_ns();
+        kill(pid, SIGKILL);
+        while (tag->pid == (uint32_t)pid && load_relaxed(&tag->state) != TAG_FREE && now_ns() < end)
+            probe(&p, h);
+        line(run, "reclaim_ms", (double)(now_ns() - from) / 1e6);
+    } else if (backing) {
+        atomic_store(&o->order, GROW);
+        while (atomic_load(&o->done) != GROW && now_ns() < end)
+            probe(&p, h);
+        line(run, "backing_ms", (double)(now_ns() - from) / 1e6);
+    } else if (returning) {
+        atomic_store(&o->order, GROW);
+        await(&o->done, GROW);
+        from = now_ns();
+        atomic_store(&o->order, SHRINK);
+        for (unsigned n = 0; now_ns() < end; n++) {
+            probe(&p, h);
+            if (n % 64 == 0 && is_given_back())
+                break;
+        }
+        line(run, "returning_ms", (double)(now_ns() - from) / 1e6);
+    } else
+        while (p.count < PROBES_QUIET)
+            probe(&p, h);
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+    line(run, "refill_p50_us", percentile(p.us, p.count, 0.5));
+    line(run, "refill_p99_us", percentile(p.us, p.count, 0.99));
+    line(run, "refill_max_us", percentile(p.us, p.count, 1));
+    return now_ns() < end + 1000000000ULL ? 0 : 1;
+}
+
+int service_run(const struct run *run)
+{
+    if (strncmp(run->row, "attach/", 7) == 0)
+        return attach_run(run, run->row + 7);
+    if (strncmp(run->row, "reclaim/", 8) == 0)
+        return reclaim_run(run, run->row + 8);
+    return 2;
+}
+
+#endif
