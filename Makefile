@@ -214,6 +214,20 @@ bench-workers: all
 	@for peer in $(BENCH_PEERS); do $(MAKE) --no-print-directory $(BENCH_DIR)/worker-$$peer >$(BENCH_DIR)/make-$$peer.log 2>&1 \
 	    || { rm -f $(BENCH_DIR)/worker-$$peer; [ $$peer != arena ] || { cat $(BENCH_DIR)/make-arena.log; exit 1; }; }; done
 
+# ---- stack, buffers ----------------------------------------------------------------------------
+
+$(B)/bench/stack $(B)/bench/grow: $(B)/bench/%: tests/bench/%.c client/arena.h $(B)/libarena.so
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) -std=gnu11 $(WARN) -O2 -g $(LDFLAGS) -pthread -o $@ $< -L$(B) -larena -Wl,-rpath,'$$ORIGIN/..'
+
+.PHONY: bench-stack bench-grow
+bench-stack: ## frames beside heap objects; the hot-split loop beside a segmented stack
+bench-stack: all $(B)/bench/stack
+	@ARENA_BUILD=$(B) tests/bench/with_daemon.sh 64M $(B)/bench/stack
+bench-grow: ## buffers beside realloc; batches; transactions beside publishing
+bench-grow: all $(B)/bench/grow
+	@ARENA_BUILD=$(B) tests/bench/with_daemon.sh 4G $(B)/bench/grow
+
 # ---- generated ---------------------------------------------------------------------------------
 
 .PHONY: sizeclasses

@@ -57,6 +57,13 @@ PUBLIC void *arena_buf_add(arena_buf_t *b, size_t count)
 
 PUBLIC int arena_buf_append(arena_buf_t *b, const void *bytes, size_t count)
 {
+    if (count <= b->capacity - b->length && b->data) {
+        char *at = b->data + b->length;
+        memmove(at, bytes, count);
+        at[count] = 0;
+        b->length += count;
+        return 0;
+    }
     size_t inside = (size_t)((const char *)bytes - b->data);
     bool own = b->data && inside <= b->length; /* of itself: it may move */
     void *to = arena_buf_add(b, count);

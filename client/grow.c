@@ -5,7 +5,7 @@
 
 #include "client/client.h"
 
-enum { COPY_LEAST = 64, STEP_LEAST = 64 << 10 };
+enum { COPY_LEAST = 64 };
 
 /* A large object takes the free pages behind it: `want` bytes, or `need` if that is too much. */
 static bool grow_in_place(struct arena *a, void *p, size_t capacity, size_t need, size_t want)
@@ -35,7 +35,7 @@ void *object_grow(struct arena *a, void *p, size_t used, size_t need, unsigned f
         return p;
     }
     if (p) {
-        size_t step = capacity / 4 > STEP_LEAST ? capacity / 4 : STEP_LEAST;
+        size_t step = capacity >> (capacity < 1 << 20 ? 0 : capacity < 16 << 20 ? 1 : 2);
         if (grow_in_place(a, p, capacity, need, capacity + step > need ? capacity + step : need)) {
             *ret_capacity = arena_usable_size(a, p);
             return p;
