@@ -14,7 +14,7 @@
 enum { ROW_MAX = 1024, FAULTS_MAX = 32 };
 
 struct class_count {
-    uint64_t spans, leased, pages, owned, shared, cached, free;
+    uint64_t spans, leased, pages, owned, shared, cached, free, bytes_used;
 };
 struct tag_count {
     uint64_t owned, owned_bytes, cached, cached_bytes;
@@ -148,6 +148,7 @@ static void count_span(struct census *census, const struct span_info *span, stru
     c->shared += n->shared;
     c->cached += n->cached;
     c->free += n->free;
+    c->bytes_used += (uint64_t)(n->owned + n->shared) * size;
     census->bytes_used += (uint64_t)(n->owned + n->shared) * size;
     census->bytes_cached += n->cached * size;
     census->pages_leased += leased ? span->page_count : 0;
@@ -307,7 +308,7 @@ static void client_row(struct census *census, const struct client *client)
     memcpy(command, t->command, sizeof t->command);
     msgpack_packer pk;
     msgpack_packer_init(&pk, &census->rows, msgpack_sbuffer_write);
-    msgpack_pack_map(&pk, 20);
+    msgpack_pack_map(&pk, 21);
     put_number(&pk, "tag", client->tag);
     put_number(&pk, "pid", client->pid);
     put_number(&pk, "uid", client->uid);
@@ -322,6 +323,7 @@ static void client_row(struct census *census, const struct client *client)
     put_number(&pk, "bytes_leased_free", census->tags[client->tag].leased_free_bytes);
     put_number(&pk, "bytes_charged", client->charged_pages << PAGE_SHIFT);
     put_number(&pk, "spans_leased", client->leased_spans);
+    put_number(&pk, "spans_charged", client->charged_spans);
     put_number(&pk, "refills", client->refills);
     put_number(&pk, "since_ns", t->since_ns);
     put_number(&pk, "idle_ns", census->core->now_ns - client->heard_ns);
@@ -335,16 +337,13 @@ static void class_row(struct census *census, unsigned span_class)
 {
     const struct class_count *c = &census->classes[span_class];
     const struct mcentral *central = &census->core->central[span_class];
-    uint64_t size = class_table[span_class].size, used = (c->owned + c->shared) * size;
     msgpack_packer pk;
     if (!c->spans)
         return;
-    if (!size)
-        used = c->owned + c->shared == c->spans ? c->pages << PAGE_SHIFT : 0;
     msgpack_packer_init(&pk, &census->rows, msgpack_sbuffer_write);
     msgpack_pack_map(&pk, 13);
     put_number(&pk, "class", span_class);
-    put_number(&pk, "size", size);
+    put_number(&pk, "size", class_table[span_class].size);
     put_number(&pk, "noscan", CLASS_IS_NOSCAN(span_class));
     put_number(&pk, "spans", c->spans);
     put_number(&pk, "leased", c->leased);
@@ -354,7 +353,7 @@ static void class_row(struct census *census, unsigned span_class)
     put_number(&pk, "cached", c->cached);
     put_number(&pk, "free", c->free);
     put_number(&pk, "bytes", c->pages << PAGE_SHIFT);
-    put_number(&pk, "bytes_waste", (c->pages << PAGE_SHIFT) - used);
+    put_number(&pk, "bytes_waste", (c->pages << PAGE_SHIFT) - c->bytes_used);
     put_number(&pk, "refills", central->refills);
     census->row_count++;
 }

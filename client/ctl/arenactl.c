@@ -19,7 +19,12 @@ static const struct command commands[] = {
     {"trim", "", "json", "return what can be returned", cmd_trim, false},
     {"map", "", "json ascii svg", "the heap as a picture", cmd_map, false},
     {"limits", "", "json", "quotas in force", cmd_limits, false},
-    {"exec", "[--] COMMAND [ARGUMENT...]", "max", "run a command against a private heap that ends with it", cmd_exec, true},
+    {"why", "", "json", "why it is full, and what would help", cmd_why, false},
+    {"top", "", "json count interval", "clients and classes, again and again; q quits", cmd_top,
+     false},
+    {"metrics", "", "output", "figures as OpenMetrics text", cmd_metrics, false},
+    {"exec", "[--] COMMAND [ARGUMENT...]", "max",
+     "run a command against a private heap that ends with it", cmd_exec, true},
 };
 enum { COMMAND_COUNT = sizeof commands / sizeof commands[0] };
 
@@ -36,7 +41,12 @@ static const struct {
     {"version", NULL, "the version", VERSION, 0},
     {"json", NULL, "as JSON", FLAG, offsetof(struct ctl, json)},
     {"ascii", NULL, "no character beyond ASCII", FLAG, offsetof(struct ctl, ascii)},
-    {"svg", "FILE", "as a picture to FILE; - is the standard output", TEXT, offsetof(struct ctl, svg)},
+    {"svg", "FILE", "as a picture to FILE; - is the standard output", TEXT,
+     offsetof(struct ctl, svg)},
+    {"output", "FILE", "to FILE, put in place as a whole", TEXT, offsetof(struct ctl, output)},
+    {"count", "N", "how often (on a terminal: without end; else once)", COUNT,
+     offsetof(struct ctl, count)},
+    {"interval", "SECONDS", "between two looks (2)", SECONDS, offsetof(struct ctl, interval_ms)},
     {"max", "SIZE", "what the heap may grow to", SIZE, offsetof(struct ctl, max_bytes)},
     {"dry-run", NULL, "change nothing, say what would be", FLAG, offsetof(struct ctl, dry_run)},
 };
@@ -51,12 +61,22 @@ static bool takes(const struct command *command, const char *name)
     return false;
 }
 
+/* By any command. */
+static bool is_taken(const char *name)
+{
+    for (int i = 0; i < COMMAND_COUNT; i++)
+        if (takes(&commands[i], name))
+            return true;
+    return false;
+}
+
 static void usage_line(FILE *out, const struct command *command)
 {
     fprintf(out, "usage: arenactl [--socket PATH] %s", command->name);
     for (int i = GLOBAL_OPTIONS; i < OPTION_COUNT; i++)
         if (takes(command, options[i].name))
-            fprintf(out, " [--%s%s%s]", options[i].name, options[i].value ? " " : "", options[i].value ? options[i].value : "");
+            fprintf(out, " [--%s%s%s]", options[i].name, options[i].value ? " " : "",
+                    options[i].value ? options[i].value : "");
     fprintf(out, "%s%s\n", command->args[0] ? " " : "", command->args);
 }
 
@@ -64,7 +84,8 @@ static void usage_options(FILE *out, const struct command *command)
 {
     for (int i = 0; i < OPTION_COUNT; i++) {
         char name[40];
-        if (command && i >= GLOBAL_OPTIONS && !takes(command, options[i].name))
+        if (i >= GLOBAL_OPTIONS &&
+            !(command ? takes(command, options[i].name) : is_taken(options[i].name)))
             continue;
         snprintf(name, sizeof name, "--%s%s%s", options[i].name, options[i].value ? " " : "",
                  options[i].value ? options[i].value : "");
@@ -86,9 +107,11 @@ static void usage(FILE *out, const struct command *command)
     usage_options(out, command);
     if (command)
         return;
-    fprintf(out, "The socket: PATH, else $ARENA_SOCKET, else $XDG_RUNTIME_DIR/arenad/default.sock if it is there, else\n"
+    fprintf(out, "The socket: PATH, else $ARENA_SOCKET, else $XDG_RUNTIME_DIR/arenad/default.sock "
+                 "if it is there, else\n"
                  "/run/arenad/default.sock. Sizes are written 64K, 512M, 8G.\n"
-                 "Exit status: 0 done, 1 a check found a fault, 2 wrong usage, 3 the daemon cannot be asked, 4 the output\n"
+                 "Exit status: 0 done, 1 a check found a fault, 2 wrong usage, 3 the daemon cannot "
+                 "be asked, 4 the output\n"
                  "cannot be written. See arenactl(1).\n");
 }
 
@@ -97,7 +120,9 @@ static uint64_t parse_seconds(const char *text)
 {
     char *end;
     double value = strtod(text, &end);
-    return !isdigit((unsigned char)*text) || *end || value < 0.1 || value > 86400 ? UINT64_MAX : (uint64_t)(value * 1000 + 0.5);
+    return !isdigit((unsigned char)*text) || *end || value < 0.1 || value > 86400
+               ? UINT64_MAX
+               : (uint64_t)(value * 1000 + 0.5);
 }
 
 static uint64_t parse_number(const char *text, bool size)
@@ -117,20 +142,23 @@ static uint64_t parse_number(const char *text, bool size)
 
 static int wrong(const char *what, const char *why, const struct command *command)
 {
-    fprintf(stderr, "arenactl: %s %s; see arenactl %s%s--help\n", clean(what, false), why, command ? command->name : "",
-            command ? " " : "");
+    fprintf(stderr, "arenactl: %s %s; see arenactl %s%s--help\n", clean(what, false), why,
+            command ? command->name : "", command ? " " : "");
     return CTL_USAGE;
 }
 
 static int take_option(struct ctl *ctl, int i)
 {
-    static const char *const wants[] = {[COUNT] = "a number from 1", [SECONDS] = "seconds from 0.1 to 86400",
+    static const char *const wants[] = {[COUNT] = "a number from 1",
+                                        [SECONDS] = "seconds from 0.1 to 86400",
                                         [SIZE] = "a size such as 512M or 8G"};
     char *at = (char *)ctl + options[i].at;
     char what[128], why[128];
     uint64_t value = 0;
     switch (options[i].kind) {
-    case FLAG: *(bool *)at = true; return 0;
+    case FLAG:
+        *(bool *)at = true;
+        return 0;
     case TEXT:
         if (!*optarg) {
             snprintf(what, sizeof what, "--%s", options[i].name);
@@ -138,10 +166,17 @@ static int take_option(struct ctl *ctl, int i)
         }
         *(const char **)(void *)at = optarg;
         return 0;
-    case SECONDS: value = parse_seconds(optarg); break;
-    case COUNT: value = parse_number(optarg, false); break;
-    case SIZE: value = parse_number(optarg, true); break;
-    default: return 0;
+    case SECONDS:
+        value = parse_seconds(optarg);
+        break;
+    case COUNT:
+        value = parse_number(optarg, false);
+        break;
+    case SIZE:
+        value = parse_number(optarg, true);
+        break;
+    default:
+        return 0;
     }
     if (value == UINT64_MAX || value == 0) {
         snprintf(what, sizeof what, "--%s %.80s", options[i].name, optarg);
@@ -198,7 +233,8 @@ static int parse(struct ctl *ctl, int argc, char **argv)
     bool given[OPTION_COUNT] = {false};
     int option;
     for (int i = 0; i < OPTION_COUNT; i++)
-        table[i] = (struct option){options[i].name, options[i].value ? required_argument : no_argument, NULL, i};
+        table[i] = (struct option){options[i].name,
+                                   options[i].value ? required_argument : no_argument, NULL, i};
     opterr = 0;
     for (;;) {
         option = getopt_long(argc, argv, "+:", table, NULL);
@@ -210,7 +246,8 @@ static int parse(struct ctl *ctl, int argc, char **argv)
             continue;
         }
         if (option == ':' || option == '?')
-            return wrong(argv[optind - 1], option == ':' ? "needs a value" : "is not an option", ctl->command);
+            return wrong(argv[optind - 1], option == ':' ? "needs a value" : "is not an option",
+                         ctl->command);
         given[option] = true;
         if (take_option(ctl, option) != 0)
             return CTL_USAGE;
@@ -222,7 +259,11 @@ static int parse(struct ctl *ctl, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-    struct ctl ctl = {.fd = -1, .count = UINT64_MAX, .interval_ms = UINT64_MAX, .max_bytes = UINT64_MAX, .min = UINT64_MAX};
+    struct ctl ctl = {.fd = -1,
+                      .count = UINT64_MAX,
+                      .interval_ms = UINT64_MAX,
+                      .max_bytes = UINT64_MAX,
+                      .min = UINT64_MAX};
     setlocale(LC_CTYPE, "");
     int rc = parse(&ctl, argc, argv);
     if (rc == 0)
@@ -231,7 +272,8 @@ int main(int argc, char **argv)
     errno = 0;
     if (fflush(stdout) != 0 || ferror(stdout)) {
         if (errno != EPIPE)
-            fprintf(stderr, "arenactl: cannot write the output: %s\n", errno ? strerror(errno) : "an earlier write failed");
+            fprintf(stderr, "arenactl: cannot write the output: %s\n",
+                    errno ? strerror(errno) : "an earlier write failed");
         rc = rc > 0 ? rc : CTL_OUTPUT;
     }
     return rc < 0 ? CTL_OK : rc;

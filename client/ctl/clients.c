@@ -1,5 +1,6 @@
-/* `clients`: who holds this memory. What a client holds is what would be free without it: the objects that it owns (those
- * of its transactions too), has in its magazines, and the free ones of the spans that it has leased. */
+/* `clients`: who holds this memory. What a client holds is what would be free without it: the
+ * objects that it owns (those of its transactions too), has in its magazines, and the free ones of
+ * the spans that it has leased. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,15 +19,18 @@ static int by_held(const void *a, const void *b)
     return row_number(left, "tag") < row_number(right, "tag") ? -1 : 1;
 }
 
-/* What the daemon does not know, or keeps to itself: a name, a command line, what the process does now. */
+/* What the daemon does not know, or keeps to itself: a name, a command line, what the process does
+ * now. */
 static void complete(cJSON *row)
 {
     uint64_t pid = row_number(row, "pid"), start_time = row_number(row, "start_time");
     row_put(row, "bytes_held",
-            row_number(row, "bytes_owned") + row_number(row, "bytes_cached") + row_number(row, "bytes_leased_free"));
+            row_number(row, "bytes_owned") + row_number(row, "bytes_cached") +
+                row_number(row, "bytes_leased_free"));
     cJSON_AddStringToObject(row, "user", user_name(row_number(row, "uid")));
     cJSON_AddStringToObject(row, "process", process_state(pid, start_time));
-    cJSON_AddStringToObject(row, "command_line", process_command(pid, start_time, row_text(row, "command")));
+    cJSON_AddStringToObject(row, "command_line",
+                            process_command(pid, start_time, row_text(row, "command")));
 }
 
 cJSON *clients_sorted(struct ctl *ctl)
@@ -89,9 +93,11 @@ static void show_totals(struct ctl *ctl, const cJSON *rows)
     if (!stat)
         return;
     uint64_t used = row_number(stat, "bytes_used");
-    printf("%d client%s hold%s %s. Published, so nobody's: %s. Heap: %s of %s in spans.\n", cJSON_GetArraySize(rows),
-           cJSON_GetArraySize(rows) == 1 ? "" : "s", cJSON_GetArraySize(rows) == 1 ? "s" : "", human(held),
-           human(used > owned ? used - owned : 0), human(row_number(stat, "heap_in_use")), human(row_number(stat, "heap_max")));
+    printf("%d client%s hold%s %s. Published, so nobody's: %s. Heap: %s of %s in spans.\n",
+           cJSON_GetArraySize(rows), cJSON_GetArraySize(rows) == 1 ? "" : "s",
+           cJSON_GetArraySize(rows) == 1 ? "s" : "", human(held),
+           human(used > owned ? used - owned : 0), human(row_number(stat, "heap_in_use")),
+           human(row_number(stat, "heap_max")));
     cJSON_Delete(stat);
 }
 
@@ -106,14 +112,15 @@ int cmd_clients(struct ctl *ctl)
         return CTL_OK;
     }
     int width = terminal_width();
-    printf("%7s %-10s %-8s %8s %8s %8s %8s %8s %-19s %8s %s\n", "PID", "USER", "STATE", "HOLDS", "OWNED", "CACHED", "LEASED",
-           "CHARGED", "SINCE", "IDLE", "COMMAND");
+    printf("%7s %-10s %-8s %8s %8s %8s %8s %8s %-19s %8s %s\n", "PID", "USER", "STATE", "HOLDS",
+           "OWNED", "CACHED", "LEASED", "CHARGED", "SINCE", "IDLE", "COMMAND");
     cJSON_ArrayForEach(row, rows)
     {
-        printf("%7" PRIu64 " %-10.10s %-8s %8s %8s %8s %8s %8s %-19s %8s ", row_number(row, "pid"), row_text(row, "user"),
-               client_state(row), human(row_number(row, "bytes_held")), human(row_number(row, "bytes_owned")),
-               human(row_number(row, "bytes_cached")), human(row_number(row, "bytes_leased")),
-               human(row_number(row, "bytes_charged")), when(row_number(row, "since_ns")), ago(row_number(row, "idle_ns")));
+        printf("%7" PRIu64 " %-10.10s %-8s %8s %8s %8s %8s %8s %-19s %8s ", row_number(row, "pid"),
+               row_text(row, "user"), client_state(row), human(row_number(row, "bytes_held")),
+               human(row_number(row, "bytes_owned")), human(row_number(row, "bytes_cached")),
+               human(row_number(row, "bytes_leased")), human(row_number(row, "bytes_charged")),
+               when(row_number(row, "since_ns")), ago(row_number(row, "idle_ns")));
         print_cut(row_text(row, "command_line"), width ? (width > 110 ? width - 103 : 8) : 0);
     }
     show_totals(ctl, rows);

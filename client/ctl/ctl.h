@@ -40,7 +40,7 @@ struct command {
 };
 
 struct ctl {
-    const char *socket, *svg;
+    const char *socket, *svg, *output;
     bool json, ascii, dry_run;
     uint64_t count, interval_ms, max_bytes, min; /* UINT64_MAX: not given */
     const struct command *command;
@@ -48,12 +48,19 @@ struct ctl {
     int rest_count;
     int fd; /* -1: not connected */
     uint32_t next_id;
+    int (*wait)(struct ctl *ctl); /* called before each reply is waited for; not 0: give up, saying nothing */
+    bool hold_errors;             /* the line that says what failed is kept in `error` and not printed */
+    char error[1024];
 };
 
 /* ---- rows.c ------------------------------------------------------------------------------------------------- */
 
 /* Connects as a monitor: 0, or CTL_UNREACHABLE after one line. */
 int ctl_connect(struct ctl *ctl);
+const char *ctl_socket(const struct ctl *ctl, char *buf, size_t capacity); /* the path that it connects to */
+
+/* Says on one line what failed, where, and what to do: CTL_UNREACHABLE. */
+int ctl_fail(struct ctl *ctl, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void ctl_disconnect(struct ctl *ctl);
 
 /* Sends m and waits for its reply: 0, or CTL_UNREACHABLE after one line that says what was refused. */
@@ -108,6 +115,11 @@ const char *process_command(uint64_t pid, uint64_t start_time, const char *other
 cJSON *clients_sorted(struct ctl *ctl);
 const char *client_state(const cJSON *row);
 
+/* ---- why.c --------------------------------------------------------------------------------------------------- */
+
+/* The one line that says why the heap is full, or that it is not; `stat` is the row of INFO_STATS. NULL after one line. */
+const char *why_verdict(struct ctl *ctl, const cJSON *stat);
+
 /* ---- the commands -------------------------------------------------------------------------------------------- */
 
 int cmd_stat(struct ctl *ctl);
@@ -120,5 +132,8 @@ int cmd_trim(struct ctl *ctl);
 int cmd_limits(struct ctl *ctl);
 int cmd_map(struct ctl *ctl);
 int cmd_exec(struct ctl *ctl);
+int cmd_metrics(struct ctl *ctl);
+int cmd_why(struct ctl *ctl);
+int cmd_top(struct ctl *ctl);
 
 #endif

@@ -1,13 +1,15 @@
 /* `exec`: runs a command against a heap of its own, which vanishes with it.
  *
- *   arenactl --+-- guard --+-- arenad       guard: a session of its own; waits for the end of a pipe that arenactl alone
- *              |           |                holds open, so it learns of arenactl's death whatever the signal, and then
- *              |           directory        ends arenad and removes the directory
+ *   arenactl --+-- guard --+-- arenad       guard: a session of its own; waits for the end of a
+ * pipe that arenactl alone |           |                holds open, so it learns of arenactl's
+ * death whatever the signal, and then |           directory        ends arenad and removes the
+ * directory
  *              +-- COMMAND                  gets SIGTERM if arenactl dies first
  *
- * arenactl makes the directory and the listening socket in it and hands that to arenad, as a service manager would: so the
- * socket is there before arenad is, a connection waits in its queue, and nothing has to be asked again and again. Signals
- * that are sent to arenactl are forwarded; those of the terminal's keys reach the command by themselves. */
+ * arenactl makes the directory and the listening socket in it and hands that to arenad, as a
+ * service manager would: so the socket is there before arenad is, a connection waits in its queue,
+ * and nothing has to be asked again and again. Signals that are sent to arenactl are forwarded;
+ * those of the terminal's keys reach the command by themselves. */
 #include <errno.h>
 #include <fcntl.h>
 #include <libgen.h>
@@ -33,19 +35,24 @@ struct private_heap {
     int listen_fd;
     int alive_fd; /* the pipe's writing end: open as long as this process lives */
     pid_t guard;
-    sigset_t mask; /* of signals, as this program was given it; what is ignored stays so, as nohup wants it */
+    sigset_t mask; /* of signals, as this program was given it; what is ignored stays so, as nohup
+                      wants it */
 };
 
-static const int forwarded[] = {SIGTERM, SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGCONT, SIGWINCH};
+static const int forwarded[] = {SIGTERM, SIGHUP,  SIGINT,  SIGQUIT, SIGUSR1,
+                                SIGUSR2, SIGALRM, SIGCONT, SIGWINCH};
 enum { FORWARDED_COUNT = sizeof forwarded / sizeof forwarded[0] };
 
 static int failed(const char *what, const char *path)
 {
-    fprintf(stderr, "arenactl: exec: cannot %s %s: %s\n", what, clean(path, false), strerror(errno));
+    fprintf(stderr, "arenactl: exec: cannot %s %s: %s\n", what, clean(path, false),
+            strerror(errno));
     return CTL_UNREACHABLE;
 }
 
-/* ---- where arenad is ------------------------------------------------------------------------------------------------ */
+/* ---- where arenad is
+ * ------------------------------------------------------------------------------------------------
+ */
 
 static bool is_program(const char *path)
 {
@@ -53,7 +60,8 @@ static bool is_program(const char *path)
     return stat(path, &st) == 0 && S_ISREG(st.st_mode) && access(path, X_OK) == 0;
 }
 
-/* Beside arenactl, in the sbin beside its bin, in PATH, in the places that a user's PATH may lack. */
+/* Beside arenactl, in the sbin beside its bin, in PATH, in the places that a user's PATH may lack.
+ */
 static int find_daemon(char *ret, size_t capacity)
 {
     static const char *const beside[] = {"%s/arenad", "%s/../sbin/arenad"};
@@ -64,18 +72,21 @@ static int find_daemon(char *ret, size_t capacity)
         self[n] = 0;
         const char *dir = dirname(self);
         for (int i = 0; i < 2; i++)
-            if (snprintf(ret, capacity, i ? beside[1] : beside[0], dir) < (int)capacity && is_program(ret))
+            if (snprintf(ret, capacity, i ? beside[1] : beside[0], dir) < (int)capacity &&
+                is_program(ret))
                 return 0;
     }
     snprintf(list, sizeof list, "%s:/usr/local/sbin:/usr/sbin:/sbin", path ? path : "");
     for (const char *dir = strtok_r(list, ":", &save); dir; dir = strtok_r(NULL, ":", &save))
         if (snprintf(ret, capacity, "%s/arenad", dir) < (int)capacity && is_program(ret))
             return 0;
-    fprintf(stderr, "arenactl: exec: no arenad beside arenactl, in ../sbin, in PATH, in /usr/sbin; install it, or set PATH\n");
+    fprintf(stderr, "arenactl: exec: no arenad beside arenactl, in ../sbin, in PATH, in /usr/sbin; "
+                    "install it, or set PATH\n");
     return CTL_UNREACHABLE;
 }
 
-/* ---- directory and socket ------------------------------------------------------------------------------------------ */
+/* ---- directory and socket
+ * ------------------------------------------------------------------------------------------ */
 
 static int make_socket(struct private_heap *heap)
 {
@@ -84,15 +95,16 @@ static int make_socket(struct private_heap *heap)
     bool made = false;
     for (int i = 0; i < 3 && !made; i++)
         made = places[i] && places[i][0] == '/' &&
-               snprintf(heap->directory, sizeof heap->directory, "%s/arena-exec-XXXXXX", places[i]) <
-                   (int)sizeof heap->directory &&
+               snprintf(heap->directory, sizeof heap->directory, "%s/arena-exec-XXXXXX",
+                        places[i]) < (int)sizeof heap->directory &&
                mkdtemp(heap->directory);
     if (!made)
         return failed("make a directory in", places[2]);
     snprintf(heap->socket, sizeof heap->socket, "%s/sock", heap->directory);
     snprintf(address.sun_path, sizeof address.sun_path, "%s", heap->socket);
     heap->listen_fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-    if (heap->listen_fd < 0 || bind(heap->listen_fd, (struct sockaddr *)&address, sizeof address) < 0 ||
+    if (heap->listen_fd < 0 ||
+        bind(heap->listen_fd, (struct sockaddr *)&address, sizeof address) < 0 ||
         listen(heap->listen_fd, 4096) < 0) {
         int rc = failed("listen on", heap->socket);
         unlink(heap->socket);
@@ -102,7 +114,9 @@ static int make_socket(struct private_heap *heap)
     return 0;
 }
 
-/* ---- the guard -------------------------------------------------------------------------------------------------------- */
+/* ---- the guard
+ * --------------------------------------------------------------------------------------------------------
+ */
 
 /* Becomes arenad, which ends with the process that started it. */
 static void run_daemon(const struct private_heap *heap, uint64_t max_bytes, pid_t parent)
@@ -126,9 +140,11 @@ static void run_daemon(const struct private_heap *heap, uint64_t max_bytes, pid_
     unsetenv("NOTIFY_SOCKET");
     unsetenv("WATCHDOG_USEC");
     snprintf(max, sizeof max, "%llu", (unsigned long long)max_bytes);
-    execl(heap->daemon, "arenad", "--foreground", "--keeper=no", "--name", "exec", "--config", "/dev/null", "--socket",
-          heap->socket, "--log-level", "warning", max_bytes == UINT64_MAX ? NULL : "--max", max, (char *)NULL);
-    fprintf(stderr, "arenactl: exec: cannot run %s: %s\n", clean(heap->daemon, false), strerror(errno));
+    execl(heap->daemon, "arenad", "--foreground", "--keeper=no", "--name", "exec", "--config",
+          "/dev/null", "--socket", heap->socket, "--log-level", "warning",
+          max_bytes == UINT64_MAX ? NULL : "--max", max, (char *)NULL);
+    fprintf(stderr, "arenactl: exec: cannot run %s: %s\n", clean(heap->daemon, false),
+            strerror(errno));
     _exit(1);
 }
 
@@ -141,7 +157,8 @@ static void run_guard(const struct private_heap *heap, int alive_fd, uint64_t ma
     if (daemon == 0)
         run_daemon(heap, max_bytes, self);
     close(heap->listen_fd);
-    int null = open("/dev/null", O_RDWR); /* whoever reads what the command writes does not wait for this one */
+    int null = open("/dev/null",
+                    O_RDWR); /* whoever reads what the command writes does not wait for this one */
     for (int fd = 0; null >= 0 && fd < 3; fd++)
         dup2(null, fd);
     do
@@ -184,7 +201,9 @@ static void end_guard(struct private_heap *heap)
         ;
 }
 
-/* ---- the command -------------------------------------------------------------------------------------------------------- */
+/* ---- the command
+ * --------------------------------------------------------------------------------------------------------
+ */
 
 static void run_command(const struct private_heap *heap, char **argv, pid_t parent)
 {
@@ -199,14 +218,16 @@ static void run_command(const struct private_heap *heap, char **argv, pid_t pare
     _exit(error == ENOENT || error == ENOTDIR ? NOT_FOUND : NOT_EXECUTABLE);
 }
 
-/* Waits for the command, and passes on what comes meanwhile: its exit status, or 128 + the signal that ended it. */
+/* Waits for the command, and passes on what comes meanwhile: its exit status, or 128 + the signal
+ * that ended it. */
 static int wait_command(pid_t pid, const sigset_t *waited)
 {
     int status;
     for (;;) {
         siginfo_t info;
         int signum = sigwaitinfo(waited, &info);
-        if (signum > 0 && signum != SIGCHLD && info.si_code <= 0) /* sent by a process, not by a key */
+        if (signum > 0 && signum != SIGCHLD &&
+            info.si_code <= 0) /* sent by a process, not by a key */
             kill(pid, signum);
         if (waitpid(pid, &status, WNOHANG) == pid)
             return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
@@ -218,7 +239,8 @@ int cmd_exec(struct ctl *ctl)
     struct private_heap heap = {.listen_fd = -1};
     sigset_t waited;
     if (!ctl->rest_count) {
-        fprintf(stderr, "arenactl: exec: a command is wanted: arenactl exec -- COMMAND [ARGUMENT...]\n");
+        fprintf(stderr,
+                "arenactl: exec: a command is wanted: arenactl exec -- COMMAND [ARGUMENT...]\n");
         return CTL_USAGE;
     }
     if (ctl->max_bytes != UINT64_MAX && (ctl->max_bytes < HEAP_MIN || ctl->max_bytes > HEAP_MAX)) {
@@ -239,7 +261,8 @@ int cmd_exec(struct ctl *ctl)
     if (rc != 0)
         return rc;
     ctl->socket = heap.socket;
-    rc = ctl_connect(ctl); /* it is answered when arenad serves, and reset if it does not come to that */
+    rc = ctl_connect(
+        ctl); /* it is answered when arenad serves, and reset if it does not come to that */
     ctl_disconnect(ctl);
     if (rc == 0) {
         pid_t self = getpid(), pid = fork();

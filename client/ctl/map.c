@@ -25,7 +25,9 @@ static const struct {
 #undef MAP_LOOK
 };
 
-/* ---- reading ---------------------------------------------------------------------------------------------------- */
+/* ---- reading
+ * ----------------------------------------------------------------------------------------------------
+ */
 
 struct reading {
     struct map *map;
@@ -33,7 +35,8 @@ struct reading {
     bool no_memory;
 };
 
-static void add_run(struct reading *r, uint64_t first, uint64_t pages, unsigned kind, unsigned level)
+static void add_run(struct reading *r, uint64_t first, uint64_t pages, unsigned kind,
+                    unsigned level)
 {
     struct map *map = r->map;
     struct map_run *last = map->run_count ? &map->runs[map->run_count - 1] : NULL;
@@ -54,7 +57,8 @@ static void add_run(struct reading *r, uint64_t first, uint64_t pages, unsigned 
         map->runs = grown;
         map->run_capacity = capacity;
     }
-    map->runs[map->run_count++] = (struct map_run){(uint32_t)first, (uint32_t)pages, (uint8_t)kind, (uint8_t)level};
+    map->runs[map->run_count++] =
+        (struct map_run){(uint32_t)first, (uint32_t)pages, (uint8_t)kind, (uint8_t)level};
 }
 
 static unsigned kind_of_span(uint64_t span_class, bool leased, uint64_t free_objects)
@@ -81,10 +85,12 @@ static void take_row(void *context, const msgpack_object *row)
         add_run(r, from, end - from, map_number(row, "warm") ? MAP_free : MAP_returned, 0);
         return;
     }
-    uint64_t objects = map_number(row, "objects"), used = map_number(row, "owned") + map_number(row, "shared");
+    uint64_t objects = map_number(row, "objects"),
+             used = map_number(row, "owned") + map_number(row, "shared");
     uint64_t hollow = map_number(row, "returned");
     unsigned level = objects ? (unsigned)((used * MAP_LEVELS + objects - 1) / objects) : 0;
-    unsigned kind = kind_of_span(span_class, map_number(row, "lessee") != 0, map_number(row, "free"));
+    unsigned kind =
+        kind_of_span(span_class, map_number(row, "lessee") != 0, map_number(row, "free"));
     for (uint64_t page = from; page < end;) {
         bool is_hollow = page - first < 16 && (hollow >> (page - first) & 1) && kind == MAP_partial;
         uint64_t pages = page - first < 16 ? 1 : end - page;
@@ -93,7 +99,10 @@ static void take_row(void *context, const msgpack_object *row)
     }
 }
 
-static bool is_free(unsigned kind) { return kind == MAP_free || kind == MAP_returned || kind == MAP_untouched; }
+static bool is_free(unsigned kind)
+{
+    return kind == MAP_free || kind == MAP_returned || kind == MAP_untouched;
+}
 
 /* Runs of free pages, whatever is behind them. */
 static void count_free_runs(struct map *map)
@@ -129,7 +138,8 @@ int map_read(struct ctl *ctl, struct map *map)
     if (rc == 0 && map->page_count > r.next)
         add_run(&r, r.next, map->page_count - r.next, MAP_untouched, 0);
     if (rc == 0 && r.no_memory) {
-        fprintf(stderr, "arenactl: out of memory for the map of %" PRIu64 " pages\n", map->page_count);
+        fprintf(stderr, "arenactl: out of memory for the map of %" PRIu64 " pages\n",
+                map->page_count);
         rc = CTL_OUTPUT;
     }
     count_free_runs(map);
@@ -147,9 +157,11 @@ struct map_cell *map_cells(const struct map *map, size_t count, uint64_t pages_e
     struct map_cell *cells = calloc(count, sizeof *cells);
     size_t run = 0;
     for (size_t i = 0; cells && i < count; i++) {
-        uint64_t from = i * pages_each, to = from + pages_each, pages[MAP_KIND_COUNT] = {0}, used[MAP_KIND_COUNT] = {0};
+        uint64_t from = i * pages_each, to = from + pages_each, pages[MAP_KIND_COUNT] = {0},
+                 used[MAP_KIND_COUNT] = {0};
         unsigned best = MAP_untouched;
-        while (run < map->run_count && map->runs[run].first + (uint64_t)map->runs[run].pages <= from)
+        while (run < map->run_count &&
+               map->runs[run].first + (uint64_t)map->runs[run].pages <= from)
             run++;
         for (size_t k = run; k < map->run_count && map->runs[k].first < to; k++) {
             const struct map_run *r = &map->runs[k];
@@ -167,7 +179,9 @@ struct map_cell *map_cells(const struct map *map, size_t count, uint64_t pages_e
     return cells;
 }
 
-/* ---- on a terminal ------------------------------------------------------------------------------------------------ */
+/* ---- on a terminal
+ * ------------------------------------------------------------------------------------------------
+ */
 
 struct drawing {
     bool ascii, colour;
@@ -201,24 +215,28 @@ static void show_legend(const struct map *map, struct drawing *d)
         fputs("  ", stdout);
         draw(d, kind, MAP_LEVELS);
         plain(d);
-        printf("  %8s %6s  %s\n", human(map->pages[kind] << PAGE_SHIFT), percent(map->pages[kind], map->page_count - 1),
-               map_texts[kind]);
+        printf("  %8s %6s  %s\n", human(map->pages[kind] << PAGE_SHIFT),
+               percent(map->pages[kind], map->page_count - 1), map_texts[kind]);
     }
-    uint64_t free_pages = map->pages[MAP_free] + map->pages[MAP_returned] + map->pages[MAP_untouched];
-    printf("in spans %s, free %s; longest free run %s\n", human((map->page_count - 1 - free_pages) << PAGE_SHIFT),
-           human(free_pages << PAGE_SHIFT), human(map->longest_run << PAGE_SHIFT));
+    uint64_t free_pages =
+        map->pages[MAP_free] + map->pages[MAP_returned] + map->pages[MAP_untouched];
+    printf("in spans %s, free %s; longest free run %s\n",
+           human((map->page_count - 1 - free_pages) << PAGE_SHIFT), human(free_pages << PAGE_SHIFT),
+           human(map->longest_run << PAGE_SHIFT));
 }
 
 static int show_blocks(const struct map *map, bool ascii)
 {
     struct winsize size = {.ws_row = 24, .ws_col = 80};
-    struct drawing d = {.ascii = ascii || strcmp(nl_langinfo(CODESET), "UTF-8") != 0, .last = MAP_KIND_COUNT};
+    struct drawing d = {.ascii = ascii || strcmp(nl_langinfo(CODESET), "UTF-8") != 0,
+                        .last = MAP_KIND_COUNT};
     const char *no_colour = getenv("NO_COLOR"), *term = getenv("TERM");
     bool terminal = isatty(1);
     if (terminal)
         ioctl(1, TIOCGWINSZ, &size);
     d.colour = terminal && !(no_colour && *no_colour) && term && strcmp(term, "dumb") != 0;
-    uint64_t width = size.ws_col > 28 ? (size.ws_col - 12) / 8 * 8 : 16, height = size.ws_row > 18 ? size.ws_row - 14 : 4;
+    uint64_t width = size.ws_col > 28 ? (size.ws_col - 12) / 8 * 8 : 16,
+             height = size.ws_row > 18 ? size.ws_row - 14 : 4;
     if (!terminal)
         height = 16;
     uint64_t each = 1;
@@ -230,9 +248,9 @@ static int show_blocks(const struct map *map, bool ascii)
         fprintf(stderr, "arenactl: out of memory for %" PRIu64 " blocks\n", rows * width);
         return CTL_OUTPUT;
     }
-    printf("heap %s, %s: a block is %" PRIu64 " page%s, %s; a line %s\n", row_text(map->stat, "name"),
-           human(row_number(map->stat, "heap_max")), each, each == 1 ? "" : "s", human(each << PAGE_SHIFT),
-           human(each * width << PAGE_SHIFT));
+    printf("heap %s, %s: a block is %" PRIu64 " page%s, %s; a line %s\n",
+           row_text(map->stat, "name"), human(row_number(map->stat, "heap_max")), each,
+           each == 1 ? "" : "s", human(each << PAGE_SHIFT), human(each * width << PAGE_SHIFT));
     for (uint64_t y = 0; y < rows; y++) {
         printf("%9s ", human(y * width * each << PAGE_SHIFT));
         for (uint64_t x = 0; x < width; x++)
@@ -262,8 +280,9 @@ static int show_json(const struct map *map)
     text[strlen(text) - 1] = 0; /* its last brace: what may be long is not kept as values */
     printf("%s,\"runs\":[", text);
     for (size_t i = 0; i < map->run_count; i++)
-        printf("%s\n{\"page\":%u,\"pages\":%u,\"kind\":\"%s\",\"used_eighths\":%u}", i ? "," : "", map->runs[i].first,
-               map->runs[i].pages, map_names[map->runs[i].kind], map->runs[i].level);
+        printf("%s\n{\"page\":%u,\"pages\":%u,\"kind\":\"%s\",\"used_eighths\":%u}", i ? "," : "",
+               map->runs[i].first, map->runs[i].pages, map_names[map->runs[i].kind],
+               map->runs[i].level);
     puts("]}");
     free(text);
     cJSON_Delete(all);

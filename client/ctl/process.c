@@ -1,5 +1,6 @@
-/* What /proc says of a process now. Its pid may belong to another by now, or be of another pid namespace: the start time
- * that the daemon noted tells, and nothing is believed of one that does not fit. */
+/* What /proc says of a process now. Its pid may belong to another by now, or be of another pid
+ * namespace: the start time that the daemon noted tells, and nothing is believed of one that does
+ * not fit. */
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
@@ -42,15 +43,21 @@ const char *process_state(uint64_t pid, uint64_t start_time)
     if (!is_there(pid, start_time, &state))
         return "unseen";
     switch (state) {
-    case 'R': return "running";
+    case 'R':
+        return "running";
     case 'S':
-    case 'I': return "sleeping";
-    case 'D': return "waiting";
+    case 'I':
+        return "sleeping";
+    case 'D':
+        return "waiting";
     case 'T':
-    case 't': return "stopped";
+    case 't':
+        return "stopped";
     case 'Z':
-    case 'X': return "dead";
-    default: return "alive";
+    case 'X':
+        return "dead";
+    default:
+        return "alive";
     }
 }
 

@@ -1,6 +1,7 @@
 /* The connection, and rows. */
 #include <errno.h>
 #include <inttypes.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +13,17 @@
 
 static uint8_t packet[MSG_MAX];
 
+int ctl_fail(struct ctl *ctl, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    vsnprintf(ctl->error, sizeof ctl->error, format, args);
+    va_end(args);
+    if (!ctl->hold_errors)
+        fprintf(stderr, "arenactl: %s\n", ctl->error);
+    return CTL_UNREACHABLE;
+}
+
 int ctl_call(struct ctl *ctl, struct msg *m, struct msg *ret, uint32_t expect)
 {
     char why[MSG_TEXT_MAX + 1] = "";
@@ -19,21 +31,21 @@ int ctl_call(struct ctl *ctl, struct msg *m, struct msg *ret, uint32_t expect)
     int bytes = msg_encode(m, packet, sizeof packet);
     int rc = bytes < 0 ? bytes : packet_send(ctl->fd, packet, (size_t)bytes, NULL, 0, 0);
     for (;;) {
+        if (ctl->wait && ctl->wait(ctl) != 0)
+            return CTL_UNREACHABLE;
         ssize_t got = packet_receive(ctl->fd, packet, sizeof packet, NULL, 0, NULL, 0);
-        if (got <= 0) {
-            fprintf(stderr, "arenactl: the daemon closed the connection%s%s: has it ended? See its log, and try again\n",
-                    rc < 0 ? ": " : "", rc < 0 ? strerror(-rc) : "");
-            return CTL_UNREACHABLE;
-        }
-        if (msg_decode(ret, packet, (size_t)got, why) < 0) {
-            fprintf(stderr, "arenactl: the daemon said what this program does not understand: %s; are both of the same "
-                            "version?\n", clean(why, false));
-            return CTL_UNREACHABLE;
-        }
-        if (ret->type == MSG_ERROR && (ret->id == m->id || ret->id == 0)) {
-            fprintf(stderr, "arenactl: the daemon refused: %s\n", clean(ret->text, false));
-            return CTL_UNREACHABLE;
-        }
+        if (got <= 0)
+            return ctl_fail(
+                ctl,
+                "the daemon closed the connection%s%s: has it ended? See its log, and try again",
+                rc < 0 ? ": " : "", rc < 0 ? strerror(-rc) : "");
+        if (msg_decode(ret, packet, (size_t)got, why) < 0)
+            return ctl_fail(ctl,
+                            "the daemon said what this program does not understand: %s; are both "
+                            "of one version?",
+                            clean(why, false));
+        if (ret->type == MSG_ERROR && (ret->id == m->id || ret->id == 0))
+            return ctl_fail(ctl, "the daemon refused: %s", clean(ret->text, false));
         if (ret->id == m->id && ret->type == expect)
             return 0;
     }
@@ -43,12 +55,22 @@ static const char *advice(int error)
 {
     switch (error) {
     case ENOENT:
-    case ECONNREFUSED: return "start arenad, or name its socket by --socket PATH or ARENA_SOCKET";
-    case EACCES: return "this user may not open it: see socket-mode, socket-group and the directory's mode";
-    case ENAMETOOLONG: return "a socket's path has at most 107 bytes";
-    case EPROTOTYPE: return "that is the socket of another program";
-    default: return "name the daemon's socket by --socket PATH or ARENA_SOCKET";
+    case ECONNREFUSED:
+        return "start arenad, or name its socket by --socket PATH or ARENA_SOCKET";
+    case EACCES:
+        return "this user may not open it: see socket-mode, socket-group and the directory's mode";
+    case ENAMETOOLONG:
+        return "a socket's path has at most 107 bytes";
+    case EPROTOTYPE:
+        return "that is the socket of another program";
+    default:
+        return "name the daemon's socket by --socket PATH or ARENA_SOCKET";
     }
+}
+
+const char *ctl_socket(const struct ctl *ctl, char *buf, size_t capacity)
+{
+    return socket_path(ctl->socket, buf, capacity);
 }
 
 int ctl_connect(struct ctl *ctl)
@@ -57,12 +79,13 @@ int ctl_connect(struct ctl *ctl)
     char buf[256];
     if (ctl->fd >= 0)
         return 0;
-    const char *path = socket_path(ctl->socket, buf, sizeof buf);
+    const char *path = ctl_socket(ctl, buf, sizeof buf);
     ctl->fd = conn_connect(path);
     if (ctl->fd < 0) {
-        fprintf(stderr, "arenactl: no daemon at %s: %s; %s\n", clean(path, false), strerror(-ctl->fd), advice(-ctl->fd));
+        int error = -ctl->fd;
         ctl->fd = -1;
-        return CTL_UNREACHABLE;
+        return ctl_fail(ctl, "no daemon at %s: %s; %s", clean(path, false), strerror(error),
+                        advice(error));
     }
     m.type = MSG_HELLO;
     m.version_min = m.version = PROTO_VERSION;
@@ -78,7 +101,8 @@ void ctl_disconnect(struct ctl *ctl)
     ctl->fd = -1;
 }
 
-/* ---- rows as they come ---------------------------------------------------------------------------------------- */
+/* ---- rows as they come
+ * ---------------------------------------------------------------------------------------- */
 
 static bool is_named(const msgpack_object_kv *kv, const char *name)
 {
@@ -90,7 +114,8 @@ static bool is_named(const msgpack_object_kv *kv, const char *name)
 uint64_t map_number(const msgpack_object *row, const char *name)
 {
     for (uint32_t i = 0; i < row->via.map.size; i++)
-        if (is_named(&row->via.map.ptr[i], name) && row->via.map.ptr[i].val.type == MSGPACK_OBJECT_POSITIVE_INTEGER)
+        if (is_named(&row->via.map.ptr[i], name) &&
+            row->via.map.ptr[i].val.type == MSGPACK_OBJECT_POSITIVE_INTEGER)
             return row->via.map.ptr[i].val.via.u64;
     return 0;
 }
@@ -105,17 +130,24 @@ static cJSON *number_value(uint64_t value)
     return cJSON_CreateRaw(text);
 }
 
-void row_put(cJSON *row, const char *name, uint64_t value) { cJSON_AddItemToObject(row, name, number_value(value)); }
+void row_put(cJSON *row, const char *name, uint64_t value)
+{
+    cJSON_AddItemToObject(row, name, number_value(value));
+}
 
 static cJSON *map_value(const msgpack_object *value, int depth)
 {
     char text[1024];
     switch (value->type) {
-    case MSGPACK_OBJECT_POSITIVE_INTEGER: return number_value(value->via.u64);
-    case MSGPACK_OBJECT_NEGATIVE_INTEGER: return cJSON_CreateNumber((double)value->via.i64);
+    case MSGPACK_OBJECT_POSITIVE_INTEGER:
+        return number_value(value->via.u64);
+    case MSGPACK_OBJECT_NEGATIVE_INTEGER:
+        return cJSON_CreateNumber((double)value->via.i64);
     case MSGPACK_OBJECT_FLOAT32:
-    case MSGPACK_OBJECT_FLOAT64: return cJSON_CreateNumber(value->via.f64);
-    case MSGPACK_OBJECT_BOOLEAN: return cJSON_CreateBool(value->via.boolean);
+    case MSGPACK_OBJECT_FLOAT64:
+        return cJSON_CreateNumber(value->via.f64);
+    case MSGPACK_OBJECT_BOOLEAN:
+        return cJSON_CreateBool(value->via.boolean);
     case MSGPACK_OBJECT_STR:
         snprintf(text, sizeof text, "%.*s", (int)value->via.str.size, value->via.str.ptr);
         return cJSON_CreateString(clean(text, true));
@@ -125,8 +157,10 @@ static cJSON *map_value(const msgpack_object *value, int depth)
             cJSON_AddItemToArray(array, map_value(&value->via.array.ptr[i], depth + 1));
         return array;
     }
-    case MSGPACK_OBJECT_MAP: return map_json(value);
-    default: return cJSON_CreateNull();
+    case MSGPACK_OBJECT_MAP:
+        return map_json(value);
+    default:
+        return cJSON_CreateNull();
     }
 }
 
@@ -144,17 +178,18 @@ cJSON *map_json(const msgpack_object *map)
     return row;
 }
 
-static int each_row(const struct msg *reply, row_fn *fn, void *context)
+static int each_row(struct ctl *ctl, const struct msg *reply, row_fn *fn, void *context)
 {
     msgpack_unpacked unpacked;
     int rc = 0;
     msgpack_unpacked_init(&unpacked);
     if (msg_precheck(reply->body, reply->body_bytes, 8) < 0 ||
-        msgpack_unpack_next(&unpacked, (const char *)reply->body, reply->body_bytes, NULL) != MSGPACK_UNPACK_SUCCESS ||
-        unpacked.data.type != MSGPACK_OBJECT_ARRAY) {
-        fprintf(stderr, "arenactl: the daemon's rows are not what this program understands; are both of the same version?\n");
-        rc = CTL_UNREACHABLE;
-    }
+        msgpack_unpack_next(&unpacked, (const char *)reply->body, reply->body_bytes, NULL) !=
+            MSGPACK_UNPACK_SUCCESS ||
+        unpacked.data.type != MSGPACK_OBJECT_ARRAY)
+        rc = ctl_fail(
+            ctl,
+            "the daemon's rows are not what this program understands; are both of one version?");
     for (uint32_t i = 0; rc == 0 && i < unpacked.data.via.array.size; i++)
         if (unpacked.data.via.array.ptr[i].type == MSGPACK_OBJECT_MAP)
             fn(context, &unpacked.data.via.array.ptr[i]);
@@ -170,7 +205,7 @@ int ctl_each(struct ctl *ctl, struct msg *m, row_fn *fn, void *context)
     while (rc == 0) {
         rc = ctl_call(ctl, m, &reply, MSG_ROWS);
         if (rc == 0)
-            rc = each_row(&reply, fn, context);
+            rc = each_row(ctl, &reply, fn, context);
         if (!reply.cursor)
             break;
         m->cursor = reply.cursor;
@@ -186,9 +221,13 @@ int ctl_each_info(struct ctl *ctl, unsigned what, row_fn *fn, void *context)
     return ctl_each(ctl, &m, fn, context);
 }
 
-/* ---- rows as JSON values ---------------------------------------------------------------------------------------- */
+/* ---- rows as JSON values
+ * ---------------------------------------------------------------------------------------- */
 
-static void add_row(void *context, const msgpack_object *map) { cJSON_AddItemToArray(context, map_json(map)); }
+static void add_row(void *context, const msgpack_object *map)
+{
+    cJSON_AddItemToArray(context, map_json(map));
+}
 
 cJSON *ctl_rows(struct ctl *ctl, unsigned what)
 {
@@ -203,7 +242,7 @@ cJSON *ctl_row(struct ctl *ctl, unsigned what)
 {
     cJSON *rows = ctl_rows(ctl, what), *row = rows ? cJSON_DetachItemFromArray(rows, 0) : NULL;
     if (rows && !row)
-        fprintf(stderr, "arenactl: the daemon answered nothing; are both of the same version?\n");
+        ctl_fail(ctl, "the daemon answered nothing; are both of one version?");
     cJSON_Delete(rows);
     return row;
 }

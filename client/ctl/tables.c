@@ -5,6 +5,7 @@
 
 #include "client/ctl/ctl.h"
 #include "proto/stats.h"
+#include "shm/layout.h"
 
 static int json_or(struct ctl *ctl, unsigned what, void (*show)(const cJSON *rows))
 {
@@ -20,10 +21,25 @@ static int json_or(struct ctl *ctl, unsigned what, void (*show)(const cJSON *row
     return CTL_OK;
 }
 
+static bool is_bytes(const char *name)
+{
+    return strncmp(name, "bytes_", 6) == 0 || strncmp(name, "heap_", 5) == 0 ||
+           strstr(name, "_backed") || strcmp(name, "words_in_use") == 0;
+}
+
+static void show_figure(const cJSON *row, const char *name, const char *text)
+{
+    uint64_t value = row_number(row, name);
+    printf("%-18s %14" PRIu64 " %8s  %s\n", name, value,
+           is_bytes(name)                    ? human(value)
+           : strncmp(name, "pages_", 6) == 0 ? human(value * PAGE_SIZE)
+                                             : "",
+           text);
+}
+
 int cmd_stat(struct ctl *ctl)
 {
-    cJSON *rows = ctl_rows(ctl, INFO_STATS), *row = rows ? cJSON_DetachItemFromArray(rows, 0) : NULL;
-    cJSON_Delete(rows);
+    cJSON *row = ctl_row(ctl, INFO_STATS);
     if (!row)
         return CTL_UNREACHABLE;
     if (ctl->json) { /* all of the id: 64 bits of it would do for a program, not for a person */
@@ -32,43 +48,53 @@ int cmd_stat(struct ctl *ctl)
         print_json(row);
         return CTL_OK;
     }
-    printf("%-18s %s\n%-18s %s\n", "heap", row_text(row, "heap_id_hex"), "name", row_text(row, "name"));
-#define SHOW(name, text)                                                                                               \
-    if (strcmp(#name, "heap_id") != 0)                                                                                 \
-        printf("%-18s %20" PRIu64 "  %s\n", #name, row_number(row, #name), text);
-    STATS(SHOW)
+    const char *verdict = why_verdict(ctl, row);
+    if (verdict) {
+        printf("%-18s %s\n%-18s %s\n%-18s %s\n", "heap", row_text(row, "heap_id_hex"), "name",
+               row_text(row, "name"), "full?", verdict);
+#define SHOW(name, text)                                                                           \
+    if (strcmp(#name, "heap_id") != 0)                                                             \
+        show_figure(row, #name, text);
+        STATS(SHOW)
 #undef SHOW
+        show_figure(row, "pages_free_run", "the longest run of them");
+        show_figure(row, "refused_full", "requests that this daemon refused as the heap is full");
+        show_figure(row, "refused_limit", "requests that this daemon refused for a limit");
+    }
     cJSON_Delete(row);
-    return CTL_OK;
+    return verdict ? CTL_OK : CTL_UNREACHABLE;
 }
-
 
 static void show_classes(const cJSON *rows)
 {
     const cJSON *row;
-    printf("%5s %8s %-6s %8s %8s %8s %10s %10s %10s %10s %9s %9s %8s\n", "CLASS", "SIZE", "", "SPANS", "LEASED", "NONEMPTY",
-           "OWNED", "SHARED", "CACHED", "FREE", "BYTES", "WASTE", "REFILLS");
+    printf("%5s %8s %-6s %8s %8s %8s %10s %10s %10s %10s %9s %9s %8s\n", "CLASS", "SIZE", "",
+           "SPANS", "LEASED", "NONEMPTY", "OWNED", "SHARED", "CACHED", "FREE", "BYTES", "WASTE",
+           "REFILLS");
     cJSON_ArrayForEach(row, rows)
-        printf("%5" PRIu64 " %8s %-6s %8" PRIu64 " %8" PRIu64 " %8" PRIu64 " %10" PRIu64 " %10" PRIu64 " %10" PRIu64
-               " %10" PRIu64 " %9s %9s %8" PRIu64 "\n",
-               row_number(row, "class"), row_number(row, "size") ? human(row_number(row, "size")) : "large",
-               row_number(row, "noscan") ? "noscan" : "scan", row_number(row, "spans"), row_number(row, "leased"),
-               row_number(row, "nonempty"), row_number(row, "owned"), row_number(row, "shared"), row_number(row, "cached"),
-               row_number(row, "free"), human(row_number(row, "bytes")), human(row_number(row, "bytes_waste")),
+        printf("%5" PRIu64 " %8s %-6s %8" PRIu64 " %8" PRIu64 " %8" PRIu64 " %10" PRIu64
+               " %10" PRIu64 " %10" PRIu64 " %10" PRIu64 " %9s %9s %8" PRIu64 "\n",
+               row_number(row, "class"),
+               row_number(row, "size") ? human(row_number(row, "size")) : "large",
+               row_number(row, "noscan") ? "noscan" : "scan", row_number(row, "spans"),
+               row_number(row, "leased"), row_number(row, "nonempty"), row_number(row, "owned"),
+               row_number(row, "shared"), row_number(row, "cached"), row_number(row, "free"),
+               human(row_number(row, "bytes")), human(row_number(row, "bytes_waste")),
                row_number(row, "refills"));
 }
 
 static void show_spans(const cJSON *rows)
 {
     const cJSON *row;
-    printf("%10s %6s %5s %8s %8s %8s %8s %8s %8s %6s\n", "PAGE", "PAGES", "CLASS", "SIZE", "OBJECTS", "OWNED", "SHARED",
-           "CACHED", "FREE", "LESSEE");
+    printf("%10s %6s %5s %8s %8s %8s %8s %8s %8s %6s\n", "PAGE", "PAGES", "CLASS", "SIZE",
+           "OBJECTS", "OWNED", "SHARED", "CACHED", "FREE", "LESSEE");
     cJSON_ArrayForEach(row, rows)
-        printf("%10" PRIu64 " %6" PRIu64 " %5" PRIu64 " %8s %8" PRIu64 " %8" PRIu64 " %8" PRIu64 " %8" PRIu64 " %8" PRIu64
-               " %6" PRIu64 "\n",
-               row_number(row, "page"), row_number(row, "pages"), row_number(row, "class"), human(row_number(row, "size")),
-               row_number(row, "objects"), row_number(row, "owned"), row_number(row, "shared"), row_number(row, "cached"),
-               row_number(row, "free"), row_number(row, "lessee"));
+        printf("%10" PRIu64 " %6" PRIu64 " %5" PRIu64 " %8s %8" PRIu64 " %8" PRIu64 " %8" PRIu64
+               " %8" PRIu64 " %8" PRIu64 " %6" PRIu64 "\n",
+               row_number(row, "page"), row_number(row, "pages"), row_number(row, "class"),
+               human(row_number(row, "size")), row_number(row, "objects"), row_number(row, "owned"),
+               row_number(row, "shared"), row_number(row, "cached"), row_number(row, "free"),
+               row_number(row, "lessee"));
 }
 
 static void show_roots(const cJSON *rows)
@@ -76,22 +102,34 @@ static void show_roots(const cJSON *rows)
     const cJSON *row;
     printf("%-40s %18s %6s\n", "NAME", "REF", "UID");
     cJSON_ArrayForEach(row, rows)
-        printf("%-40s %#18" PRIx64 " %6" PRIu64 "\n", row_text(row, "name"), row_number(row, "ref"), row_number(row, "uid"));
+        printf("%-40s %#18" PRIx64 " %6" PRIu64 "\n", row_text(row, "name"), row_number(row, "ref"),
+               row_number(row, "uid"));
 }
 
 static void show_limits(const cJSON *rows)
 {
     const cJSON *row, *item;
-    cJSON_ArrayForEach(row, rows)
-        cJSON_ArrayForEach(item, row)
-            printf("%-14s %20" PRIu64 "%s\n", item->string, row_number(row, item->string),
-                   row_number(row, item->string) ? "" : "  (no limit)");
+    cJSON_ArrayForEach(row, rows) cJSON_ArrayForEach(item, row)
+        printf("%-14s %20" PRIu64 "%s\n", item->string, row_number(row, item->string),
+               row_number(row, item->string) ? "" : "  (no limit)");
 }
 
-int cmd_classes(struct ctl *ctl) { return json_or(ctl, INFO_CLASSES, show_classes); }
-int cmd_spans(struct ctl *ctl) { return json_or(ctl, INFO_SPANS, show_spans); }
-int cmd_roots(struct ctl *ctl) { return json_or(ctl, INFO_ROOTS, show_roots); }
-int cmd_limits(struct ctl *ctl) { return json_or(ctl, INFO_LIMITS, show_limits); }
+int cmd_classes(struct ctl *ctl)
+{
+    return json_or(ctl, INFO_CLASSES, show_classes);
+}
+int cmd_spans(struct ctl *ctl)
+{
+    return json_or(ctl, INFO_SPANS, show_spans);
+}
+int cmd_roots(struct ctl *ctl)
+{
+    return json_or(ctl, INFO_ROOTS, show_roots);
+}
+int cmd_limits(struct ctl *ctl)
+{
+    return json_or(ctl, INFO_LIMITS, show_limits);
+}
 
 int cmd_check(struct ctl *ctl)
 {
@@ -123,6 +161,7 @@ int cmd_trim(struct ctl *ctl)
     if (rc == 0)
         rc = ctl_call(ctl, &m, &reply, MSG_OK);
     if (rc == 0)
-        printf(ctl->json ? "{\"ok\": true}\n" : "asked every client; free pages go back to the system\n");
+        printf(ctl->json ? "{\"ok\": true}\n"
+                         : "asked every client; free pages go back to the system\n");
     return rc;
 }

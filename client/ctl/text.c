@@ -27,7 +27,9 @@ const char *human(uint64_t bytes)
         unit++;
     }
     if (unit)
-        snprintf(out, BUFFER, value < 99.95 && value != (double)(uint64_t)value ? "%.1f%c" : "%.0f%c", value, units[unit]);
+        snprintf(out, BUFFER,
+                 value < 99.95 && value != (double)(uint64_t)value ? "%.1f%c" : "%.0f%c", value,
+                 units[unit]);
     else
         snprintf(out, BUFFER, "%.0f", value);
     return out;
@@ -61,8 +63,10 @@ const char *ago(uint64_t ns)
     uint64_t seconds = ns / 1000000000;
     for (int i = 0; i < 3; i++)
         if (seconds >= units[i].seconds) {
-            snprintf(out, BUFFER, "%llu%c%02llu%c", (unsigned long long)(seconds / units[i].seconds), units[i].name,
-                     (unsigned long long)(seconds % units[i].seconds / units[i + 1].seconds), units[i + 1].name);
+            snprintf(out, BUFFER, "%llu%c%02llu%c",
+                     (unsigned long long)(seconds / units[i].seconds), units[i].name,
+                     (unsigned long long)(seconds % units[i].seconds / units[i + 1].seconds),
+                     units[i + 1].name);
             return out;
         }
     snprintf(out, BUFFER, "%llus", (unsigned long long)seconds);
@@ -83,20 +87,26 @@ const char *user_name(uint64_t uid)
     return name;
 }
 
-/* Bytes of the UTF-8 sequence at `at` that may be shown, 0: none. No overlong ones, surrogates or C1 controls. */
+/* Bytes of the UTF-8 sequence at `at` that may be shown, 0: none. No overlong ones, surrogates or
+ * C1 controls. */
 static int sequence(const unsigned char *at)
 {
     unsigned first = at[0];
-    int more = first >= 0xc2 && first < 0xe0 ? 1 : first >= 0xe0 && first < 0xf0 ? 2 : first >= 0xf0 && first < 0xf5 ? 3 : 0;
+    int more = first >= 0xc2 && first < 0xe0   ? 1
+               : first >= 0xe0 && first < 0xf0 ? 2
+               : first >= 0xf0 && first < 0xf5 ? 3
+                                               : 0;
     if (first < 0x80)
         return first >= 0x20 && first != 0x7f;
     for (int i = 1; i <= more; i++)
         if ((at[i] & 0xc0) != 0x80)
             return 0;
-    if (!more || (first == 0xc2 && at[1] < 0xa0) || (first == 0xe0 && at[1] < 0xa0) || (first == 0xed && at[1] >= 0xa0) ||
-        (first == 0xf0 && at[1] < 0x90) || (first == 0xf4 && at[1] >= 0x90))
+    if (!more || (first == 0xc2 && at[1] < 0xa0) || (first == 0xe0 && at[1] < 0xa0) ||
+        (first == 0xed && at[1] >= 0xa0) || (first == 0xf0 && at[1] < 0x90) ||
+        (first == 0xf4 && at[1] >= 0x90))
         return 0;
-    if (first == 0xe2 && at[1] == 0x80 && (at[2] == 0xa8 || at[2] == 0xa9 || (at[2] >= 0xaa && at[2] <= 0xae)))
+    if (first == 0xe2 && at[1] == 0x80 &&
+        (at[2] == 0xa8 || at[2] == 0xa9 || (at[2] >= 0xaa && at[2] <= 0xae)))
         return 0; /* separators of lines, and what turns the direction of writing */
     return more + 1;
 }
