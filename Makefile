@@ -239,16 +239,45 @@ sizeclasses: ## write shm/sizeclass_table.h anew, after a change of its generato
 # ---- installing, packages, the service -----------------------------------------------------------------------------------
 
 SYSCONFDIR  ?= /etc
-.PHONY: install test-systemd
+.PHONY: install man deb symbols test-systemd test-deb
 install: ## programs, library, header, units, manual: DESTDIR= PREFIX=
-install: all
+install: all $(if $(shell command -v scdoc),man)
 	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' LIBDIR='$(LIBDIR)' SYSCONFDIR='$(SYSCONFDIR)' VERSION='$(VERSION)' \
 	    packaging/install $(B)
+
+MAN_PAGES   := $(patsubst packaging/man/%.scd,$(B)/man/%,$(wildcard packaging/man/*.scd))
+man: ## the manual, from packaging/man/*.scd (scdoc)
+man: $(MAN_PAGES)
+$(B)/man/%: packaging/man/%.scd
+	@mkdir -p $(@D)
+	scdoc <$< >$@
+	@# each other name before the dash is a page that refers to this one
+	@sed -n '/^# NAME/,/^# /s/^\(.*[^ ]\) *- .*/\1/p' $< | tr -d ' \\' | tr , '\n' | while read -r name; do \
+	    [ "$$name$(suffix $*)" = $* ] || echo ".so man$(patsubst .%,%,$(suffix $*))/$*" >"$(@D)/$$name$(suffix $*)"; done
+
+# The tracked tree and packaging/debian as its debian/, in build/deb; the packages stand there afterwards.
+deb: ## Debian packages, into build/deb
+	@rm -rf $(B)/deb && mkdir -p $(B)/deb/arena-$(VERSION)
+	@git ls-files -z | xargs -0 cp --parents -t $(B)/deb/arena-$(VERSION)
+	@mv $(B)/deb/arena-$(VERSION)/packaging/debian $(B)/deb/arena-$(VERSION)/debian
+	cd $(B)/deb/arena-$(VERSION) && env -u MAKEFLAGS -u MAKELEVEL -u CC dpkg-buildpackage -b -us -uc >../build.log 2>&1 || \
+	    { tail -n 40 ../build.log; exit 1; }
+	@ls $(B)/deb/*.deb
+	lintian --fail-on error --suppress-tags no-manual-page,initial-upload-closes-no-bugs $(B)/deb/*.changes
+
+SYMBOLS     := packaging/debian/libarena1.symbols
+symbols: ## note what the library exports now in the kept list, which tests/scripts/symbols.sh compares
+symbols: $(B)/libarena.so
+	@tests/scripts/symbols.sh --write $(B)/libarena.so.$(SOVERSION) $(VERSION)
+
 test-systemd: ## the service under a real systemd (root; Debian's systemd)
 test-systemd: all $(SYSTEMD_TESTS)
 	@ARENA_BUILD=$(B) tests/run tests/systemd/run.sh
+test-deb: ## packages: install, upgrade under clients, remove, purge, under a real systemd
+test-deb: all $(SYSTEMD_TESTS) deb
+	@ARENA_BUILD=$(B) tests/run tests/systemd/run_deb.sh
 
--include $(shell find $(B) -name '*.d' 2>/dev/null)
+-include $(shell find $(B) -path $(B)/deb -prune -o -name '*.d' -type f -print 2>/dev/null)
 
 .SECONDARY:
 
