@@ -32,7 +32,8 @@ enum {
     MCACHE_BUDGET = 3 << 20,       /* bytes of objects that a thread's magazines may hold */
     MAGAZINE_BYTES = 2 << 20,      /* of objects in one magazine */
     MAGAZINE_SLOTS = 16384,
-    LEASE_MAX_PAGES = 128,         /* a lease asks for 1, 2, 4 ... pages' worth, up to 1 MiB */
+    LEASE_FEW_PAGES = 8,           /* 64 KiB: what a lease asks for of a class that has little */
+    LEASE_MAX_PAGES = 128,         /* 1 MiB: the most that it asks for */
     HINT_LOOKS = 64,               /* full spans whose hints a refill looks at before it asks the daemon */
     KEEP_FREE_MIN = 4 << 20,       /* bytes of free objects kept in stashes and leased spans */
     KEEP_FULL_MIN = 32 << 20,      /* bytes of leased spans without FREE objects */
@@ -106,7 +107,7 @@ struct central {
     uint32_t first[LEASE_LISTS], last[LEASE_LISTS], count[LEASE_LISTS];
     struct slot *stash;   /* entries that left their magazines, CACHED; the newest last. Private memory */
     uint32_t stash_count, stash_capacity;
-    uint32_t ask_pages;   /* of the next lease */
+    uint32_t held_pages;  /* leased or filled: what the next lease is in proportion to */
     uint64_t gave_back;   /* FREE bytes that went back since the last lease: if they are asked for again, keep more */
 };
 

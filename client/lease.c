@@ -31,7 +31,6 @@ int lease_init(struct arena *a)
         pthread_mutex_init(&c->lock, NULL);
         for (int list = 0; list < LEASE_LISTS; list++)
             c->first[list] = c->last[list] = LEASE_END;
-        c->ask_pages = class_table[i].pages;
     }
     a->keep = (struct keep){0, KEEP_FREE_MIN, 0, KEEP_FULL_MIN, 0};
     return 0;
@@ -108,6 +107,7 @@ static uint32_t release(struct arena *a, struct central *c, enum lease_list list
         while (total < most && out->list_count < 1024 && c->first[list] != LEASE_END && load_relaxed(measure) > bound) {
             uint32_t first = c->first[list];
             list_remove(a, c, first);
+            c->held_pages -= list == LEASE_FULL || c->held_pages < info->pages ? 0 : info->pages;
             count_free(a, first, info, -(int)a->leases[first].free);
             memset(&a->leases[first], 0, sizeof(struct lease));
             out->list[out->list_count++] = first;
@@ -165,7 +165,7 @@ static void give_back_all(struct arena *a, struct central *c)
     const uint64_t always = 1;
     for (int list = LEASE_CURRENT; list < LEASE_LISTS; list++)
         release(a, c, (enum lease_list)list, UINT32_MAX, &always, 0);
-    c->ask_pages = class_table[c - a->central].pages;
+    c->held_pages = 0;
     c->gave_back = 0;
 }
 
@@ -337,6 +337,15 @@ static void populate(struct arena *a, struct central *c, const struct msg *grant
     }
 }
 
+/* How much a lease asks for, in pages: half of what the class holds, up to LEASE_FEW_PAGES, so that a little needs few
+ * round trips; then a 32nd of it, so that what is leased ahead of need is a small part of what is used. */
+static uint32_t ask_pages(const struct central *c, const struct class_info *info)
+{
+    uint32_t few = c->held_pages / 2 < LEASE_FEW_PAGES ? c->held_pages / 2 : LEASE_FEW_PAGES, part = c->held_pages / 32;
+    uint32_t ask = part < few ? few : part > LEASE_MAX_PAGES ? LEASE_MAX_PAGES : part;
+    return ask < info->pages ? info->pages : ask;
+}
+
 static int ask_daemon(struct arena *a, struct central *c)
 {
     const struct class_info *info = &class_table[c - a->central];
@@ -344,7 +353,7 @@ static int ask_daemon(struct arena *a, struct central *c)
     conn_lock(a);
     struct msg *out = &a->conn.out;
     out->span_class = (uint32_t)(c - a->central);
-    out->pages = c->ask_pages;
+    out->pages = ask_pages(c, info);
     out->list_count = 0;
     uint64_t limit = load_relaxed(&a->keep.full_limit);
     while (out->list_count < 512 && c->first[LEASE_FULL] != LEASE_END && load_relaxed(&a->keep.full_bytes) > limit) {
@@ -358,9 +367,7 @@ static int ask_daemon(struct arena *a, struct central *c)
         if (a->conn.in.flags & GRANT_FRESH)
             populate(a, c, &a->conn.in);
         accept_grant(a, c, &a->conn.in);
-        c->ask_pages = c->ask_pages * 2 < LEASE_MAX_PAGES ? c->ask_pages * 2 : LEASE_MAX_PAGES;
-        if (c->ask_pages < info->pages)
-            c->ask_pages = info->pages;
+        c->held_pages += a->conn.in.list_count * info->pages;
     }
     conn_unlock(a);
     return rc;

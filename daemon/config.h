@@ -36,7 +36,7 @@ struct config {
     KEY("base", ADDRESS, base, 0, "", "address that every process maps the heap at; default: by name")                 \
     KEY("keeper", BOOL, keeper, 0, "yes", "with memfd and no service manager: a parent keeps the regions")             \
     KEY("root-slots", COUNT, map_roots, 0, "131072", "slots of the root table")                                        \
-    KEY("reserve", SIZE, reserve, 1, "4M", "free memory that is kept and not returned")                                \
+    KEY("reserve", SIZE, reserve, 1, "1M", "free memory that is kept and not returned")                                \
     KEY("return-after", MS, return_after_ms, 1, "500", "how long free memory is kept before it is returned")           \
     KEY("memory-reserve", SIZE, memory_reserve, 1, "64M", "of the machine's and the cgroup's memory, left alone")      \
     KEY("hello-timeout", MS, hello_timeout_ms, 1, "10000", "how long a connection may say nothing")                    \

@@ -73,7 +73,7 @@ static int rebuild_span(struct core *core, uint64_t first, char *ret_why)
         account->charged_pages += span.page_count;
         account->charged_spans++;
     }
-    core->dspans[first] = (struct dspan){SPAN_END, SPAN_END, 0, LIST_NONE, 0};
+    core->dspans[first] = (struct dspan){.next = SPAN_END, .prev = SPAN_END};
     if (lessee) {
         lessee->leased_pages += span.page_count;
         lessee->leased_spans++;

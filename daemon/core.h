@@ -31,13 +31,18 @@ struct limits {
     uint32_t roots, uid_roots;
 };
 
-/* Private record of a span, by its first page: which list it is on and how many objects were free when last counted. */
-enum span_list { LIST_NONE, LIST_NONEMPTY, LIST_EMPTY };
+/* Private record of a span, by its first page: which list it is on and how many objects were free when last counted. On
+ * `returned` are the spans with free objects of which some pages have no memory behind them; busy ones, whose pages are
+ * being returned or backed, are on no list. */
+enum span_list { LIST_NONE, LIST_NONEMPTY, LIST_EMPTY, LIST_RETURNED, LIST_BUSY };
 struct dspan {
     uint32_t next, prev; /* first pages; SPAN_END ends */
     uint16_t free;
     uint8_t list;
-    uint8_t trimmed;     /* in-span pages were looked at since its last count */
+    uint8_t in_flight;   /* runs of pages, of a busy one */
+    uint8_t tick;        /* the mheap's, when it came to nonempty */
+    uint8_t looked;      /* for pages to return, since then */
+    uint16_t spare;
 };
 #define SPAN_END UINT32_MAX
 
@@ -70,7 +75,8 @@ struct client {
 struct mcentral {
     uint32_t nonempty_first, nonempty_last;
     uint32_t empty_first, empty_last;
-    uint64_t nonempty_count, empty_count;
+    uint32_t returned_first, returned_last;
+    uint64_t nonempty_count, empty_count, returned_count;
     uint64_t refills;
 };
 
@@ -97,6 +103,7 @@ struct core {
     uint64_t sweep_cursor;   /* page */
     uint64_t sweep_to_go;    /* pages of a cycle that was asked for */
     uint64_t sweep_serial;   /* cycles completed */
+    uint64_t scavenge_cursor; /* page */
     uint64_t progress;       /* counts whatever may let a waiting request succeed */
     uint64_t spans;
     uint64_t trim_serial;    /* the last notice */
@@ -153,6 +160,24 @@ int mcentral_extend(struct core *core, struct client *client, uint64_t first, ui
 void span_charge(struct core *core, uint64_t first, struct client *client);
 
 const char *mcentral_check(struct core *core, uint64_t first);
+
+/* A span leaves its list while pages of it are in flight, and comes back to the one that its count and pages say. */
+void mcentral_set_busy(struct core *core, const struct span_info *span);
+void mcentral_set_idle(struct core *core, const struct span_info *span);
+
+/* ---- scavenge.c ------------------------------------------------------------------------------------------------------ */
+
+/* Looks at up to `spans` spans and `words` words from its cursor on, and returns the free pages of idle ones. True: the
+ * cursor has not come to the end. */
+bool scavenge_turn(struct core *core, uint32_t spans, uint32_t words);
+
+/* Backs returned spans of a class again, about `pages` pages of them: -EAGAIN when that is under way, -ENOMEM: there are
+ * none, or memory cannot be had. */
+int scavenge_back(struct core *core, unsigned span_class, uint32_t pages);
+
+/* The backing's answers, for pages of spans and of the mheap alike. */
+void core_grown(struct core *core, uint64_t first, uint64_t pages, int error, uint64_t now_ns);
+void core_returned(struct core *core, uint64_t first, uint64_t pages, int error);
 
 /* ---- clients.c --------------------------------------------------------------------------------------------------------- */
 

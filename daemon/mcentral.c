@@ -1,5 +1,6 @@
 /* One mcentral a span class: `nonempty` are its unleased spans with a free object, `empty` those without, and the leased
- * ones. A refill takes from nonempty first, oldest first; then it sweeps; then it cuts new spans from the mheap.
+ * ones; `returned` those with free objects that must be backed again first (scavenge.c). A refill takes from nonempty
+ * first, oldest first; then it sweeps; then it has returned ones backed; then it cuts new spans from the mheap.
  *
  * The lists are threaded through core->dspans by page number. The truth is in the map: a span with a lessee is on
  * `empty`, one without is where its count puts it, so a restarted daemon finds the same lists.
@@ -13,31 +14,50 @@
 
 /* ---- lists ---------------------------------------------------------------------------------------------------------------- */
 
+struct span_chain {
+    uint32_t *first, *last;
+    uint64_t *count;
+};
+
+static struct span_chain chain_of(struct mcentral *c, enum span_list list)
+{
+    switch (list) {
+    case LIST_NONEMPTY:
+        return (struct span_chain){&c->nonempty_first, &c->nonempty_last, &c->nonempty_count};
+    case LIST_RETURNED:
+        return (struct span_chain){&c->returned_first, &c->returned_last, &c->returned_count};
+    default:
+        return (struct span_chain){&c->empty_first, &c->empty_last, &c->empty_count};
+    }
+}
+
+static bool is_chained(enum span_list list) { return list != LIST_NONE && list != LIST_BUSY; }
+
 static void list_remove(struct core *core, uint32_t first, struct mcentral *c)
 {
     struct dspan *d = &core->dspans[first];
-    if (d->list == LIST_NONE)
-        return;
-    uint32_t *head = d->list == LIST_NONEMPTY ? &c->nonempty_first : &c->empty_first;
-    uint32_t *tail = d->list == LIST_NONEMPTY ? &c->nonempty_last : &c->empty_last;
-    *(d->list == LIST_NONEMPTY ? &c->nonempty_count : &c->empty_count) -= 1;
-    *(d->prev == SPAN_END ? head : &core->dspans[d->prev].next) = d->next;
-    *(d->next == SPAN_END ? tail : &core->dspans[d->next].prev) = d->prev;
+    struct span_chain chain = chain_of(c, d->list);
+    if (is_chained(d->list)) {
+        --*chain.count;
+        *(d->prev == SPAN_END ? chain.first : &core->dspans[d->prev].next) = d->next;
+        *(d->next == SPAN_END ? chain.last : &core->dspans[d->next].prev) = d->prev;
+    }
     d->list = LIST_NONE;
 }
 
 static void list_append(struct core *core, uint32_t first, struct mcentral *c, enum span_list list)
 {
     struct dspan *d = &core->dspans[first];
+    struct span_chain chain = chain_of(c, list);
     ASSERT(d->list == LIST_NONE);
-    uint32_t *head = list == LIST_NONEMPTY ? &c->nonempty_first : &c->empty_first;
-    uint32_t *tail = list == LIST_NONEMPTY ? &c->nonempty_last : &c->empty_last;
-    *(list == LIST_NONEMPTY ? &c->nonempty_count : &c->empty_count) += 1;
     d->list = (uint8_t)list;
+    if (!is_chained(list))
+        return;
+    ++*chain.count;
     d->next = SPAN_END;
-    d->prev = *tail;
-    *(*tail == SPAN_END ? head : &core->dspans[*tail].next) = first;
-    *tail = first;
+    d->prev = *chain.last;
+    *(d->prev == SPAN_END ? chain.first : &core->dspans[d->prev].next) = first;
+    *chain.last = first;
 }
 
 static void list_move(struct core *core, const struct span_info *span, enum span_list list)
@@ -54,7 +74,8 @@ void mcentral_init(struct core *core)
 {
     for (int i = 0; i < 256; i++) {
         struct mcentral *c = &core->central[i];
-        c->nonempty_first = c->nonempty_last = c->empty_first = c->empty_last = SPAN_END;
+        c->nonempty_first = c->nonempty_last = c->empty_first = c->empty_last = c->returned_first = c->returned_last =
+            SPAN_END;
     }
 }
 
@@ -119,7 +140,7 @@ static int cut(struct core *core, struct client *client, unsigned span_class, ui
     for (uint32_t i = 0; i < pages && i < 16; i++)
         store_relaxed(&core->heap.hints[first + i], 0);
     span_write(&core->heap, first, pages, span_class, unit, client->tag, 0, UINT32_MAX);
-    core->dspans[first] = (struct dspan){SPAN_END, SPAN_END, (uint16_t)objects, LIST_NONE, 0};
+    core->dspans[first] = (struct dspan){.next = SPAN_END, .prev = SPAN_END, .free = (uint16_t)objects};
     core->spans++;
     *ret_first = first;
     return 0;
@@ -148,16 +169,29 @@ static void uncut(struct core *core, const struct span_info *span)
 void mcentral_place(struct core *core, const struct span_info *span, uint32_t free_objects)
 {
     struct dspan *d = &core->dspans[span->first];
-    d->trimmed = 0;
+    if (d->list == LIST_BUSY)
+        return; /* it is counted again when its pages have landed */
     if (free_objects == span->objects) {
         uncut(core, span);
         return;
     }
     d->free = (uint16_t)free_objects;
-    enum span_list list = free_objects ? LIST_NONEMPTY : LIST_EMPTY;
-    if (list == LIST_NONEMPTY && d->list != LIST_NONEMPTY)
+    d->tick = core->mheap.tick;
+    d->looked = 0;
+    enum span_list list = load_relaxed(&core->heap.spans[span->first].returned) ? LIST_RETURNED
+                          : free_objects                                       ? LIST_NONEMPTY
+                                                                               : LIST_EMPTY;
+    if (list != LIST_EMPTY && d->list != list)
         core->progress++;
     list_move(core, span, list);
+}
+
+void mcentral_set_busy(struct core *core, const struct span_info *span) { list_move(core, span, LIST_BUSY); }
+
+void mcentral_set_idle(struct core *core, const struct span_info *span)
+{
+    list_move(core, span, LIST_NONE);
+    mcentral_place(core, span, span_count_free(span));
 }
 
 /* ---- cache_span, uncache_span ------------------------------------------------------------------------------------------------------ */
@@ -185,10 +219,6 @@ static int cache_nonempty(struct core *core, struct client *client, unsigned spa
         ASSERT(ok && span.span_class == span_class);
         if (core->heap.spans[first].charged != client->tag && quota_check(core, client, span.page_count, 1) < 0)
             return count ? count : -EDQUOT;
-        if (core->heap.spans[first].returned) { /* its pages must be backed again first; asked for below */
-            list_move(core, &span, LIST_EMPTY);
-            continue;
-        }
         got += core->dspans[first].free;
         lease(core, client, &span);
         out[count++] = first;
@@ -211,6 +241,8 @@ int mcentral_cache_span(struct core *core, struct client *client, unsigned span_
     int count = cache_nonempty(core, client, span_class, pages, out, capacity, 0), rc = 0;
     if (count != 0)
         goto done;
+    if (c->returned_first != SPAN_END && scavenge_back(core, span_class, pages) == -EAGAIN)
+        return -EAGAIN;
     for (uint32_t got = 0; got < pages && (uint32_t)count < capacity; got += info->pages) {
         struct span_info span;
         uint64_t first;
@@ -330,7 +362,9 @@ const char *mcentral_check(struct core *core, uint64_t first)
     if (d->list == LIST_NONE)
         return "a span on no list of its mcentral";
     if (lessee && d->list != LIST_EMPTY)
-        return "a leased span on nonempty";
+        return "a leased span on a list of unleased ones";
+    if (core->heap.spans[first].returned && d->list != LIST_RETURNED && d->list != LIST_BUSY)
+        return "a span without memory behind all of its pages on a list of whole ones";
     if (lessee && !core->clients[lessee])
         return "a span leased to a tag without a client";
     if (!lessee && d->list == LIST_NONEMPTY && d->free > span_count_free(&span))

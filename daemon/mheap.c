@@ -13,6 +13,8 @@ enum {
     GROW_MIN = 64,              /* pages: 512 KiB */
     GROW_MAX = 1024,            /* pages: 8 MiB, a few milliseconds of a worker */
     RETURN_PIECE = 256,         /* pages: a 2 MiB punch takes 0.3-0.5 ms of a worker */
+    BURST_NS = 20 * 1000 * 1000, /* growths closer than this are a burst */
+    BURST_MAX = 4,              /* doublings of the step */
     FAILED_NS = 100 * 1000 * 1000, /* after a growth that failed, how long all others are refused unasked */
 };
 
@@ -44,11 +46,21 @@ void mheap_fini(struct mheap *m)
 
 /* ---- growth ------------------------------------------------------------------------------------------------------------- */
 
-/* How much to back at once: in proportion to what is used, so that what is ahead of demand stays a few percent. */
+/* How much to back at once: in proportion to what is used, so that what is ahead of demand stays below a percent; and the
+ * more the closer growth follows upon growth, so that a heap that is being filled is not held up. */
 static uint64_t grow_step(const struct mheap *m)
 {
-    uint64_t step = m->used_pages / 32;
-    return step < GROW_MIN ? GROW_MIN : step > GROW_MAX ? GROW_MAX : step;
+    uint64_t part = m->used_pages / 64, most = part < GROW_MIN ? GROW_MIN : part > GROW_MAX ? GROW_MAX : part;
+    uint64_t step = (m->used_pages / 256 > GROW_MIN ? m->used_pages / 256 : GROW_MIN) << m->burst;
+    return step > most ? most : step;
+}
+
+/* A growth begins. */
+static void note_burst(struct mheap *m, uint64_t now_ns)
+{
+    bool again = m->grew_at_ns && now_ns - m->grew_at_ns < BURST_NS;
+    m->burst = !again ? 0 : m->burst < BURST_MAX ? m->burst + 1 : BURST_MAX;
+    m->grew_at_ns = now_ns;
 }
 
 static int grow(struct mheap *m, uint64_t first, uint64_t pages)
@@ -92,15 +104,20 @@ static void raise_top(struct mheap *m, uint64_t top)
     }
 }
 
+void mheap_note_failure(struct mheap *m, uint64_t pages, int error, uint64_t now_ns)
+{
+    m->failed_at_ns = now_ns ? now_ns : 1;
+    m->failed_pages = pages;
+    m->failed_error = error;
+}
+
 void mheap_grown(struct mheap *m, uint64_t first, uint64_t pages, int error, uint64_t now_ns)
 {
     ASSERT(m->growing_pages >= pages);
     m->growing_pages -= pages;
     pagealloc_free(&m->free, first, pages);
     if (error) {
-        m->failed_at_ns = now_ns ? now_ns : 1;
-        m->failed_pages = pages;
-        m->failed_error = error;
+        mheap_note_failure(m, pages, error, now_ns);
         return;
     }
     m->failed_at_ns = 0;
@@ -112,7 +129,7 @@ void mheap_grown(struct mheap *m, uint64_t first, uint64_t pages, int error, uin
         m->age[i] = m->tick;
 }
 
-static bool may_grow(const struct mheap *m, uint64_t pages, uint64_t now_ns)
+bool mheap_may_grow(const struct mheap *m, uint64_t pages, uint64_t now_ns)
 {
     if (m->failed_at_ns && now_ns - m->failed_at_ns < FAILED_NS && pages >= m->failed_pages)
         return false;
@@ -122,7 +139,7 @@ static bool may_grow(const struct mheap *m, uint64_t pages, uint64_t now_ns)
 void mheap_grow_ahead(struct mheap *m, uint64_t now_ns)
 {
     uint64_t step = grow_step(m), at;
-    if (m->growing_pages || m->warm.free_count >= step / 2 || !may_grow(m, step, now_ns))
+    if (m->growing_pages || m->warm.free_count >= step / 2 || !mheap_may_grow(m, step, now_ns))
         return;
     at = pagealloc_find(&m->free, 1, 1);
     while (at != PAGEALLOC_NONE) { /* the lowest cold run */
@@ -133,6 +150,7 @@ void mheap_grow_ahead(struct mheap *m, uint64_t now_ns)
             uint64_t warm_at;
             if (pagealloc_next_run(&m->warm, first, 1, &warm_at) && warm_at - first < run)
                 run = warm_at - first;
+            note_burst(m, now_ns);
             grow(m, first, run);
             return;
         }
@@ -163,13 +181,14 @@ int mheap_alloc(struct mheap *m, uint32_t pages, uint32_t align, uint64_t now_ns
     uint64_t step = grow_step(m), want = pages > step ? pages : step;
     if (m->growing_pages >= pages + step)
         return -EAGAIN; /* enough is on its way, or will be when that has come */
-    if (!may_grow(m, want, now_ns) && !may_grow(m, want = pages, now_ns))
+    if (!mheap_may_grow(m, want, now_ns) && !mheap_may_grow(m, want = pages, now_ns))
         return in_flight ? -EAGAIN : -ENOMEM;
     first = pagealloc_find(&m->free, want, align);
     if (first == PAGEALLOC_NONE)
         first = pagealloc_find(&m->free, want = pages, align);
     if (first == PAGEALLOC_NONE) /* what is in flight may complete a run */
         return in_flight ? -EAGAIN : -ENOMEM;
+    note_burst(m, now_ns);
     int rc = grow_range(m, first, want);
     return rc < 0 && !m->growing_pages ? rc : -EAGAIN;
 }
@@ -207,7 +226,7 @@ int mheap_take_next(struct mheap *m, uint64_t first, uint64_t pages, uint64_t no
         take(m, first, pages);
         return 0;
     }
-    if (!may_grow(m, pages, now_ns))
+    if (!mheap_may_grow(m, pages, now_ns))
         return -ENOMEM;
     int rc = grow_range(m, first, pages);
     return rc < 0 ? rc : -EAGAIN;

@@ -42,6 +42,8 @@ struct mheap {
     uint64_t top;            /* no page at or above it was ever used: bounds all walks */
     uint64_t units_used;
     uint64_t reserve_pages;  /* warm pages that are kept */
+    uint64_t grew_at_ns;     /* the last growth's begin */
+    unsigned burst;          /* growths in close succession, see grow_step() */
     uint64_t failed_at_ns;   /* the last growth that failed; 0: the last one did not */
     uint64_t failed_pages;   /* its size: smaller ones are still tried */
     int failed_error;
@@ -66,6 +68,10 @@ void mheap_free_units(struct mheap *m, uint32_t unit, uint32_t units);
 /* Answers of the backing. */
 void mheap_grown(struct mheap *m, uint64_t first, uint64_t pages, int error, uint64_t now_ns);
 void mheap_returned(struct mheap *m, uint64_t first, uint64_t pages, int error);
+
+/* May `pages` more be backed, by what the machine and the cgroups leave and by how the last growth ended? */
+bool mheap_may_grow(const struct mheap *m, uint64_t pages, uint64_t now_ns);
+void mheap_note_failure(struct mheap *m, uint64_t pages, int error, uint64_t now_ns);
 
 /* Keeps the next growth ahead of demand. */
 void mheap_grow_ahead(struct mheap *m, uint64_t now_ns);

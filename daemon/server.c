@@ -51,9 +51,9 @@ static void work_done(uv_work_t *req, int status)
     if (w->grow && rc == 0)
         s->allowance_pages -= w->pages < s->allowance_pages ? w->pages : s->allowance_pages;
     if (w->grow)
-        mheap_grown(&s->core.mheap, w->first, w->pages, rc, s->core.now_ns);
+        core_grown(&s->core, w->first, w->pages, rc, s->core.now_ns);
     else
-        mheap_returned(&s->core.mheap, w->first, w->pages, rc);
+        core_returned(&s->core, w->first, w->pages, rc);
     if (rc < 0)
         log_event(LOG_LEVEL_WARNING, w->grow ? "grow" : "return", "page=%llu pages=%llu error=\"%s\"",
                   (unsigned long long)w->first, (unsigned long long)w->pages, strerror(-rc));
@@ -194,8 +194,10 @@ static void on_tick(uv_timer_t *timer)
     uint64_t age_every = s->config->return_after_ms / TICK_MS / AGE_TICKS;
     if (s->ticks % (age_every ? age_every : 1) == 0)
         mheap_tick(&s->core.mheap);
-    if (s->works == 0)
+    if (s->works == 0) {
         mheap_scavenge(&s->core.mheap, AGE_TICKS, 4096, false);
+        scavenge_turn(&s->core, TURN_SPANS, TURN_WORDS);
+    }
     if (s->core.sweep_to_go == 0 && s->ticks % 2 == 0)
         sweep_cycle(&s->core);
     if (s->watchdog_ms && s->ticks % (s->watchdog_ms / 2 / TICK_MS + 1) == 0)

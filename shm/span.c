@@ -6,13 +6,13 @@ void span_write(struct heap *h, uint64_t first, uint32_t page_count, unsigned sp
                 uint16_t charged, uint32_t uid)
 {
     struct span *span = &h->spans[first];
+    store_release(&span->returned, 0); /* entries without a record are of warm pages, unless this says otherwise */
     for (uint32_t i = 0; i < page_count; i++)
         store_relaxed(&h->pages[first + i], page_entry_make(span_class, unit, i));
     store_relaxed(&span->page_count, page_count);
     store_relaxed(&span->unit, unit);
     store_relaxed(&span->uid, uid);
     store_relaxed(&span->charged, charged);
-    store_relaxed(&span->returned, 0);
     store_relaxed(&span->lessee, lessee);
     store_release(&span->span_class, (uint8_t)span_class); /* [SP1] */
 }
