@@ -35,7 +35,7 @@ enum {
     LEASE_FEW_PAGES = 8,           /* 64 KiB: what a lease asks for of a class that has little */
     LEASE_MAX_PAGES = 128,         /* 1 MiB: the most that it asks for */
     HINT_LOOKS = 64,               /* full spans whose hints a refill looks at before it asks the daemon */
-    KEEP_FREE_MIN = 4 << 20,       /* bytes of free objects kept in stashes and leased spans */
+    KEEP_FREE_MIN = 3 << 20,       /* bytes of free objects kept in stashes and leased spans */
     KEEP_FULL_MIN = 32 << 20,      /* bytes of leased spans without FREE objects */
     TX_TAGS_MAX = 1024,            /* of a client: what the daemon grants */
     KEEP_MAX = 256 << 20,          /* to which both grow when what was let go is asked for again */
@@ -115,6 +115,7 @@ struct central {
 struct keep {
     uint64_t free_bytes, free_limit; /* in current, idle and stashes */
     uint64_t full_bytes, full_limit;
+    uint64_t held_pages;   /* of all classes */
     uint64_t missed_bytes; /* flushed into spans that had been let go, since the last lease */
 };
 

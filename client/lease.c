@@ -32,7 +32,7 @@ int lease_init(struct arena *a)
         for (int list = 0; list < LEASE_LISTS; list++)
             c->first[list] = c->last[list] = LEASE_END;
     }
-    a->keep = (struct keep){0, KEEP_FREE_MIN, 0, KEEP_FULL_MIN, 0};
+    a->keep = (struct keep){.free_limit = KEEP_FREE_MIN, .full_limit = KEEP_FULL_MIN};
     return 0;
 }
 
@@ -94,6 +94,14 @@ static void count_free(struct arena *a, uint32_t first, const struct class_info 
 
 /* ---- giving back ---------------------------------------------------------------------------------------------------------------------- */
 
+static void hold_pages(struct arena *a, struct central *c, int64_t pages)
+{
+    if ((int64_t)c->held_pages + pages < 0)
+        pages = -(int64_t)c->held_pages;
+    c->held_pages = (uint32_t)(c->held_pages + pages);
+    fetch_add_relaxed(&a->keep.held_pages, (uint64_t)pages);
+}
+
 /* Lets go of the oldest spans of a list until `enough` says so or `most` were let go; one message for each 1024. */
 static uint32_t release(struct arena *a, struct central *c, enum lease_list list, uint32_t most, const uint64_t *measure,
                         uint64_t bound)
@@ -107,7 +115,8 @@ static uint32_t release(struct arena *a, struct central *c, enum lease_list list
         while (total < most && out->list_count < 1024 && c->first[list] != LEASE_END && load_relaxed(measure) > bound) {
             uint32_t first = c->first[list];
             list_remove(a, c, first);
-            c->held_pages -= list == LEASE_FULL || c->held_pages < info->pages ? 0 : info->pages;
+            if (list != LEASE_FULL)
+                hold_pages(a, c, -(int64_t)info->pages);
             count_free(a, first, info, -(int)a->leases[first].free);
             memset(&a->leases[first], 0, sizeof(struct lease));
             out->list[out->list_count++] = first;
@@ -135,15 +144,23 @@ static void release_free(struct arena *a, struct central *c)
         store_relaxed(&k->free_limit, KEEP_FREE_MIN);
 }
 
-/* A lease is needed: what had been let go since the last one was let go too early, so that much more is kept from now. */
+/* A lease is needed: what had been let go since the last one was let go too early, so more is kept from now on. A swing,
+ * in which a good part of the class went and comes back, is followed as far as it goes; ripples, as of random replacement,
+ * only to a 64th of what the process holds: for them a round trip now and then costs less than the memory. */
 static void adapt(struct arena *a, struct central *c)
 {
     struct keep *k = &a->keep;
     uint64_t most = a->heap_bytes / 4 < KEEP_MAX ? a->heap_bytes / 4 : KEEP_MAX;
-    uint64_t free_want = load_relaxed(&k->free_limit) + c->gave_back;
+    uint64_t limit = load_relaxed(&k->free_limit), ripple = load_relaxed(&k->held_pages) << PAGE_SHIFT >> 6;
+    if (c->gave_back * 8 < (uint64_t)c->held_pages << PAGE_SHIFT) {
+        most = most < ripple ? most : ripple;
+        most = most < KEEP_FREE_MIN ? KEEP_FREE_MIN : most;
+        most = most < limit ? limit : most;
+    }
+    uint64_t free_want = limit + c->gave_back;
     uint64_t full_want = load_relaxed(&k->full_limit) + exchange_acq_rel(&k->missed_bytes, 0);
     store_relaxed(&k->free_limit, free_want < most ? free_want : most);
-    store_relaxed(&k->full_limit, full_want < most ? full_want : most);
+    store_relaxed(&k->full_limit, full_want < KEEP_MAX ? full_want : KEEP_MAX);
     c->gave_back = 0;
 }
 
@@ -165,7 +182,7 @@ static void give_back_all(struct arena *a, struct central *c)
     const uint64_t always = 1;
     for (int list = LEASE_CURRENT; list < LEASE_LISTS; list++)
         release(a, c, (enum lease_list)list, UINT32_MAX, &always, 0);
-    c->held_pages = 0;
+    hold_pages(a, c, -(int64_t)c->held_pages);
     c->gave_back = 0;
 }
 
@@ -367,7 +384,7 @@ static int ask_daemon(struct arena *a, struct central *c)
         if (a->conn.in.flags & GRANT_FRESH)
             populate(a, c, &a->conn.in);
         accept_grant(a, c, &a->conn.in);
-        c->held_pages += a->conn.in.list_count * info->pages;
+        hold_pages(a, c, (int64_t)a->conn.in.list_count * info->pages);
     }
     conn_unlock(a);
     return rc;

@@ -45,19 +45,23 @@ static void list_remove(struct core *core, uint32_t first, struct mcentral *c)
     d->list = LIST_NONE;
 }
 
-static void list_append(struct core *core, uint32_t first, struct mcentral *c, enum span_list list)
+/* Where on a list: fuller spans go to its front, from which refills take, so that the emptier ones get the time to become
+ * wholly free. */
+static void list_add(struct core *core, const struct span_info *span, struct mcentral *c, enum span_list list)
 {
+    uint32_t first = (uint32_t)span->first;
     struct dspan *d = &core->dspans[first];
     struct span_chain chain = chain_of(c, list);
     ASSERT(d->list == LIST_NONE);
     d->list = (uint8_t)list;
     if (!is_chained(list))
         return;
+    bool front = d->free * 2u <= span->objects;
     ++*chain.count;
-    d->next = SPAN_END;
-    d->prev = *chain.last;
+    d->prev = front ? SPAN_END : *chain.last;
+    d->next = front ? *chain.first : SPAN_END;
     *(d->prev == SPAN_END ? chain.first : &core->dspans[d->prev].next) = first;
-    *chain.last = first;
+    *(d->next == SPAN_END ? chain.last : &core->dspans[d->next].prev) = first;
 }
 
 static void list_move(struct core *core, const struct span_info *span, enum span_list list)
@@ -67,7 +71,7 @@ static void list_move(struct core *core, const struct span_info *span, enum span
         return;
     list_remove(core, (uint32_t)span->first, c);
     if (list != LIST_NONE)
-        list_append(core, (uint32_t)span->first, c, list);
+        list_add(core, span, c, list);
 }
 
 void mcentral_init(struct core *core)
@@ -183,6 +187,7 @@ void mcentral_place(struct core *core, const struct span_info *span, uint32_t fr
                                                                                : LIST_EMPTY;
     if (list != LIST_EMPTY && d->list != list)
         core->progress++;
+    list_move(core, span, LIST_NONE); /* its place on the list changes with its count */
     list_move(core, span, list);
 }
 

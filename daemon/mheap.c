@@ -50,7 +50,7 @@ void mheap_fini(struct mheap *m)
  * more the closer growth follows upon growth, so that a heap that is being filled is not held up. */
 static uint64_t grow_step(const struct mheap *m)
 {
-    uint64_t part = m->used_pages / 64, most = part < GROW_MIN ? GROW_MIN : part > GROW_MAX ? GROW_MAX : part;
+    uint64_t part = m->used_pages / 128, most = part < GROW_MIN ? GROW_MIN : part > GROW_MAX ? GROW_MAX : part;
     uint64_t step = (m->used_pages / 256 > GROW_MIN ? m->used_pages / 256 : GROW_MIN) << m->burst;
     return step > most ? most : step;
 }
