@@ -355,10 +355,10 @@ static void populate(struct arena *a, struct central *c, const struct msg *grant
 }
 
 /* How much a lease asks for, in pages: half of what the class holds, up to LEASE_FEW_PAGES, so that a little needs few
- * round trips; then a 32nd of it, so that what is leased ahead of need is a small part of what is used. */
+ * round trips; then a 64th of it, so that what is leased ahead of need is a small part of what is used. */
 static uint32_t ask_pages(const struct central *c, const struct class_info *info)
 {
-    uint32_t few = c->held_pages / 2 < LEASE_FEW_PAGES ? c->held_pages / 2 : LEASE_FEW_PAGES, part = c->held_pages / 32;
+    uint32_t few = c->held_pages / 2 < LEASE_FEW_PAGES ? c->held_pages / 2 : LEASE_FEW_PAGES, part = c->held_pages / 64;
     uint32_t ask = part < few ? few : part > LEASE_MAX_PAGES ? LEASE_MAX_PAGES : part;
     return ask < info->pages ? info->pages : ask;
 }
