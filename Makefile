@@ -214,7 +214,11 @@ bench-workers: all
 	@for peer in $(BENCH_PEERS); do $(MAKE) --no-print-directory $(BENCH_DIR)/worker-$$peer >$(BENCH_DIR)/make-$$peer.log 2>&1 \
 	    || { rm -f $(BENCH_DIR)/worker-$$peer; [ $$peer != arena ] || { cat $(BENCH_DIR)/make-arena.log; exit 1; }; }; done
 
-# ---- stack, buffers ----------------------------------------------------------------------------
+# ---- stack, escape, buffers ----------------------------------------------------------------------
+
+# their functions are named in reports
+$(B)/tests/e2e/escape_test $(B)/tests/e2e/profile_test: LDFLAGS += -rdynamic
+$(B)/obj/tests/e2e/escape_test.o $(B)/obj/tests/e2e/profile_test.o: EXTRA_CFLAGS += -fno-optimize-sibling-calls
 
 $(B)/bench/stack $(B)/bench/grow: $(B)/bench/%: tests/bench/%.c client/arena.h $(B)/libarena.so
 	@mkdir -p $(@D)

@@ -211,7 +211,10 @@ static inline void *arena_vec_at(const arena_vec_t *v, size_t i) /* NULL: beyond
  *
  * A frame costs a few instructions, no lock, and neither a word nor a call of the allocator. In a forked child it is empty:
  * frames of before the fork are gone, popping them does nothing. ARENA_DEBUG=stack in the environment, read by arena_open,
- * moves it at every arena_frame_alloc and fills the old place with 0xdb, so that a stale pointer is found at once. */
+ * moves it at every arena_frame_alloc and fills the old place with 0xdb, so that a stale pointer is found at once;
+ * ARENA_DEBUG=escape (or stack,escape) searches at every pop for what still leads into the popped frames - a pointer,
+ * reference or handle in an object of the heap that is this process's or published, in an outer frame, in a root - and
+ * reports it with the call sites to the handler of arena_on_error: error EFAULT. Both are slow. */
 
 struct arena_stack { /* private memory. sync: its thread, through the functions below */
     char *base;      /* where its bytes are now */
@@ -247,9 +250,10 @@ static inline arena_frame_t arena_frame_push(const arena_stack_t *s) { return s-
 
 static inline void arena_frame_pop(arena_stack_t *s, arena_frame_t frame)
 {
-    if (__builtin_expect(frame > s->pop_max, 0))
+    if (__builtin_expect(frame > s->pop_max, 0)) {
         arena_frame_pop_slow(s, frame);
-    else
+        __asm__ volatile(""); /* not a jump: the caller is to be found on the way back */
+    } else
         s->top = frame;
 }
 
@@ -338,7 +342,7 @@ int arena_root_wait(arena_t *a, const char *name, arena_ref_t old, int timeout_m
 int arena_stats(arena_t *a, struct arena_stats *out); /* the daemon counts the whole heap: O(objects), not for loops */
 
 /* Called for a bad free: error is EINVAL (not an object of this heap, or inside one), EALREADY (free already) or EPERM
- * (another process's, not published). The default prints the message, one line, and aborts. With a handler that returns,
+ * (another process's, not published); with ARENA_DEBUG=escape also EFAULT, see arena_stack. The default prints the message, one line, and aborts. With a handler that returns,
  * the call has done nothing and the heap is whole. fn NULL: the default again. */
 typedef void arena_error_fn(void *context, int error, const void *p, const char *message);
 int arena_on_error(arena_t *a, arena_error_fn *fn, void *context);

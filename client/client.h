@@ -175,6 +175,8 @@ struct arena {
     uint32_t tx_resolved_count;
     int timeout_ms;
     unsigned debug;        /* DEBUG_*, of $ARENA_DEBUG. constant after arena_open */
+    bool watched;          /* allocations take the slow path, and are told to watch_alloc(). constant after arena_open */
+    struct escape *escape; /* what ARENA_DEBUG=escape keeps. sync: registry_lock */
     uint64_t stack_max;    /* bytes. sync: atomic */
     char *socket;
     uint32_t generation;  /* of forks, when it attached */
@@ -281,7 +283,17 @@ void tx_log(struct mcache *mc, void *object, uint16_t *word);
 void tx_thread_exit(struct mcache *mc);
 bool tx_is_mine(const struct arena *a, unsigned tag);
 
+/* What `expect` of an mcache is to be: whatever has more to do with each allocation has it take the slow path. */
+static inline void mcache_expect(struct mcache *mc)
+{
+    mc->expect = mc->tx || mc->arena->watched || heap_is_stale(mc->arena) ? NO_WORD : mc->cached;
+}
+
+/* profile.c: called with what a slow path allocated, where `watched` is set */
+void watch_alloc(struct mcache *mc, void *object, size_t size);
+
 /* object.c */
+void report_error(struct arena *a, const void *p, int error, const char *text);
 void bad_free(struct arena *a, const void *p, int error, const char *format, ...) __attribute__((format(printf, 4, 5)));
 int free_slow(struct arena *a, void *p);
 

@@ -64,7 +64,8 @@ void mcache_init(struct mcache *mc, struct arena *a, uint32_t number)
     memcpy(mc, &no_mcache, sizeof *mc);
     mc->number = number;
     mc->arena = a;
-    mc->expect = mc->cached = WORD_CACHED(a->tag);
+    mc->cached = WORD_CACHED(a->tag);
+    mcache_expect(mc);
     mc->own = mc->owned = WORD_OWNED(a->tag);
     mc->trim_seen = load_relaxed(&a->trim_serial);
     for (unsigned c = 2; c < SPAN_CLASS_COUNT; c++) {
@@ -224,6 +225,8 @@ static void *take(struct mcache *mc, unsigned span_class, uint16_t to)
 void *alloc_class(struct mcache *mc, unsigned span_class, unsigned flags, size_t size)
 {
     void *object = take(mc, span_class, flags & ARENA_SHARED ? WORD_SHARED : mc->owned);
+    if (unlikely(mc->arena->watched) && object)
+        watch_alloc(mc, object, size);
     if (object && (flags & ARENA_ZERO))
         memset(object, 0, size);
     return object;

@@ -17,6 +17,11 @@ void bad_free(struct arena *a, const void *p, int error, const char *format, ...
     va_start(args, format);
     vsnprintf(text + n, sizeof text - (size_t)n, format, args);
     va_end(args);
+    report_error(a, p, error, text);
+}
+
+void report_error(struct arena *a, const void *p, int error, const char *text)
+{
     if (a->on_error) {
         a->on_error(a->on_error_context, error, p, text);
         return;

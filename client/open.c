@@ -190,6 +190,7 @@ static void debug_init(struct arena *a)
         a->debug |= DEBUG_STACK;
     if (debug && strstr(debug, "escape"))
         a->debug |= DEBUG_ESCAPE;
+    a->watched = (a->debug & DEBUG_ESCAPE) != 0;
     if (!max || arena_stack_set_max(a, parse_size(max)) < 0)
         a->stack_max = STACK_MAX_FIRST;
 }
@@ -204,6 +205,7 @@ static void arena_free_struct(struct arena *a)
         close(a->conn.fd);
     if (a->mcache_fd >= 0)
         close(a->mcache_fd);
+    escape_fini(a);
     free(a->socket);
     free(a);
 }

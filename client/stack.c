@@ -160,7 +160,7 @@ __attribute__((noinline)) PUBLIC void *arena_frame_alloc_slow(arena_stack_t *s, 
     k->s.top = top + bytes;
     void *p = k->s.base + top;
     if (k->arena->debug & DEBUG_ESCAPE)
-        escape_note_frame(k, top, top + bytes, __builtin_return_address(0));
+        escape_note_frame(k, top, top + bytes);
     return p;
 }
 
@@ -171,7 +171,7 @@ __attribute__((noinline)) PUBLIC void arena_frame_pop_slow(arena_stack_t *s, are
     if (frame >= k->s.top) /* of before a fork; or popped already */
         return;
     if (k->arena->debug & DEBUG_ESCAPE)
-        escape_check_pop(k, frame, __builtin_return_address(0));
+        escape_check_pop(k, frame);
     if (is_debugged(k))
         memset(k->s.base + frame, 0xdb, k->s.top - frame);
     k->s.top = frame;

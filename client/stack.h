@@ -17,10 +17,12 @@ enum {
 /* A handle: | 0x5ac : 12 | number of the stack : 12 | offset : 40 | */
 #define HANDLE_BASE(number) (0x5acULL << 52 | ((uint64_t)(number)&0xfff) << 40)
 
+struct site;
+
 /* Where an object of a frame was allocated; in debug mode. */
 struct stack_site {
     size_t at, end;
-    void *caller;
+    struct site *site;
 };
 
 struct stack {

@@ -79,7 +79,7 @@ PUBLIC int arena_tx_begin(arena_t *a)
     tx->tag = tag;
     mc->tx = tx;
     mc->owned = WORD_OWNED(tag);
-    mc->expect = NO_WORD; /* every allocation goes to the log */
+    mcache_expect(mc); /* every allocation goes to the log */
     return 0;
 }
 
@@ -89,7 +89,7 @@ static void finish(struct mcache *mc)
     free(mc->tx);
     mc->tx = NULL;
     mc->owned = WORD_OWNED(mc->arena->tag);
-    mc->expect = heap_is_stale(mc->arena) ? NO_WORD : mc->cached;
+    mcache_expect(mc);
 }
 
 /* Turns the log's words to SHARED. Others may free or claim them already, so by compare-and-swap. */
