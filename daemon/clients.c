@@ -21,6 +21,24 @@ struct uid_account *account_of(struct core *core, uint32_t uid)
     return account;
 }
 
+int account_connect(struct core *core, uint32_t uid)
+{
+    struct uid_account *account = account_of(core, uid);
+    uint64_t most = core->limits.uid_clients ? (uint64_t)core->limits.uid_clients + CONNECTIONS_SPARE : 0;
+    if (!account)
+        return -ENOMEM;
+    int rc = limit_check(core, "limit-user-clients", most, account->connections, 1);
+    account->connections += rc == 0;
+    return rc;
+}
+
+void account_disconnect(struct core *core, uint32_t uid)
+{
+    struct uid_account *account = account_of(core, uid);
+    if (account && account->connections)
+        account->connections--;
+}
+
 /* ---- attach and death ---------------------------------------------------------------------------------------------------- */
 
 /* A free tag, round robin so that one is not used again soon, among few so that the table stays small; 0: none. */
@@ -70,9 +88,11 @@ int client_attach(struct core *core, const struct tag *identity, struct client *
     struct uid_account *account = account_of(core, identity->uid);
     if (!account)
         return -ENOMEM;
-    if ((core->limits.uid_clients && account->clients >= core->limits.uid_clients) ||
-        (core->limits.clients && core->client_count >= core->limits.clients))
-        return -EDQUOT;
+    int rc = limit_check(core, "limit-user-clients", core->limits.uid_clients, account->clients, 1);
+    if (rc == 0)
+        rc = limit_check(core, "limit-clients", core->limits.clients, core->client_count, 1);
+    if (rc < 0)
+        return rc;
     unsigned tag = tag_take(core);
     if (!tag)
         return -EUSERS;
@@ -144,7 +164,8 @@ int client_tx_tags(struct core *core, struct client *client, uint32_t count, uin
     enum { TX_TAGS_CLIENT = 1024, TX_TAGS_ALL = TAG_COUNT * 3 / 4 }; /* the rest stays for clients */
     uint32_t got = 0;
     while (got < count) {
-        if (client->tx_count >= TX_TAGS_CLIENT || core->tx_tag_count >= TX_TAGS_ALL)
+        if (limit_check(core, "transactions of a client", TX_TAGS_CLIENT, client->tx_count, 1) < 0 ||
+            limit_check(core, "transactions of the heap", TX_TAGS_ALL, core->tx_tag_count, 1) < 0)
             return got ? (int)got : -EDQUOT;
         unsigned tag = tag_take(core);
         if (!tag || tx_remember(client, tag) < 0)
@@ -184,8 +205,8 @@ static int root_plan(struct core *core, struct client *client, const char *name,
     if (!desired && slot < 0)
         return cas ? (*ret_slot = -1, 0) : -ENOENT;
     if (slot < 0) {
-        if ((core->limits.uid_roots && client->account->roots >= core->limits.uid_roots) ||
-            (core->limits.roots && core->root_count >= core->limits.roots))
+        if (limit_check(core, "limit-user-roots", core->limits.uid_roots, client->account->roots, 1) < 0 ||
+            limit_check(core, "limit-roots", core->limits.roots, core->root_count, 1) < 0)
             return -EDQUOT;
         slot = root_find_free(&core->heap, name);
         if (slot < 0)

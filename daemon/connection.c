@@ -127,6 +127,8 @@ static void connection_free(struct connection *c)
         c->out_first = next;
     }
     free(c->listed);
+    if (c->counted)
+        account_disconnect(&c->server->core, c->uid);
     if (c->pidfd >= 0)
         close(c->pidfd);
     free(c);
@@ -308,6 +310,16 @@ void connection_on_listen(uv_poll_t *poll, int status, int events)
         connection_free(c);
         return;
     }
+    if (rc == 0 && account_connect(&s->core, c->uid) < 0) {
+        char text[160];
+        snprintf(text, sizeof text, "limit-user-clients is reached: user %u has %llu connections", c->uid,
+                 (unsigned long long)s->core.refusal.used);
+        log_event(LOG_LEVEL_WARNING, "refuse", "pid=%u uid=%u why=\"%s\"", c->pid, c->uid, text);
+        refuse_fd(fd, EDQUOT, text);
+        connection_free(c);
+        return;
+    }
+    c->counted = rc == 0;
     if (rc < 0 || (rc = uv_poll_init(&s->loop, &c->poll, fd)) < 0) {
         refuse_fd(fd, -rc, rc == -EMFILE ? "the daemon has no file descriptor left" : "the peer's process is not to be seen");
         connection_free(c);

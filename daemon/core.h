@@ -13,6 +13,7 @@
 #ifndef DAEMON_CORE_H
 #define DAEMON_CORE_H
 
+#include <errno.h>
 #include <stdbool.h>
 
 #include <uthash.h>
@@ -29,6 +30,12 @@ struct limits {
     uint32_t client_spans, uid_spans;
     uint32_t clients, uid_clients;
     uint32_t roots, uid_roots;
+};
+
+/* Which of them refused last, for the reply to an -EDQUOT: as `limit` is called in the config. */
+struct refusal {
+    const char *limit;
+    uint64_t most, used, more; /* bytes or a number, as the limit's unit is */
 };
 
 /* Private record of a span, by its first page: which list it is on and how many objects were free when last counted. On
@@ -93,6 +100,7 @@ struct core {
     struct heap heap;
     struct mheap mheap;
     struct limits limits;
+    struct refusal refusal;
     struct mcentral central[256];
     struct dspan *dspans;
     struct client **clients; /* by tag */
@@ -207,10 +215,24 @@ int client_root(struct core *core, struct client *client, const char *name, unsi
 
 struct uid_account {
     uint32_t uid;
-    uint32_t clients, roots;
+    uint32_t clients, roots, connections;
     uint64_t charged_pages, charged_spans;
     UT_hash_handle hh;
 };
+/* -EDQUOT if `more` on top of `used` is more than `most` (0: no limit), noted as the refusal of `limit`; else 0. */
+static inline int limit_check(struct core *core, const char *limit, uint64_t most, uint64_t used, uint64_t more)
+{
+    if (most == 0 || used + more <= most)
+        return 0;
+    core->refusal = (struct refusal){limit, most, used, more};
+    return -EDQUOT;
+}
+
+/* A connection of a user, client or not: with limit-user-clients a few more than that. -EDQUOT, -ENOMEM. */
+enum { CONNECTIONS_SPARE = 32 };
+int account_connect(struct core *core, uint32_t uid);
+void account_disconnect(struct core *core, uint32_t uid);
+
 struct uid_account *account_of(struct core *core, uint32_t uid); /* NULL: out of memory */
 void client_forget(struct core *core, unsigned tag); /* its tag bears no word any more */
 const char *clients_check(struct core *core);

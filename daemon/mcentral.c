@@ -109,20 +109,20 @@ void span_charge(struct core *core, uint64_t first, struct client *client)
     store_relaxed(&span->uid, client ? client->uid : UINT32_MAX);
 }
 
-/* EDQUOT if `pages` more pages in `spans` more spans are too many. */
-static int quota_check(const struct core *core, const struct client *client, uint64_t pages, uint64_t spans)
+/* EDQUOT if `pages` more pages in `spans` more spans are too many. ours: they are charged to the client's user already. */
+static int quota_check(struct core *core, const struct client *client, uint64_t pages, uint64_t spans, bool ours)
 {
     const struct limits *l = &core->limits;
     const struct uid_account *a = client->account;
-    if (l->client_bytes && (client->charged_pages + pages) << PAGE_SHIFT > l->client_bytes)
-        return -EDQUOT;
-    if (l->uid_bytes && (a->charged_pages + pages) << PAGE_SHIFT > l->uid_bytes)
-        return -EDQUOT;
-    if (l->client_spans && client->charged_spans + spans > l->client_spans)
-        return -EDQUOT;
-    if (l->uid_spans && a->charged_spans + spans > l->uid_spans)
-        return -EDQUOT;
-    return 0;
+    uint64_t bytes = pages << PAGE_SHIFT;
+    int rc = limit_check(core, "limit-client-bytes", l->client_bytes, client->charged_pages << PAGE_SHIFT, bytes);
+    if (rc == 0 && !ours)
+        rc = limit_check(core, "limit-user-bytes", l->uid_bytes, a->charged_pages << PAGE_SHIFT, bytes);
+    if (rc == 0 && spans)
+        rc = limit_check(core, "limit-client-spans", l->client_spans, client->charged_spans, spans);
+    if (rc == 0 && spans && !ours)
+        rc = limit_check(core, "limit-user-spans", l->uid_spans, a->charged_spans, spans);
+    return rc;
 }
 
 /* ---- cutting and uncutting ------------------------------------------------------------------------------------------------------ */
@@ -222,7 +222,8 @@ static int cache_nonempty(struct core *core, struct client *client, unsigned spa
         uint32_t first = c->nonempty_first;
         bool ok = span_at(&core->heap, first, &span);
         ASSERT(ok && span.span_class == span_class);
-        if (core->heap.spans[first].charged != client->tag && quota_check(core, client, span.page_count, 1) < 0)
+        const struct span *record = &core->heap.spans[first];
+        if (record->charged != client->tag && quota_check(core, client, span.page_count, 1, record->uid == client->uid) < 0)
             return count ? count : -EDQUOT;
         got += core->dspans[first].free;
         lease(core, client, &span);
@@ -251,7 +252,7 @@ int mcentral_cache_span(struct core *core, struct client *client, unsigned span_
     for (uint32_t got = 0; got < pages && (uint32_t)count < capacity; got += info->pages) {
         struct span_info span;
         uint64_t first;
-        if ((rc = quota_check(core, client, info->pages, 1)) < 0)
+        if ((rc = quota_check(core, client, info->pages, 1, false)) < 0)
             break;
         if ((rc = cut(core, client, span_class, info->pages, 1, &first)) < 0)
             break;
@@ -281,7 +282,7 @@ int mcentral_cache_large(struct core *core, struct client *client, unsigned span
     *ret_fresh = false;
     if (!CLASS_IS_LARGE(span_class))
         return -EINVAL;
-    int rc = quota_check(core, client, pages, 1);
+    int rc = quota_check(core, client, pages, 1, false);
     if (rc < 0 || (rc = cut(core, client, span_class, pages, align, &first)) < 0)
         return rc;
     span_at(&core->heap, first, &span);
@@ -339,7 +340,7 @@ int mcentral_extend(struct core *core, struct client *client, uint64_t first, ui
         return 0;
     }
     uint32_t more = pages - span.page_count;
-    int rc = quota_check(core, client, more, 0);
+    int rc = quota_check(core, client, more, 0, false);
     if (rc < 0)
         return rc;
     rc = mheap_take_next(&core->mheap, first + span.page_count, more, core->now_ns);

@@ -32,6 +32,14 @@ static uint64_t real_ns(void)
     return (uint64_t)ts.tv_sec * 1000000000ULL + (uint64_t)ts.tv_nsec;
 }
 
+/* The reply to an -EDQUOT: which limit it was, and by how much. */
+static void limit_error(struct connection *c, uint32_t id)
+{
+    const struct refusal *r = &c->server->core.refusal;
+    connection_error(c, id, EDQUOT, "%s is reached: %llu of %llu in use, %llu more wanted", r->limit,
+                     (unsigned long long)r->used, (unsigned long long)r->most, (unsigned long long)r->more);
+}
+
 /* ---- HELLO, RESUME, BYE -------------------------------------------------------------------------------------------------------- */
 
 /* The sparse file of a client's magazines: it alone gets the descriptor, and the daemon keeps none. */
@@ -144,8 +152,10 @@ static void on_hello(struct connection *c)
     peer_command(c->pid, identity.command);
     int rc = client_attach(&s->core, &identity, &c->client);
     if (rc < 0) {
-        connection_error(c, in.id, rc, rc == -EDQUOT ? "limit-clients or limit-user-clients is reached (uid %u)"
-                                                     : "no tag is free for a client of uid %u", c->uid);
+        if (rc == -EDQUOT)
+            limit_error(c, in.id);
+        else
+            connection_error(c, in.id, rc, "no tag is free for a client of uid %u", c->uid);
         return;
     }
     if (connection_watch(c, c->client) < 0) {
@@ -234,12 +244,7 @@ static void memory_error(struct connection *c, const struct pending *p, int rc)
     core->refused_full += rc == -ENOMEM;
     core->refused_limit += rc == -EDQUOT;
     if (rc == -EDQUOT)
-        connection_error(c, p->id, EDQUOT, "a limit is reached: client %llu bytes in %llu spans, user %llu in %llu; see "
-                         "limit-client-bytes, -spans, limit-user-bytes, -spans",
-                         (unsigned long long)(c->client->charged_pages << PAGE_SHIFT),
-                         (unsigned long long)c->client->charged_spans,
-                         (unsigned long long)(c->client->account->charged_pages << PAGE_SHIFT),
-                         (unsigned long long)c->client->account->charged_spans);
+        limit_error(c, p->id);
     else if (rc == -ENOMEM)
         connection_error(c, p->id, ENOMEM, "the heap is full: %llu of %llu pages in spans, no run of %u is to be had",
                          (unsigned long long)core->mheap.used_pages, (unsigned long long)core->heap.page_count, p->pages);
@@ -384,7 +389,9 @@ void connections_notice(struct server *s, unsigned what, uint64_t value, const s
 static void on_root(struct connection *c)
 {
     int rc = client_root(&c->server->core, c->client, in.name, in.mode, in.expected, in.desired);
-    if (rc < 0)
+    if (rc == -EDQUOT)
+        limit_error(c, in.id);
+    else if (rc < 0)
         connection_error(c, in.id, rc, "root %s: %s", in.name, strerror(-rc));
     else
         reply_ok(c, in.id, 0);
@@ -399,7 +406,9 @@ static void on_commit(struct connection *c)
             return;
         }
     int rc = client_tx_commit(core, c->client, in.tag, in.name, in.expected, in.desired);
-    if (rc < 0)
+    if (rc == -EDQUOT)
+        limit_error(c, in.id);
+    else if (rc < 0)
         connection_error(c, in.id, rc, "commit of transaction %u with root \"%s\": %s", in.tag, in.name, strerror(-rc));
     else
         reply_ok(c, in.id, 0);
@@ -408,6 +417,10 @@ static void on_commit(struct connection *c)
 static void on_tx_tags(struct connection *c)
 {
     int count = client_tx_tags(&c->server->core, c->client, in.count, out.list);
+    if (count == -EDQUOT) {
+        limit_error(c, in.id);
+        return;
+    }
     if (count < 0) {
         connection_error(c, in.id, count, "no tag is free for a transaction");
         return;
