@@ -56,11 +56,13 @@ void refuse_run(const struct regions *regions, int listen_fd, const char *why)
     uint64_t watchdog_us = 0;
     struct sigaction action = {.sa_handler = on_stop};
     struct timespec wait = {.tv_sec = 1};
-    sigset_t stops, before;
+    sigset_t stops, waiting;
     sigemptyset(&stops);
     sigaddset(&stops, SIGTERM);
     sigaddset(&stops, SIGINT);
-    sigprocmask(SIG_BLOCK, &stops, &before); /* let in only while it waits: none is missed */
+    sigprocmask(SIG_BLOCK, &stops, &waiting); /* let in only while it waits: none is missed */
+    sigdelset(&waiting, SIGTERM);
+    sigdelset(&waiting, SIGINT);
     sigaction(SIGTERM, &action, NULL);
     sigaction(SIGINT, &action, NULL);
     signal(SIGHUP, SIG_IGN);
@@ -73,7 +75,7 @@ void refuse_run(const struct regions *regions, int listen_fd, const char *why)
     fcntl(listen_fd, F_SETFL, fcntl(listen_fd, F_GETFL) | O_NONBLOCK);
     while (!stopping) {
         struct pollfd poll_fd = {.fd = listen_fd, .events = POLLIN};
-        if (ppoll(&poll_fd, 1, &wait, &before) > 0)
+        if (ppoll(&poll_fd, 1, &wait, &waiting) > 0)
             refuse_one(listen_fd, why);
         if (watchdog_us)
             sd_notify(0, "WATCHDOG=1");

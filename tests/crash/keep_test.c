@@ -206,6 +206,7 @@ static void a_keeper_keeps_a_heap_that_cannot_be_trusted_and_does_not_serve_it(v
     int fd = map_of(d.pid);
     assert_true(fd >= 0);
     view_map(fd, &map);
+    assert_int_equal(arena_root_set(a, "kept", arena_ref(a, arena_alloc_flags(a, 9, ARENA_SHARED))), 0);
     uint32_t was = map.spans[first_span(&map)].page_count;
     spoil(&map);
     kill(serving, SIGKILL);
@@ -229,8 +230,13 @@ static void a_keeper_keeps_a_heap_that_cannot_be_trusted_and_does_not_serve_it(v
     assert_non_null(arena_alloc(a, 100000));
     assert_int_equal(check_of(&d), 0);
     arena_close(a);
-    close(fd);
+    spoil(&map); /* and again; then it is told to stop */
+    kill(daemon_serving(&d), SIGKILL);
+    while ((rc = arena_open(&b, d.socket, &options)) != -EUCLEAN)
+        assert_true(rc == -ECONNRESET || rc == -EPIPE || rc == -ECONNREFUSED);
     daemon_stop(&d);
+    assert_int_equal(access(d.socket, F_OK), -1);
+    close(fd);
 }
 
 static void spoiled_files_are_named_kept_and_not_served(void **state)
