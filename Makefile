@@ -15,7 +15,8 @@ SANITIZE    ?=
 comma       := ,
 B           := build$(if $(SANITIZE),-$(subst $(comma),-,$(SANITIZE)))
 
-WARN        := -Wall -Wextra -Wshadow -Wundef -Wstrict-prototypes -Wmissing-prototypes
+WERROR      ?=
+WARN        := -Wall -Wextra -Wshadow -Wundef -Wstrict-prototypes -Wmissing-prototypes $(WERROR)
 CPPFLAGS    += -I. -D_GNU_SOURCE -DARENA_VERSION='"$(VERSION)"'
 CFLAGS      ?= -O2 -g
 ALL_CFLAGS  := -std=gnu11 $(WARN) -fno-strict-aliasing -fvisibility=hidden -pthread $(CFLAGS)
@@ -152,6 +153,46 @@ test: ## what CI runs: build, unit, end-to-end and crash tests
 	@$(MAKE) --no-print-directory test-run
 test-run: tests
 	@ARENA_BUILD=$(B) tests/run $(E2E_TESTS) $(EXPLORERS) $(UNIT_TESTS) $(REPLAYS) $(wildcard tests/scripts/*.sh)
+
+# ---- every check -------------------------------------------------------------------------------
+# `make test-all` is `make test` and all of these; each can be run alone. A test that takes longer than a run of CI may is
+# added to LATER: a program below tests/ without its build folder, or a script.
+
+LATER       ?=
+ALL_TARGETS := test-later test-address test-thread test-clang lint test-valgrind
+# where threads of one process meet; e2e/stack_test copies stacks, kill and restart tests kill what is watched
+THREAD_TESTS = $(UNIT_TESTS) $(addprefix $(B)/tests/e2e/,ring_test object_test attach_test)
+
+.PHONY: test-all $(ALL_TARGETS)
+test-all: ## every check: make test, long tests, sanitizers, clang, lint, valgrind
+	@$(MAKE) --no-print-directory deps-all
+	@$(MAKE) --no-print-directory test-run
+	@for target in $(ALL_TARGETS); do echo "== $$target"; $(MAKE) --no-print-directory $$target || exit 1; done
+	@echo "every check passed"
+
+test-later: ## the tests that take long
+test-later: tests $(patsubst %.c,$(B)/%,$(filter %.c,$(LATER)))
+	@[ -z "$(strip $(LATER))" ] || ARENA_BUILD=$(B) tests/run $(patsubst %.c,$(B)/%,$(LATER))
+test-address: ## make test with AddressSanitizer and UndefinedBehaviorSanitizer
+	@$(MAKE) --no-print-directory SANITIZE=address,undefined EXTRA_CFLAGS=-fno-sanitize-recover=all test-run
+test-thread: ## unit and race tests with ThreadSanitizer
+	@$(MAKE) --no-print-directory SANITIZE=thread test-thread-run
+test-thread-run: tests
+	@ARENA_BUILD=$(B) TSAN_OPTIONS=halt_on_error=1 tests/run $(THREAD_TESTS)
+test-clang: ## all of it with clang, warnings being errors
+	@$(MAKE) --no-print-directory CC=clang CXX=clang++ B=build-clang WERROR=-Werror tests
+test-valgrind: ## the daemon's unit tests under valgrind
+test-valgrind: $(UNIT_TESTS)
+	@for test in $(filter $(B)/tests/daemon/%,$(UNIT_TESTS)); do echo "$$test"; CMOCKA_TEST_ABORT=1 valgrind -q \
+	    --error-exitcode=9 --leak-check=full --show-leak-kinds=definite $$test >$(B)/valgrind.log 2>&1 || \
+	    { cat $(B)/valgrind.log; exit 1; }; done
+
+LINT_SRC     = $(SHM_SRC) $(PROTO_SRC) $(CLIENT_SRC) $(CTL_SRC) $(DAEMON_MAIN) $(DAEMON_SRC)
+lint: ## cppcheck and clang-tidy
+	@cppcheck --quiet --std=c11 --enable=warning,performance,portability --inline-suppr --error-exitcode=1 \
+    --suppress=missingIncludeSystem --suppress=nullPointerRedundantCheck -I. \
+	    --include=tests/lint/cppcheck.h -D_GNU_SOURCE -DARENA_VERSION='"$(VERSION)"' $(LINT_SRC)
+	@clang-tidy --quiet --warnings-as-errors='*' $(LINT_SRC) -- $(CPPFLAGS) -std=gnu11 2>/dev/null
 
 FUZZ_SECONDS ?= 60
 .PHONY: fuzz

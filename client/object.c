@@ -280,9 +280,9 @@ PUBLIC void *arena_realloc(arena_t *a, void *p, size_t size)
 
 PUBLIC arena_ref_t arena_ref(const arena_t *a, const void *p)
 {
-    uint64_t offset = (uint64_t)((const uint8_t *)p - a->base);
     if (!p)
         return 0;
+    uint64_t offset = (uint64_t)((const uint8_t *)p - a->base);
     if (offset >= a->heap_bytes) {
         errno = EINVAL;
         return 0;
