@@ -337,6 +337,63 @@ int arena_root_cas(arena_t *a, const char *name, arena_ref_t expected, arena_ref
  * is 0. -ETIMEDOUT. No round trip: the wait is on the map. */
 int arena_root_wait(arena_t *a, const char *name, arena_ref_t old, int timeout_ms, arena_ref_t *ref);
 
+/* ---- the collector ------------------------------------------------------------------------------------------------
+ *
+ * It frees what is published, unreachable and unpinned: objects that a process published and lost, such as what a receiver
+ * had taken off a queue when it died. Nothing collects by itself: somebody asks, by arena_gc or `arenactl gc`.
+ *
+ * Reachable is what named roots, OWNED objects (also of open transactions) and pins lead to, through scan objects: each
+ * 8-byte word in them, at a multiple of 8, counts if it is a reference (arena_ref_t) or, where the heap is at its common
+ * address, a pointer; into the middle of an object too, but not one behind its end. noscan objects are not read, nor is
+ * private memory: so a collection is refused (-EBUSY) unless every client has declared what becomes of the references
+ * that it holds outside the heap. A client has declared nothing when it attaches, a reader too. */
+enum {
+    ARENA_RUNS = 0,      /* nothing: while this client runs there is no collection */
+    ARENA_SAFEPOINT = 1, /* from here on this process uses no object but those that it owns or has pinned, and changes none */
+    ARENA_PINS = 2       /* it runs on, and what it holds is pinned, as below; readers cannot: -EACCES */
+};
+
+/* Declares it, for the whole process. A round trip. Leaving a safepoint waits for the end of a collection that runs, as
+ * does arena_open (also a forked child's first call). -EINVAL, -EACCES, -ENOTCONN (also if the collection takes longer than
+ * timeout_ms: still at the safepoint), -ESTALE. What a forked child inherits as pointers is its parent's: the
+ * collector does not see them in the child, which must find them anew from a root. */
+int arena_safepoint(arena_t *a, int mode);
+
+/* A pinned object stays, with all that it leads to, until it was unpinned as often as it was pinned, or this process ends.
+ * p: into any object that is not free. The rules for a process that declared ARENA_PINS:
+ *  - what it finds in the heap or by a root it pins before it reads, frees or claims it or stores the reference anywhere,
+ *    and then looks again whether it is still to be found there (as with hazard pointers), unless a lock keeps it there;
+ *  - what it publishes it pins before, until something reachable leads to it. A transaction's root does at once;
+ *  - references that it moves from one place in the heap to another are to pinned objects. arena_realloc, arena_buf_* and
+ *    arena_vec_* see to that by themselves.
+ * Own, unpublished objects need none of that. A lock of this process's, a few dozen ns, for every 1023rd pin an object of
+ * 8 KiB. -EINVAL not an object, free, or (unpin) not pinned; -EACCES a reader; -ENOMEM and the like. */
+int arena_pin(arena_t *a, const void *p);
+int arena_unpin(arena_t *a, const void *p);
+
+enum {
+    ARENA_GC_DRY_RUN = 1,  /* frees nothing, counts what would be freed */
+    ARENA_GC_SAFEPOINT = 2 /* this process is at a safepoint while the call lasts, if it has declared nothing */
+};
+struct arena_gc_stats {
+    size_t size;              /* of this structure, set by the caller; fields beyond it are not written */
+    uint64_t objects, bytes;  /* freed, or to be freed; as their size classes have them */
+    uint64_t objects_kept, bytes_kept;       /* published and reached */
+    uint64_t objects_scanned, bytes_scanned; /* read, owned ones too */
+    uint64_t mark_ns, total_ns;
+    uint64_t workers;         /* threads of the daemon that marked */
+    uint64_t blockers;        /* -EBUSY: how many clients have declared nothing */
+    uint64_t blocker_pid;     /* -EBUSY: one of them */
+    char blocker_command[16];
+};
+
+/* Asks for a collection and waits for its end; another one that runs ends first. Clients that pin run on meanwhile. By a
+ * connection of its own: other threads' calls go on. stats may be NULL. About a second a GiB of small objects.
+ * -EBUSY a client has declared nothing: see stats. -EAGAIN it was given up: the daemon is being stopped, or a client pinned
+ * without end. -EINVAL flags. -ENOTCONN no daemon, or it died: what was freed is free, what was not stays, ask again.
+ * -ENOMEM, there or here. die: harmless at any instruction, on both sides. */
+int arena_gc(arena_t *a, unsigned flags, struct arena_gc_stats *stats);
+
 /* ---- figures and errors ---------------------------------------------------------------------------------------- */
 
 int arena_stats(arena_t *a, struct arena_stats *out); /* the daemon counts the whole heap: O(objects), not for loops */

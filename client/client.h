@@ -173,6 +173,8 @@ struct arena {
     uint32_t tx_ready_count;
     uint32_t tx_resolved[TX_TAGS_MAX]; /* that bear no word any more, to be told with the next commit. sync: conn.lock */
     uint32_t tx_resolved_count;
+    struct pins *pins;    /* a lock of its own, before all others */
+    uint8_t gc_mode;      /* as last declared. sync: atomic */
     int timeout_ms;
     unsigned debug;        /* DEBUG_*, of $ARENA_DEBUG. constant after arena_open */
     bool watched;          /* allocations take the slow path, and are told to watch_alloc(). constant after arena_open */
@@ -296,6 +298,11 @@ void watch_alloc(struct mcache *mc, void *object, size_t size);
 void report_error(struct arena *a, const void *p, int error, const char *text);
 void bad_free(struct arena *a, const void *p, int error, const char *format, ...) __attribute__((format(printf, 4, 5)));
 int free_slow(struct arena *a, void *p);
+
+/* gc.c */
+int pins_init(struct arena *a); /* also in a forked child: it has none of its parent's */
+void pins_fini(struct arena *a);
+bool gc_free_later(struct arena *a, void *object);
 
 /* grow.c: objects that grow, for buffers and vectors */
 void *object_grow(struct arena *a, void *p, size_t used, size_t need, unsigned flags, size_t *ret_capacity);

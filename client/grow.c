@@ -50,7 +50,8 @@ void *object_grow(struct arena *a, void *p, size_t used, size_t need, unsigned f
         return NULL;
     if (p) {
         memcpy(bigger, p, used);
-        arena_free(a, p);
+        if (flags & ARENA_NOSCAN || !gc_free_later(a, p))
+            arena_free(a, p);
     }
     *ret_capacity = arena_usable_size(a, bigger);
     return bigger;
@@ -77,6 +78,7 @@ void *object_fit(struct arena *a, void *p, size_t used)
     if (!smaller)
         return p;
     memcpy(smaller, p, used);
-    arena_free(a, p);
+    if (noscan || !gc_free_later(a, p))
+        arena_free(a, p);
     return smaller;
 }

@@ -272,7 +272,8 @@ PUBLIC void *arena_realloc(arena_t *a, void *p, size_t size)
     if (!bigger)
         return size <= object.size ? p : NULL; /* smaller never fails */
     memcpy(bigger, p, size < object.size ? size : object.size);
-    arena_free(a, p);
+    if (CLASS_IS_NOSCAN(object.span_class) || !gc_free_later(a, p))
+        arena_free(a, p);
     return bigger;
 }
 

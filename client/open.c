@@ -201,6 +201,7 @@ static void arena_free_struct(struct arena *a)
 {
     unmap_regions(a);
     lease_fini(a);
+    pins_fini(a);
     if (a->conn.fd >= 0)
         close(a->conn.fd);
     if (a->mcache_fd >= 0)
@@ -253,6 +254,8 @@ static int open_new(struct arena *a, struct arena **ret)
     }
     close_fds(fds, count);
     if (rc < 0 || (rc = lease_init(a)) < 0)
+        return rc;
+    if ((rc = pins_init(a)) < 0)
         return rc;
     large_init(a);
     for (uint32_t i = 0; i < HEAPS_MAX; i++)
@@ -349,6 +352,9 @@ int arena_reattach(struct arena *a)
     rc = same_heap ? lease_init(a) : -ESTALE;
     if (rc < 0)
         goto out;
+    if ((rc = pins_init(a)) < 0)
+        goto out;
+    a->gc_mode = GC_RUNS;
     large_init(a);
     a->trim_notice = 0;
     a->tag = (uint16_t)a->conn.in.tag;

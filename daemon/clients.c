@@ -178,6 +178,25 @@ int client_tx_tags(struct core *core, struct client *client, uint32_t count, uin
     return (int)got;
 }
 
+/* ---- the collector ------------------------------------------------------------------------------------------------------------------ */
+
+int client_gc_mode(struct core *core, struct client *client, uint64_t mode)
+{
+    if (mode >= GC_MODE_COUNT)
+        return -EINVAL;
+    store_relaxed(&core->heap.tags[client->tag].gc_mode, (uint8_t)mode);
+    return 0;
+}
+
+/* Looked at by a collection only, and checked there. */
+int client_pins(struct core *core, struct client *client, uint64_t ref)
+{
+    if (ref >= core->heap.heap_bytes || ref % PAGE_SIZE != 0)
+        return -EINVAL;
+    store_relaxed(&core->heap.tags[client->tag].pins, ref);
+    return 0;
+}
+
 /* ---- roots ------------------------------------------------------------------------------------------------------------------------- */
 
 /* A reference that a root may hold: to the start of an object, published or of transaction `tx` or a committed one. */

@@ -11,6 +11,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "daemon/collector.h"
 #include "daemon/log.h"
 #include "daemon/refuse.h"
 
@@ -126,6 +127,7 @@ static void connection_free(struct connection *c)
         free(c->out_first);
         c->out_first = next;
     }
+    free(c->held);
     free(c->listed);
     if (c->counted)
         account_disconnect(&c->server->core, c->uid);
@@ -157,6 +159,7 @@ void connection_close(struct connection *c, const char *why)
         if (c->client->state == CLIENT_LIVE)
             c->client->state = CLIENT_DETACHED;
     }
+    collector_forget(c);
     for (struct pending *p = s->pending_first; p; p = p->next)
         if (p->connection == c)
             p->connection = NULL;
@@ -177,7 +180,7 @@ static void set_polling(struct connection *c)
 {
     bool write = c->out_first != NULL;
     if (!c->closing)
-        uv_poll_start(&c->poll, write ? UV_WRITABLE : UV_READABLE | UV_DISCONNECT, on_packet);
+        uv_poll_start(&c->poll, (c->held ? UV_DISCONNECT : write ? 0 : UV_READABLE | UV_DISCONNECT) | (write ? UV_WRITABLE : 0), on_packet);
     c->polling_write = write;
 }
 
@@ -348,7 +351,9 @@ static void on_packet(uv_poll_t *poll, int status, int events)
     }
     if (events & UV_WRITABLE)
         flush_out(c);
-    if (!(events & (UV_READABLE | UV_DISCONNECT)) || c->closing || c->out_first)
+    if (c->held && (events & UV_DISCONNECT))
+        connection_close(c, NULL);
+    if (!(events & (UV_READABLE | UV_DISCONNECT)) || c->closing || c->out_first || c->held)
         return;
     ssize_t got = packet_receive(c->fd, buf, sizeof buf, NULL, 0, NULL, MSG_DONTWAIT);
     if (got == -EAGAIN)
@@ -362,6 +367,30 @@ static void on_packet(uv_poll_t *poll, int status, int events)
     server_pump(s);
 }
 
+void connection_hold(struct connection *c, const uint8_t *packet, size_t bytes, bool is_gc)
+{
+    struct packet *p = malloc(sizeof *p + bytes);
+    if (!p) {
+        connection_close(c, "out of memory for a packet that must wait");
+        return;
+    }
+    p->next = NULL;
+    p->bytes = (uint32_t)bytes;
+    memcpy(p->data, packet, bytes);
+    c->held = p;
+    c->held_is_gc = is_gc;
+    set_polling(c);
+}
+
+void connection_release(struct connection *c)
+{
+    struct packet *p = c->held;
+    c->held = NULL;
+    set_polling(c);
+    request_handle(c, p->data, p->bytes);
+    free(p);
+}
+
 /* ---- the clock ---------------------------------------------------------------------------------------------------------------------- */
 
 /* Silence is counted in ticks: time in which this process itself stood still is nobody's silence. */
@@ -369,7 +398,7 @@ void connections_tick(struct server *s)
 {
     for (struct connection *c = s->connections, *next; c; c = next) {
         next = c->next;
-        if (!c->greeted && ++c->silent_ticks * TICK_MS > s->config->hello_timeout_ms)
+        if (!c->greeted && !c->held && ++c->silent_ticks * TICK_MS > s->config->hello_timeout_ms)
             connection_close(c, "it said nothing");
     }
 }

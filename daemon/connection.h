@@ -27,6 +27,8 @@ struct connection {
     struct packet *out_first, *out_last; /* replies that the socket did not take yet; while there are any, nothing is read */
     uint32_t silent_ticks; /* before HELLO */
     uint32_t pending; /* its requests that wait */
+    struct packet *held; /* waits for the end of a collection; while there is one, nothing is read */
+    bool held_is_gc;
 };
 
 /* A request that waits for memory. */
@@ -63,6 +65,9 @@ void connection_error(struct connection *c, uint32_t id, int error, const char *
 void connection_close(struct connection *c, const char *why);
 int connection_watch(struct connection *c, struct client *client);
 void connection_unwatch(struct client *client);
+/* Keeps a packet, and handles it later. */
+void connection_hold(struct connection *c, const uint8_t *packet, size_t bytes, bool is_gc);
+void connection_release(struct connection *c);
 
 /* requests.c: one packet. */
 void request_handle(struct connection *c, const uint8_t *packet, size_t bytes);

@@ -62,7 +62,6 @@ struct client {
     uint16_t tag;
     bool read_only;
     bool resuming;          /* between WELCOME and the last RESUME */
-    bool safepoint, pinned; /* what it said of itself, for the collector */
     uint32_t pid, uid;
     uint64_t leased_pages, leased_spans;
     uint64_t charged_pages, charged_spans;
@@ -208,6 +207,10 @@ int client_tx_commit(struct core *core, struct client *client, unsigned tag, con
 
 /* The client says that no word bears `tag` any more: it may run again. -EPERM if it was not committed. */
 int client_tx_resolved(struct core *core, struct client *client, unsigned tag);
+
+/* What it declares to the collector: in the map before this returns. -EINVAL */
+int client_gc_mode(struct core *core, struct client *client, uint64_t mode);
+int client_pins(struct core *core, struct client *client, uint64_t ref);
 
 /* mode ROOT_MODE_SET or _CAS. Errors as above, -ENOENT for removing what is not there. */
 int client_root(struct core *core, struct client *client, const char *name, unsigned mode, uint64_t expected,

@@ -12,6 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "daemon/collector.h"
 #include "daemon/log.h"
 #include "shm/assert.h"
 
@@ -494,10 +495,14 @@ static void on_mode(struct connection *c)
 {
     if (in.mode == CLIENT_MODE_TRIMMED)
         c->client->trim_answered = in.value;
-    else if (in.mode == CLIENT_MODE_SAFEPOINT)
-        c->client->safepoint = in.value != 0;
-    else if (in.mode == CLIENT_MODE_PINS)
-        c->client->pinned = in.value != 0;
+    else if (in.mode == CLIENT_MODE_SAFEPOINT || in.mode == CLIENT_MODE_PINS) {
+        int rc = in.mode == CLIENT_MODE_PINS ? client_pins(&c->server->core, c->client, in.value)
+                                             : client_gc_mode(&c->server->core, c->client, in.value);
+        if (rc < 0) {
+            connection_error(c, in.id, rc, "MODE %u %llu is not to be", in.mode, (unsigned long long)in.value);
+            return;
+        }
+    }
     if (in.id)
         reply_ok(c, in.id, 0);
 }
@@ -518,8 +523,10 @@ void request_handle(struct connection *c, const uint8_t *packet, size_t bytes)
         connection_close(c, "no HELLO first");
         return;
     }
-    bool for_all = in.type == MSG_HELLO || in.type == MSG_INFO || in.type == MSG_TRIM;
-    if (!for_all && (!c->client || (c->client->read_only && in.type != MSG_BYE && in.type != MSG_RESUME) ||
+    bool for_all = in.type == MSG_HELLO || in.type == MSG_INFO || in.type == MSG_TRIM || in.type == MSG_GC;
+    bool for_readers = in.type == MSG_BYE || in.type == MSG_RESUME ||
+                       (in.type == MSG_MODE && in.mode == CLIENT_MODE_SAFEPOINT && in.value != GC_PINS);
+    if (!for_all && (!c->client || (c->client->read_only && !for_readers) ||
                      (c->client->resuming && in.type != MSG_RESUME))) {
         connection_error(c, in.id, EPERM, "%s is not for a %s", msg_name(in.type),
                          !c->client ? "monitor" : c->client->resuming ? "client that has not resumed" : "reader");
@@ -527,6 +534,8 @@ void request_handle(struct connection *c, const uint8_t *packet, size_t bytes)
     }
     if (c->client)
         c->client->heard_ns = c->server->core.now_ns;
+    if (collector_defers(c, &in, packet, bytes))
+        return;
     switch (in.type) {
     case MSG_HELLO: on_hello(c); break;
     case MSG_RESUME: on_resume(c); break;
@@ -548,6 +557,7 @@ void request_handle(struct connection *c, const uint8_t *packet, size_t bytes)
     case MSG_INFO: on_info(c); break;
     case MSG_TRIM: on_trim(c); break;
     case MSG_MODE: on_mode(c); break;
+    case MSG_GC: collector_request(c, in.id, in.flags, in.cursor); break;
     case MSG_BYE: on_bye(c); break;
     default: connection_error(c, in.id, EOPNOTSUPP, "%s is not served", msg_name(in.type)); break;
     }

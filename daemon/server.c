@@ -16,6 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "daemon/collector.h"
 #include "daemon/connection.h"
 #include "daemon/log.h"
 #include "daemon/signals.h"
@@ -95,7 +96,7 @@ static int backing_grow(void *context, uint64_t first, uint64_t pages)
 
 static int backing_give_back(void *context, uint64_t first, uint64_t pages)
 {
-    return work_queue(context, first, pages, false);
+    return collector_holds_pages(context) ? -EBUSY : work_queue(context, first, pages, false);
 }
 
 /* What the machine would give, asked at most every 20 ms, less what was taken since; what is growing counts as not yet
@@ -163,6 +164,9 @@ static void on_idle(uv_idle_t *idle)
     server_now(s);
     bool more = core_turn(&s->core);
     more = jobs_turn(s) || more;
+    if (collector_busy(s))
+        collector_turn(s);
+    more = collector_busy(s) || more;
     if (!more) {
         uv_idle_stop(&s->idle);
         s->idle_on = false;
@@ -172,7 +176,7 @@ static void on_idle(uv_idle_t *idle)
 
 void server_pump(struct server *s)
 {
-    if (!s->idle_on && (s->core.reclaim.running || s->core.sweep_to_go || s->jobs)) {
+    if (!s->idle_on && (s->core.reclaim.running || s->core.sweep_to_go || s->jobs || collector_busy(s))) {
         uv_idle_start(&s->idle, on_idle);
         s->idle_on = true;
     }
@@ -296,6 +300,9 @@ int server_start(struct server *s, struct config *config, int listen_fd)
     s->core.wake_root = wake_root;
     s->core.wake_context = s;
     s->core.mheap.reserve_pages = config->reserve >> PAGE_SHIFT;
+    rc = collector_start(s);
+    if (rc < 0)
+        return rc;
     connections_find_dead(s);
     rc = start_handles(s);
     if (rc < 0) {
@@ -340,12 +347,14 @@ static void ignore_signals(struct server *s)
 void server_stop(struct server *s)
 {
     ignore_signals(s);
+    collector_stop(s);
     connections_close(s);
     uv_walk(&s->loop, close_handle, NULL);
     while (s->works || uv_loop_alive(&s->loop))
         uv_run(&s->loop, UV_RUN_ONCE);
     connections_free(s);
     uv_loop_close(&s->loop);
+    collector_free(s);
     core_stop(&s->core);
     if (s->fd_reserve >= 0)
         close(s->fd_reserve);

@@ -17,6 +17,7 @@ enum { TICK_MS = 50 }; /* the loop's clock */
 struct connection;
 struct pending;
 struct job;
+struct collector;
 
 struct server {
     uv_loop_t loop;
@@ -36,6 +37,7 @@ struct server {
     uint64_t refused_progress;                    /* and when one was last refused: nothing has changed since, */
     uint64_t refused_ns;                          /* so others need not wait either */
     struct job *jobs;                             /* censuses under way */
+    struct collector *collector;
     uint64_t allowance_pages, allowance_at_ns;
     uint32_t works;                               /* in the thread pool */
     uint64_t trim_sent_ns;

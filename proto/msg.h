@@ -80,7 +80,7 @@
     MESSAGE(INFO, 10, CLIENT, (what, cursor))                                                                          \
     /* return all that can be returned, ask every client to. -> OK */                                                  \
     MESSAGE(TRIM, 11, CLIENT, (flags))                                                                                 \
-    /* collects; flags GC_DRY_RUN, cursor: of the rows. -> ROWS, ERROR */                                              \
+    /* collects; flags GC_DRY_RUN; cursor: more rows of the last one. -> ROWS, ERROR */                                \
     MESSAGE(GC, 12, CLIENT, (flags, cursor))                                                                           \
     /* `value`: a state of this client that others may ask for; mode CLIENT_MODE_*. No reply with id 0, else OK */     \
     MESSAGE(MODE, 13, CLIENT, (mode, value))                                                                           \
@@ -113,6 +113,8 @@ enum { ROOT_MODE_SET, ROOT_MODE_CAS };
 enum { NOTICE_TRIM = 1, NOTICE_SAFEPOINT = 2, NOTICE_SHUTDOWN = 3 };
 enum { TRIM_ALL = 1 };
 enum { GC_DRY_RUN = 1 };
+/* MODE.mode. safepoint: value is an enum gc_mode; pins: the reference of the first table of pins; trimmed: the serial
+ * number of the notice */
 enum { CLIENT_MODE_SAFEPOINT = 1, CLIENT_MODE_PINS = 2, CLIENT_MODE_TRIMMED = 3 };
 enum info_what {
     INFO_STATS = 1, INFO_CLIENTS, INFO_CLASSES, INFO_SPANS, INFO_ROOTS, INFO_CHECK, INFO_MAP, INFO_ESCAPE, INFO_LIMITS,

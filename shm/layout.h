@@ -84,9 +84,9 @@ struct map_header {
     uint64_t created_ns;   /* real time */
     /* sync: daemon, atomic */
     uint32_t epoch; /* how often a daemon was started over this heap */
-    uint32_t spare;
+    uint32_t collecting; /* serial of the collection that runs, else 0. store_release, then a full fence [GC1] */
     uint32_t tag_top; /* no tag at or above it was ever used */
-    uint32_t spare2;
+    uint32_t collections; /* how many were begun */
     uint64_t top; /* no page at or above it was ever backed; raised before the first entry there is written */
     uint64_t refills, reclaimed_clients, reclaimed_objects, pages_returned, round_trips;
     struct redo redo;
@@ -108,13 +108,31 @@ enum tag_state {
 struct tag {
     uint32_t state;      /* enum tag_state. sync: daemon, store_release [TG1] after the other fields */
     uint16_t owner;      /* of a transaction: its client's tag */
-    uint16_t read_only;
+    uint8_t read_only;
+    uint8_t gc_mode;     /* enum gc_mode: what the client has declared. sync: daemon, atomic */
     uint32_t pid, uid, gid;
     uint32_t epoch;      /* of the daemon that admitted it */
     uint64_t start_time; /* of the process, clock ticks since boot: pid and this name it */
     uint64_t since_ns;   /* real time of admission */
     char command[16];
+    uint64_t pins;       /* reference of its first table of pins, 0: none. sync: daemon, atomic */
 };
+
+/* What a client says of the references that it holds outside the heap: see daemon/gc.c. */
+enum gc_mode {
+    GC_RUNS = 0,      /* nothing: no collection can run */
+    GC_SAFEPOINT = 1, /* it uses none but those that it has pinned, and changes nothing, until it has left */
+    GC_PINS = 2,      /* it runs, and pins what it holds */
+    GC_MODE_COUNT
+};
+
+/* A table of pins: an OWNED object of its client, scanned as any other. */
+struct pin_table {
+    uint64_t next;    /* reference of the next one, 0: the last. sync: the client */
+    uint64_t slots[]; /* references, 0: none. sync: the client, atomic */
+};
+#define PIN_TABLE_BYTES 8192
+#define PIN_TABLE_SLOTS ((PIN_TABLE_BYTES - sizeof(uint64_t)) / sizeof(uint64_t))
 
 /* ---- roots -------------------------------------------------------------------------------------------------------- */
 

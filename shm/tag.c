@@ -7,6 +7,8 @@ void tag_write(struct heap *h, unsigned tag, const struct tag *value)
     struct tag *t = &h->tags[tag];
     t->owner = value->owner;
     t->read_only = value->read_only;
+    store_relaxed(&t->gc_mode, value->gc_mode);
+    store_relaxed(&t->pins, value->pins);
     t->pid = value->pid;
     t->uid = value->uid;
     t->gid = value->gid;

@@ -23,7 +23,7 @@
 /* Exit statuses. `exec` ends with its command's: 126, 127: it could not be run; 128 + signal. */
 enum {
     CTL_OK = 0,
-    CTL_FAULT = 1,       /* a check found a fault */
+    CTL_FAULT = 1,       /* a check found a fault; a collection was refused */
     CTL_USAGE = 2,
     CTL_UNREACHABLE = 3, /* no daemon, or it refused, or it went away */
     CTL_OUTPUT = 4,      /* what was to be written could not be */
@@ -135,5 +135,6 @@ int cmd_exec(struct ctl *ctl);
 int cmd_metrics(struct ctl *ctl);
 int cmd_why(struct ctl *ctl);
 int cmd_top(struct ctl *ctl);
+int cmd_gc(struct ctl *ctl);
 
 #endif
