@@ -247,9 +247,10 @@ $(BENCH_DIR)/worker-boost: $(call bench_objs,boost) $(BENCH_DIR)/obj-boost/peer_
 	$(CC) $(LDFLAGS) -pthread -Wl,-z,now -o $@ $(filter %.o,$^) -L$(BENCH_DIR) -lbench_boost -Wl,-rpath,'$$ORIGIN' -lm
 
 .PHONY: bench bench-workers
-bench: all bench-workers ## side by side with other allocators: BENCH= PEERS= REPS= RUN_MS= MINUTES= OUT=
+bench: ## side by side with other allocators: BENCH= PEERS= REPS= RUN_MS= MINUTES= OUT=
+bench: all bench-workers
 	@ARENA_BUILD=$(B) BENCH='$(BENCH)' PEERS='$(PEERS)' REPS='$(REPS)' RUN_MS='$(RUN_MS)' MINUTES='$(MINUTES)' \
-	    OUT='$(OUT)' tests/bench/bench.sh
+	    WAIT_MS='$(WAIT_MS)' NICE='$(NICE)' OUT='$(OUT)' tests/bench/bench.sh
 bench-workers: all
 	@mkdir -p $(BENCH_DIR)
 	@for peer in $(BENCH_PEERS); do $(MAKE) --no-print-directory $(BENCH_DIR)/worker-$$peer >$(BENCH_DIR)/make-$$peer.log 2>&1 \

@@ -61,8 +61,8 @@ uint64_t waited_ns(void)
 
 void workers_meet(struct worker *w, unsigned count)
 {
-    atomic_fetch_add(&w->shared->arrived, 1);
-    while (atomic_load(&w->shared->arrived) % count != 0 && !atomic_load(&w->shared->failed))
+    unsigned before = atomic_fetch_add(&w->shared->arrived, 1), all = (before / count + 1) * count;
+    while (atomic_load(&w->shared->arrived) < all)
         ;
 }
 

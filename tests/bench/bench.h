@@ -101,7 +101,6 @@ struct worker {
 
 struct shared { /* between the workers, threads or processes */
     _Atomic unsigned arrived;
-    _Atomic unsigned failed;
     struct worker workers[WORKERS_MAX];
     struct ring ring;
 };

@@ -6,6 +6,7 @@
 #   REPS=N        rounds (5): a round measures every row with every peer, the peers of a row one right after the other
 #   RUN_MS=N      measured time of one run (100)
 #   WAIT_MS=N     how long a run of two workers waits at most for CPUs that are near one another (1000)
+#   NICE=N        priority of workers and daemons (0); -20, as root, on a machine that others use too
 #   MINUTES=N     ends the last round when these are over, at least one is made (60)
 #   OUT=DIR       results.tsv, table.txt, speed.svg (default build/bench)
 #
@@ -17,6 +18,7 @@ build=${ARENA_BUILD:-build}
 all_peers="arena glibc jemalloc mimalloc tcmalloc boost ring"
 reps=${REPS:-5} run_ms=${RUN_MS:-100} wait_ms=${WAIT_MS:-1000} minutes=${MINUTES:-60}
 out=${OUT:-$build/bench}
+nice=${NICE:-0}
 : "${reps:=5}" "${run_ms:=100}" "${wait_ms:=1000}" "${minutes:=60}"
 peers=$(tr ',' ' ' <<<"${PEERS:-$all_peers}")
 groups="fixed random cross published large space attach growth reclaim flat"
@@ -66,7 +68,7 @@ done
 results=$out/results.tsv
 printf 'row\tpeer\trep\tmetric\tvalue\tbefore_ns\tafter_ns\n' >"$results"
 echo "# $(date -u +%FT%TZ) $(uname -sr), $(nproc) CPUs, $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1)," \
-     "REPS=$reps RUN_MS=$run_ms, load $(cut -d' ' -f1 /proc/loadavg)" | tee "$out/about.txt"
+     "REPS=$reps RUN_MS=$run_ms NICE=$nice, load $(cut -d' ' -f1 /proc/loadavg)" | tee "$out/about.txt"
 
 failed=0 done_reps=0
 
@@ -74,7 +76,7 @@ failed=0 done_reps=0
 measure() { # ROW PEER REP
     local lines rc tries
     for (( tries = 0; tries < 3; tries++ )); do
-        lines=$(timeout -k 5 600 "$build/bench/worker-$2" "$1" ms="$run_ms" cpu="$3" wait="$wait_ms" seed="$3" \
+        lines=$(nice -n "$nice" timeout -k 5 200 "$build/bench/worker-$2" "$1" ms="$run_ms" cpu="$3" wait="$wait_ms" seed="$3" \
                     2>"$out/worker.err")
         rc=$?
         (( rc != 77 )) || return

@@ -76,6 +76,9 @@ uint64_t peer_shared_bytes(peer_t h);
 /* Requests that a daemon has answered since the heap was made; 0 where there is none. */
 uint64_t peer_round_trips(peer_t h);
 
+/* CPU time that the daemons of the heaps have used; 0 where there is none. */
+uint64_t peer_daemon_ns(void);
+
 /* Attaches `count` idle clients that have allocated a block each, until the process exits; where there are clients. */
 int peer_crowd(unsigned count);
 

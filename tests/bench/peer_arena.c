@@ -225,6 +225,18 @@ uint64_t peer_round_trips(peer_t h)
     return load_relaxed(&peer_map(0)->round_trips);
 }
 
+uint64_t peer_daemon_ns(void)
+{
+    uint64_t ns = 0;
+    for (unsigned i = 0; i < daemon_count; i++) {
+        clockid_t clock;
+        struct timespec ts;
+        if (clock_getcpuclockid(daemons[i].pid, &clock) == 0 && clock_gettime(clock, &ts) == 0)
+            ns += (uint64_t)ts.tv_sec * 1000000000ULL + (uint64_t)ts.tv_nsec;
+    }
+    return ns;
+}
+
 /* ---- idle clients --------------------------------------------------------------------------------------------------------- */
 
 int peer_crowd(unsigned count)

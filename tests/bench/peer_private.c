@@ -48,3 +48,4 @@ void peer_trim(peer_t h)
 uint64_t peer_shared_bytes(peer_t h) { return (void)h, 0; }
 uint64_t peer_round_trips(peer_t h) { return (void)h, 0; }
 int peer_crowd(unsigned count) { return (void)count, 0; }
+uint64_t peer_daemon_ns(void) { return 0; }

@@ -23,6 +23,8 @@ NR == 1 { next }
     }
     key = id SUBSEP $2 SUBSEP place
     values[key, ++count[key]] = $5
+    trips[id, place] += $6 + $7
+    trip_count[id, place] += 2
 }
 
 function median(key,    n, i, j, v, sorted) {
@@ -50,6 +52,12 @@ function place_of(id,    names, i, p, runs, here, best, best_score, score) {
         if (here && score > best_score) { best_score = score; best = names[i] }
     }
     return best
+}
+
+# where the CPUs of two workers were, and what a cache line's round trip took there
+function place_text(id,    p) {
+    p = place_of(id)
+    return p == "-" ? p : sprintf("%s %.0f ns", p, trips[id, p] / trip_count[id, p])
 }
 
 function of(row, metric, peer,    id, key) {
@@ -88,7 +96,7 @@ function speed_table(    i, row, p, arena, best, group, t) {
     for (i = 1; i <= id_count; i++) {
         row = row_of[ids[i]]
         if (metric_of[ids[i]] != "mops" || starts(row, "flat/")) continue
-        printf "%-20s %-19s", row, place_of(ids[i])
+        printf "%-20s %-19s", row, place_text(ids[i])
         for (p = 1; p <= peer_count; p++) cell(of(row, "mops", peer_list[p]))
         arena = of(row, "mops", "arena")
         best = best_private(row)

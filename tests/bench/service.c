@@ -87,6 +87,7 @@ static int attach_run(const struct run *run, const char *max)
         if (waitpid(pid, &status, 0) != pid || status != 0)
             return 1;
     }
+    line(run, "attach_p10_us", percentile(us, ATTACH_SAMPLES, 0.1)); /* about what it takes on an idle machine */
     line(run, "attach_us", percentile(us, ATTACH_SAMPLES, 0.5));
     line(run, "attach_p99_us", percentile(us, ATTACH_SAMPLES, 0.99));
     return 0;

@@ -9,7 +9,7 @@ struct speed {
     uint32_t least, most; /* sizes */
     unsigned batch, slots, workers, crowd;
     enum how how;
-    bool logarithmic, shared, touched, unconnected;
+    bool logarithmic, shared, touched, unconnected, passes;
     char max[16]; /* of the heap */
 };
 
