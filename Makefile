@@ -97,22 +97,32 @@ $(B)/tests/fuzz/%_replay: $(B)/obj/tests/fuzz/%_fuzz.o $(B)/obj/tests/fuzz/repla
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -pthread -o $@ $^ $(LIB_LIBS)
 
-# tests/explore/X_test.c: with the hooks of the explorer in place of shm/atomic.h, and never with a sanitizer (stacks are
-# copied and switched)
+# tests/explore/X_test.c: the product's code with the hooks of the explorer in place of shm/atomic.h, and never with a
+# sanitizer (stacks are copied and switched). What the scenarios never call may be missing
 EXPLORERS   := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/explore/*_test.c))
-EXPLORE_OBJ := $(patsubst %.c,$(B)/explore/%.o,tests/explore/explore.c $(SHM_SRC))
+EXPLORE_SRC := tests/explore/explore.c tests/explore/world.c $(SHM_SRC) client/lease.c client/large.c client/mcache.c \
+               client/object.c client/tx.c client/site.c client/stack.c daemon/core.c daemon/clients.c daemon/mcentral.c \
+               daemon/mheap.c daemon/pagealloc.c daemon/reclaim.c daemon/sweep.c daemon/scavenge.c
+EXPLORE_OBJ := $(patsubst %.c,$(B)/explore/%.o,$(EXPLORE_SRC))
+$(B)/explore/tests/explore/explore.o: EXPLORE_FLAGS := -DEX_ENGINE -O2
 $(B)/explore/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) -DARENA_EXPLORE -std=gnu11 $(WARN) -fno-strict-aliasing -O1 -g -MMD -MP -c -o $@ $<
+	$(CC) $(CPPFLAGS) -DARENA_EXPLORE -DTAG_COUNT=32 -O1 $(EXPLORE_FLAGS) -include tests/explore/hooks.h -std=gnu11 $(WARN) \
+	    -fno-strict-aliasing -ffunction-sections -fno-pie -g -MMD -MP -c -o $@ $<
 $(B)/tests/explore/%_test: $(B)/explore/tests/explore/%_test.o $(EXPLORE_OBJ)
 	@mkdir -p $(@D)
-	$(CC) -o $@ $^ $(TEST_LIBS)
+	$(CC) -no-pie -Wl,--gc-sections -Wl,--unresolved-symbols=ignore-in-object-files -o $@ $^ $(TEST_LIBS)
 
 # tests/systemd: a client for the tests of the service
 SYSTEMD_TESTS := $(B)/tests/systemd/holder
 $(SYSTEMD_TESTS): $(B)/tests/%: $(B)/obj/tests/%.o $(B)/libarena.so
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -pthread -o $@ $< -L$(B) -larena -Wl,-rpath,'$$ORIGIN/../..'
+
+.PHONY: explore
+explore: ## every interleaving of the lock-free protocols, the larger scenarios too
+	@$(MAKE) --no-print-directory $(EXPLORERS)
+	@for explorer in $(EXPLORERS); do EXPLORE=$${EXPLORE-all} $$explorer || exit 1; done
 
 EXAMPLES    := $(patsubst client/examples/%.c,$(B)/examples/%,$(wildcard client/examples/*.c))
 $(B)/examples/%: client/examples/%.c $(B)/libarena.so

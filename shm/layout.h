@@ -36,7 +36,9 @@
 #define UNIT_WORDS 8                          /* state words are handed out in units of 16 bytes */
 #define UNIT_BYTES (UNIT_WORDS * sizeof(uint16_t))
 
+#ifndef TAG_COUNT        /* the explorer's world is smaller */
 #define TAG_COUNT  32768 /* tags 1..32767 */
+#endif
 #define ROOT_NAME  64    /* bytes of a name with its NUL */
 #define ROOT_GENS  256   /* futex words, by hash of the name */
 #define ROOT_SLOTS_MAX (1u << 20)

@@ -1,0 +1,608 @@
+/* Goal: the small lock-free protocols hold in every interleaving, with store buffers, with kills
+ * between any two accesses. Method: each scenario is a few calls of the library's real code by two
+ * to four threads, and the real core of the daemon; the explorer takes them through every order.
+ * Then the test of the test: each mutant moves or weakens one access, and the explorer must find
+ * what that breaks.
+ *
+ * EXPLORE=all: the larger scenarios too. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <time.h>
+
+#include <cmocka.h>
+
+#include "shm/root.h"
+#include "tests/explore/world.h"
+
+enum { DAEMON = 0, A = 1, B = 2, C = 3 };
+#define BIT(process) (1u << (process))
+
+static void expect(bool ok, const char *what)
+{
+    if (!ok)
+        ex_violation("%s", what);
+}
+
+/* ---- free against reclaim -------------------------------------------------------------------- */
+
+static void *object_p, *object_q;
+
+static void reclaim_a(void *unused)
+{
+    (void)unused;
+    world_free(A, object_q);
+    void *r = world_alloc(A);
+    arena_publish(world_client(A), r);
+    world_holds(r, A, true);
+    world_board.done[0] = 1;
+}
+
+static void reclaim_b(void *unused)
+{
+    (void)unused;
+    world_free(B, object_p);
+    arena_trim(world_client(B));
+}
+
+static void setup_free_against_reclaim(void)
+{
+    world_setup(
+        &(struct world_options){.clients = 2, .daemon = true, .single = {[A] = true, [B] = true}});
+    world_thread("A", A, reclaim_a, NULL);
+    world_thread("B", B, reclaim_b, NULL);
+    world_become(0);
+    object_p = world_alloc(A);
+    object_q = world_alloc(A);
+    arena_publish(world_client(A), object_p);
+    world_holds(object_p, A, true);
+}
+
+static void final_free_against_reclaim(void)
+{
+    world_final();
+    struct world_census n = world_census();
+    expect(n.owned == 0, "something is owned at the end");
+    expect(n.shared <= 1 && n.shared >= world_board.done[0],
+           "what was published is not there, or twice");
+    expect(ex_is_dead(A) || n.shared == 1, "it was published and is gone");
+}
+
+/* ---- two frees and two claims of one published object ---------------------------------------- */
+
+static void race_free(void *argument)
+{
+    unsigned process = *(const unsigned *)argument;
+    if (world_free_try(process, object_p))
+        world_board.won[0] += process;
+    world_board.done[0]++;
+}
+
+static void race_claim(void *argument)
+{
+    unsigned process = *(const unsigned *)argument;
+    if (arena_claim(world_client(process), object_p) == 0)
+        world_board.won[1] += process;
+    world_board.done[0]++;
+}
+
+static const unsigned process_a = A, process_b = B;
+
+static void setup_race(unsigned frees_of_a)
+{
+    world_setup(&(struct world_options){
+        .clients = 2, .quiet_map = true, .single = {[A] = true, [B] = true}});
+    world_thread("A frees", A, race_free, (void *)(uintptr_t)&process_a);
+    if (frees_of_a > 1)
+        world_thread("A frees too", A, race_free, (void *)(uintptr_t)&process_a);
+    else
+        world_thread("A claims", A, race_claim, (void *)(uintptr_t)&process_a);
+    world_thread("B frees", B, race_free, (void *)(uintptr_t)&process_b);
+    world_thread("B claims", B, race_claim, (void *)(uintptr_t)&process_b);
+    world_become(0);
+    object_p = world_alloc(A);
+    arena_publish(world_client(A), object_p);
+    world_holds(object_p, A, true);
+}
+static void setup_frees_and_claims(void)
+{
+    setup_race(1);
+}
+static void setup_frees_of_two_threads(void)
+{
+    setup_race(2);
+}
+
+static void final_race(void)
+{
+    uint32_t freed = world_board.won[0], claimed = world_board.won[1];
+    uint16_t word = world_word(object_p);
+    expect(world_board.done[0] == 4, "a call has not returned");
+    expect(freed <= 2 && claimed <= 2, "two frees, or two claims, have succeeded");
+    expect(freed || claimed, "nobody has won");
+    expect(!freed || !claimed || freed == claimed,
+           "one process has freed what another has claimed");
+    expect(word == (freed ? WORD_CACHED(world_client(freed)->tag)
+                          : WORD_OWNED(world_client(claimed)->tag)),
+           "the word is not the winner's");
+}
+
+/* ---- flush and hint against sweep ------------------------------------------------------------ */
+
+static void flush_a(void *unused)
+{
+    (void)unused;
+    world_free(A, object_p);
+    arena_trim(world_client(A));
+    world_free(A, object_q);
+    arena_trim(world_client(A));
+}
+
+static void flush_b(void *unused)
+{
+    (void)unused;
+    world_free(B, object_q);
+    arena_trim(world_client(B));
+}
+
+static void flush_a_one(void *unused)
+{
+    (void)unused;
+    world_free(A, object_p);
+    arena_trim(world_client(A));
+}
+
+static void setup_sweep(bool two)
+{
+    world_setup(&(struct world_options){
+        .clients = 2, .daemon = true, .sweeps = two ? 1 : 2, .single = {[A] = true, [B] = true}});
+    world_thread("A", A, two ? flush_a_one : flush_a, NULL);
+    if (two)
+        world_thread("B", B, flush_b, NULL);
+    world_become(0);
+    object_p = world_alloc(A);
+    object_q = world_alloc(A);
+    arena_publish(world_client(A), object_q);
+    if (two)
+        world_holds(object_q, A, true);
+    lease_release_all(world_client(A));
+}
+static void setup_flush_against_sweep(void)
+{
+    setup_sweep(false);
+}
+static void setup_two_flushes_against_sweep(void)
+{
+    setup_sweep(true);
+}
+
+static void final_sweep(void)
+{
+    world_final();
+    struct world_census n = world_census();
+    expect(n.owned == 0 && n.shared <= ex_is_dead(B), "not all was freed");
+}
+
+/* ---- lease and let-go between threads -------------------------------------------------------- */
+
+static void lease_refills(void *unused)
+{
+    (void)unused;
+    world_alloc(A);
+    world_alloc(A);
+}
+
+static void lease_refills_once(void *unused)
+{
+    (void)unused;
+    world_alloc(A);
+}
+
+static void lease_lets_go(void *unused)
+{
+    (void)unused;
+    lease_release_all(world_client(A));
+}
+
+static void lease_flushes_and_lets_go(void *unused)
+{
+    (void)unused;
+    world_free(A, object_p);
+    arena_trim(world_client(A));
+}
+
+static void lease_b(void *unused)
+{
+    (void)unused;
+    world_alloc(B);
+}
+
+static void setup_leases(bool flushes, void (*refills)(void *))
+{
+    world_setup(&(struct world_options){.clients = 2, .daemon = true, .single = {[B] = true}});
+    world_thread("A refills", A, refills, NULL);
+    world_thread("A lets go", A, flushes ? lease_flushes_and_lets_go : lease_lets_go, NULL);
+    world_thread("B refills", B, lease_b, NULL);
+    world_become(1);
+    object_p = world_alloc(A); /* a lease with a FREE object; one is in the magazine */
+    if (flushes)
+        arena_publish(world_client(A), object_p); /* so that its free is a swap */
+}
+static void setup_lease_and_let_go(void)
+{
+    setup_leases(false, lease_refills);
+}
+static void setup_lease_flush_and_let_go(void)
+{
+    setup_leases(true, lease_refills);
+}
+static void setup_lease_flush_and_let_go_once(void)
+{
+    setup_leases(true, lease_refills_once);
+}
+
+static void final_leases_of(unsigned owned_by_a)
+{
+    world_final();
+    struct world_census n = world_census();
+    expect(n.owned == owned_by_a * !ex_is_dead(A) + !ex_is_dead(B),
+           "an object is lost, or there are too many");
+}
+static void final_leases(void)
+{
+    final_leases_of(3);
+}
+static void final_leases_flush(void)
+{
+    final_leases_of(2);
+}
+static void final_leases_once(void)
+{
+    final_leases_of(1);
+}
+
+/* ---- commit against death -------------------------------------------------------------------- */
+
+static void commit_a(void *unused)
+{
+    arena_t *a = world_client(A);
+    (void)unused;
+    arena_tx_begin(a);
+    object_p = world_alloc(A);
+    object_q = world_alloc(A);
+    world_holds(object_p, A, true);
+    world_holds(object_q, A, true); /* what becomes of them is looked at in the words */
+    if (arena_tx_commit(a, "root", 0, arena_ref(a, object_p)) == 0)
+        world_board.done[0] = 1;
+}
+
+static void commit_b(void *unused)
+{
+    uint64_t ref;
+    (void)unused;
+    if (root_lookup(&world_heap, "root", &ref) != 0)
+        return;
+    if (arena_claim(world_client(B), arena_ptr(world_client(B), ref)) == 0)
+        world_board.won[0] = 1;
+    else
+        ex_violation("what a root shows cannot be claimed");
+}
+
+static void setup_commit(void)
+{
+    world_setup(&(struct world_options){
+        .clients = 2, .daemon = true, .transactions = true, .single = {[A] = true, [B] = true}});
+    world_thread("A", A, commit_a, NULL);
+    world_thread("B", B, commit_b, NULL);
+    world_become(0);
+    void *p = world_alloc(A); /* a lease, and both of its objects in the magazine */
+    world_free(A, p);
+}
+
+static void final_commit(void)
+{
+    uint64_t ref = 0;
+    world_final();
+    struct world_census n = world_census();
+    bool has_root = root_lookup(&world_heap, "root", &ref) == 0;
+    unsigned claimed = world_board.won[0] && !ex_is_dead(B);
+    if (world_board.won[0] && ex_is_dead(B))
+        n.shared++; /* it had claimed, and died: freed */
+    if (has_root) {
+        expect(n.shared + claimed == 2, "a root, and not both of its objects");
+        expect(n.owned == claimed, "something is owned and was committed, or a claim was overrun");
+    } else {
+        expect(n.shared == 0, "no root, and an object that was published");
+        expect(!world_board.done[0] && ex_is_dead(A), "a commit that was answered is gone");
+        expect(n.owned == 0, "a dead transaction's object was not freed");
+    }
+}
+
+/* ---- resume against reclaim ------------------------------------------------------------------ */
+
+static void resume_asks(void *unused) /* any request: it finds the connection lost, and resumes */
+{
+    arena_t *a = world_client(A);
+    (void)unused;
+    conn_lock(a);
+    conn_call(a, MSG_MODE, MSG_OK);
+    conn_unlock(a);
+}
+
+static void resume_allocates(void *unused)
+{
+    (void)unused;
+    world_alloc(A);
+}
+
+static void resume_b(void *unused)
+{
+    (void)unused;
+    world_alloc(B);
+    world_alloc(B);
+}
+
+static void resume_b_once(void *unused)
+{
+    (void)unused;
+    world_alloc(B);
+}
+
+static void setup_resume(void)
+{
+    world_setup(&(struct world_options){.clients = 2, .daemon = true, .single = {[B] = true}});
+    world_thread("A asks", A, resume_asks, NULL);
+    world_thread("A allocates", A, resume_allocates, NULL);
+    world_thread("B", B, resume_b_once, NULL);
+    world_become(0);
+    for (unsigned n = 0; n < 3; n++) /* a lease that is worked through */
+        world_alloc(A);
+    mcache_flush_all(mcache_of(world_client(A))); /* nothing; but its capacity is small again */
+    world_alloc(A);                               /* and one with a FREE object */
+    world_become(2);
+    world_alloc(B);
+}
+
+static void final_resume(void)
+{
+    world_final();
+    struct world_census n = world_census();
+    expect(n.owned == 5u * !ex_is_dead(A) + 2u * !ex_is_dead(B),
+           "an object is lost, or there are too many");
+}
+
+/* Spans on nonempty, which A and B lease; A's connection is found lost by its refill. */
+static void setup_resume_refill(void)
+{
+    world_setup(
+        &(struct world_options){.clients = 2, .daemon = true, .single = {[A] = true, [B] = true}});
+    world_thread("A", A, resume_allocates, NULL);
+    world_thread("B", B, resume_b, NULL);
+    world_become(1);
+    void *p = world_alloc(B), *q = world_alloc(B);
+    arena_publish(world_client(B), q);
+    world_holds(q, B, true);
+    world_free(B, p);
+    arena_trim(world_client(B));
+}
+
+static void final_resume_refill(void)
+{
+    world_final();
+    struct world_census n = world_census();
+    expect(n.owned == !ex_is_dead(A) + 2u * !ex_is_dead(B),
+           "an object is lost, or there are too many");
+}
+
+/* ---- cutting and uncutting against the daemon's death ---------------------------------------- */
+
+static void cut_a(void *unused)
+{
+    (void)unused;
+    world_free(A, world_alloc(A));
+    arena_trim(world_client(A));
+}
+
+static void setup_cut(void)
+{
+    world_setup(&(struct world_options){.clients = 1, .daemon = true, .single = {[A] = true}});
+    world_thread("A", A, cut_a, NULL);
+}
+
+static void final_cut(void)
+{
+    world_final();
+    struct world_census n = world_census();
+    expect(n.owned + n.shared + n.cached == 0, "an object is left");
+    expect(n.free == 0 || !world_is_connected(A),
+           "a span is left"); /* what it let go is settled when it resumes */
+}
+
+/* ---- all of them ----------------------------------------------------------------------------- */
+
+#define SCENARIO(name_, setup_, final_, ...)                                                       \
+    {                                                                                              \
+        .name = name_, .setup = setup_, .final = final_, .invariant = world_invariant,             \
+        .killed = world_killed, __VA_ARGS__                                                        \
+    }
+
+enum {
+    RECLAIM,
+    RACE,
+    RACE_THREADS,
+    SWEEP,
+    SWEEP_TWO,
+    LEASE,
+    LEASE_FLUSH,
+    COMMIT,
+    RESUME,
+    RESUME_REFILL,
+    CUT
+};
+
+/* `make test`: each of them to its end. */
+static const struct ex_scenario scenarios[] = {
+    [RECLAIM] =
+        SCENARIO("free_against_reclaim", setup_free_against_reclaim, final_free_against_reclaim,
+                 .order = EX_WEAK, .buffer = 3, .kills = 1, .kill_mask = BIT(A)),
+    [RACE] = SCENARIO("two_frees_and_two_claims_of_one_object", setup_frees_and_claims, final_race,
+                      .order = EX_WEAK, .buffer = 3),
+    [RACE_THREADS] =
+        SCENARIO("frees_by_two_threads_and_another_process", setup_frees_of_two_threads, final_race,
+                 .order = EX_WEAK, .buffer = 3),
+    [SWEEP] = SCENARIO("flush_and_hint_against_sweep", setup_flush_against_sweep, final_sweep,
+                       .order = EX_WEAK, .buffer = 3),
+    [SWEEP_TWO] =
+        SCENARIO("two_flushes_against_sweep_and_death", setup_two_flushes_against_sweep,
+                 final_sweep, .order = EX_WEAK, .buffer = 2, .kills = 1, .kill_mask = BIT(B)),
+    [LEASE] = SCENARIO("lease_and_let_go_between_threads", setup_lease_and_let_go, final_leases,
+                       .order = EX_TSO, .buffer = 2),
+    [LEASE_FLUSH] = SCENARIO("lease_flush_and_let_go_between_threads",
+                             setup_lease_flush_and_let_go_once, final_leases_once, .order = EX_SC),
+    [COMMIT] = SCENARIO("commit_against_death", setup_commit, final_commit, .order = EX_TSO,
+                        .buffer = 2, .kills = 1, .kill_mask = BIT(A) | BIT(DAEMON)),
+    [RESUME] = SCENARIO("resume_against_reclaim", setup_resume, final_resume, .order = EX_SC,
+                        .kills = 2, .kill_mask = BIT(DAEMON) | BIT(B)),
+    [RESUME_REFILL] =
+        SCENARIO("refills_against_a_restart", setup_resume_refill, final_resume_refill,
+                 .order = EX_SC, .kills = 1, .kill_mask = BIT(DAEMON)),
+    [CUT] = SCENARIO("cut_and_uncut_against_a_restart", setup_cut, final_cut, .order = EX_TSO,
+                     .buffer = 2, .kills = 2, .kill_mask = BIT(DAEMON)),
+};
+
+/* EXPLORE=all */
+static const struct ex_scenario larger[] = {
+    SCENARIO("free_against_reclaim_all_may_die", setup_free_against_reclaim,
+             final_free_against_reclaim, .order = EX_WEAK, .buffer = 3, .kills = 2,
+             .kill_mask = BIT(A) | BIT(DAEMON)),
+    SCENARIO("lease_flush_and_let_go_with_buffers", setup_lease_flush_and_let_go, final_leases_flush,
+             .order = EX_TSO, .buffer = 2),
+    SCENARIO("lease_and_let_go_and_death", setup_lease_and_let_go, final_leases, .order = EX_TSO,
+             .buffer = 2, .kills = 1, .kill_mask = BIT(A) | BIT(B)),
+    SCENARIO("commit_against_two_deaths", setup_commit, final_commit, .order = EX_WEAK, .buffer = 3,
+             .kills = 2, .kill_mask = BIT(A) | BIT(DAEMON) | BIT(B)),
+    SCENARIO("refills_against_a_restart_with_buffers", setup_resume_refill, final_resume_refill,
+             .order = EX_TSO, .buffer = 2, .kills = 1, .kill_mask = BIT(DAEMON)),
+    SCENARIO("resume_against_reclaim_two_restarts", setup_resume, final_resume, .order = EX_TSO,
+             .buffer = 2, .kills = 3, .kill_mask = BIT(DAEMON) | BIT(B)),
+};
+
+static const struct {
+    unsigned scenario;
+    struct ex_mutant mutant;
+} mutants[] = {
+    {RECLAIM,
+     {"free: CACHED is stored after slot and count", MUTANT_DELAY, "arena_free", NULL, 2, false}},
+    {RECLAIM, {"alloc: OWNED is stored later", MUTANT_DELAY, "pop", NULL, 4, false}},
+    {RECLAIM, {"flush: the hint comes before FREE", MUTANT_DELAY, "word_flush", "word", 1, false}},
+    {RECLAIM,
+     {"reclaim: the client's state changes after its tag is looked at", MUTANT_DELAY,
+      "tag_set_state", NULL, 3, false}},
+    {RACE,
+     {"free and claim: a plain store on a SHARED word", MUTANT_PLAIN, "word_swap", "word", 0,
+      false}},
+    {RACE_THREADS,
+     {"free: a plain store on a SHARED word", MUTANT_PLAIN, "word_swap", "word", 0, false}},
+    {SWEEP, {"flush: the hint comes before FREE", MUTANT_DELAY, "word_flush", "word", 1, false}},
+    {SWEEP, {"flush: no hint", MUTANT_DROP, "hint_set", "hint", 0, false}},
+    {SWEEP,
+     {"flush: the hint is skipped if it is set", MUTANT_SKIP_IF_SET, "hint_set", "hint", 0, false}},
+    {SWEEP,
+     {"sweep: the hint is cleared by a plain store", MUTANT_PLAIN, "hint_clear", "hint", 0, false}},
+    {SWEEP_TWO,
+     {"flush: the hint is skipped if it is set", MUTANT_SKIP_IF_SET, "hint_set", "hint", 0, false}},
+    {LEASE, {"refill: without the lock", MUTANT_NO_LOCK, "lease_refill", NULL, 0, false}},
+    {LEASE, {"let go: without the lock", MUTANT_NO_LOCK, "lease_release_all", NULL, 0, false}},
+    {COMMIT, {"commit: no redo record", MUTANT_DROP, "client_tx_commit", "&redo->valid", 0, false}},
+    {COMMIT,
+     {"commit: the redo record becomes valid too late", MUTANT_DELAY, "client_tx_commit",
+      "&redo->valid", 2, false}},
+    {COMMIT,
+     {"commit: COMMITTED is stored after the root", MUTANT_DELAY, "tag_set_state", NULL, 20, true}},
+    {COMMIT,
+     {"commit: the log's words are turned by plain stores", MUTANT_PLAIN, "word_swap", "word", 0,
+      false}},
+    {RESUME,
+     {"resume: leases are taken back before all are listed", MUTANT_BACKWARDS, "on_resume", NULL, 0,
+      false}},
+    {RESUME_REFILL,
+     {"lease: the lessee is stored after the grant was sent", MUTANT_DELAY, "lease",
+      "&core->heap.spans[span->first].lessee", 1, false}},
+    {CUT,
+     {"cut: an entry is stored after the record", MUTANT_DELAY, "span_write",
+      "&h->pages[first + i]", 7, false}},
+    {CUT,
+     {"uncut: the record goes after the entries", MUTANT_DELAY, "span_clear", "&span->span_class",
+      1, false}},
+};
+
+enum {
+    SCENARIOS = sizeof scenarios / sizeof scenarios[0],
+    LARGER = sizeof larger / sizeof larger[0],
+    MUTANTS = sizeof mutants / sizeof mutants[0]
+};
+
+static void run_scenario(void **state)
+{
+    const struct ex_scenario *scenario = *state;
+    struct timespec from, to;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &from);
+    struct ex_result r = ex_run(scenario, NULL, true);
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &to);
+    printf("%-42s %s %9llu states %10llu transitions %6llu ends, at most %3u steps, %.1f s\n",
+           scenario->name,
+           scenario->order == EX_SC    ? "sc  "
+           : scenario->order == EX_TSO ? "tso "
+                                       : "weak",
+           (unsigned long long)r.states, (unsigned long long)r.transitions,
+           (unsigned long long)r.finals, r.depth,
+           (double)(to.tv_sec - from.tv_sec) + (double)(to.tv_nsec - from.tv_nsec) / 1e9);
+    if (r.violation[0])
+        fail_msg("%s", r.violation);
+    assert_true(r.finals > 0);
+}
+
+static void each_misplaced_store_is_found(void **state)
+{
+    unsigned missed = 0;
+    (void)state;
+    for (unsigned i = 0; i < MUTANTS; i++) {
+        struct ex_scenario scenario = scenarios[mutants[i].scenario];
+        struct ex_mutant mutant = mutants[i].mutant;
+        struct ex_result r;
+        scenario.most_states = 500000;
+        scenario.kills = mutant.no_kills ? 0 : scenario.kills;
+        do /* where the code between changes, a store must be moved further to pass the same one */
+            r = ex_run(&scenario, &mutant, getenv("VERBOSE") != NULL);
+        while (!r.violation[0] && mutant.delay && mutant.delay++ < mutants[i].mutant.delay + 4);
+        printf("%-62s %s after %llu states: %s\n", mutants[i].mutant.what,
+               r.violation[0] ? "found" : "NOT FOUND", (unsigned long long)r.states, r.violation);
+        fflush(stdout);
+        missed += !r.violation[0];
+    }
+    assert_int_equal(missed, 0);
+}
+
+int main(void)
+{
+    struct CMUnitTest tests[SCENARIOS + LARGER + 1];
+    const char *which = getenv("EXPLORE"), *only = getenv("ONLY");
+    unsigned n = 0;
+    if (!ex_supported()) {
+        printf("skipped: the explorer switches stacks by hand, on x86-64 only\n");
+        return 77;
+    }
+    for (unsigned i = 0; i < SCENARIOS; i++)
+        if (!only || strstr(scenarios[i].name, only))
+            tests[n++] = (struct CMUnitTest){scenarios[i].name, run_scenario, NULL, NULL,
+                                             (void *)(uintptr_t)&scenarios[i]};
+    for (unsigned i = 0; which && strcmp(which, "all") == 0 && i < LARGER; i++)
+        if (!only || strstr(larger[i].name, only))
+            tests[n++] = (struct CMUnitTest){larger[i].name, run_scenario, NULL, NULL,
+                                             (void *)(uintptr_t)&larger[i]};
+    if (!only || strstr("each_misplaced_store_is_found", only))
+        tests[n++] = (struct CMUnitTest)cmocka_unit_test(each_misplaced_store_is_found);
+    return _cmocka_run_group_tests("protocols", tests, n, NULL, NULL);
+}
