@@ -91,6 +91,9 @@ $(E2E_TESTS): $(B)/tests/%: $(B)/obj/tests/%.o $(HARNESS_OBJ) $(SHM_OBJ) $(PROTO
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -pthread -o $@ $(filter %.o,$^) -L$(B) -larena -Wl,-rpath,'$$ORIGIN/../..' $(LIB_LIBS) $(TEST_LIBS)
 
+# arenactl's JSON is read by a parser
+$(B)/tests/e2e/ctl_test: TEST_LIBS += $(call PKG,libs,libcjson)
+
 # tests/fuzz/X_fuzz.c: a target; `make test` replays its kept corpus, `make fuzz` looks for more
 REPLAYS     := $(patsubst tests/fuzz/%_fuzz.c,$(B)/tests/fuzz/%_replay,$(wildcard tests/fuzz/*_fuzz.c))
 $(B)/tests/fuzz/%_replay: $(B)/obj/tests/fuzz/%_fuzz.o $(B)/obj/tests/fuzz/replay.o $(PROTO_OBJ)

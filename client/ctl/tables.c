@@ -106,12 +106,42 @@ static void show_roots(const cJSON *rows)
                row_number(row, "uid"));
 }
 
-static void show_limits(const cJSON *rows)
+static const char *limit_text(uint64_t limit, bool bytes)
 {
-    const cJSON *row, *item;
-    cJSON_ArrayForEach(row, rows) cJSON_ArrayForEach(item, row)
-        printf("%-14s %20" PRIu64 "%s\n", item->string, row_number(row, item->string),
-               row_number(row, item->string) ? "" : "  (no limit)");
+    static char text[32];
+    if (!limit)
+        return "no limit";
+    snprintf(text, sizeof text, "%" PRIu64, limit);
+    return bytes ? human(limit) : text;
+}
+
+/* The limits, and how far each user is. */
+int cmd_limits(struct ctl *ctl)
+{
+    cJSON *limits = ctl_row(ctl, INFO_LIMITS), *users = limits ? ctl_rows(ctl, INFO_USERS) : NULL;
+    const cJSON *item, *row;
+    if (!users) {
+        cJSON_Delete(limits);
+        return CTL_UNREACHABLE;
+    }
+    if (ctl->json) {
+        cJSON *all = cJSON_CreateObject();
+        cJSON_AddItemToObject(all, "limits", limits);
+        cJSON_AddItemToObject(all, "users", users);
+        print_json(all);
+        return CTL_OK;
+    }
+    cJSON_ArrayForEach(item, limits)
+        printf("%-14s %12s\n", item->string,
+               limit_text(row_number(limits, item->string), strstr(item->string, "bytes")));
+    printf("\n%-20s %9s %9s %9s %9s\n", "USER", "CLIENTS", "BYTES", "SPANS", "ROOTS");
+    cJSON_ArrayForEach(row, users) printf(
+        "%-20s %9" PRIu64 " %9s %9" PRIu64 " %9" PRIu64 "\n", user_name(row_number(row, "uid")),
+        row_number(row, "clients"), human(row_number(row, "bytes_charged")),
+        row_number(row, "spans_charged"), row_number(row, "roots"));
+    cJSON_Delete(limits);
+    cJSON_Delete(users);
+    return CTL_OK;
 }
 
 int cmd_classes(struct ctl *ctl)
@@ -126,11 +156,6 @@ int cmd_roots(struct ctl *ctl)
 {
     return json_or(ctl, INFO_ROOTS, show_roots);
 }
-int cmd_limits(struct ctl *ctl)
-{
-    return json_or(ctl, INFO_LIMITS, show_limits);
-}
-
 int cmd_check(struct ctl *ctl)
 {
     const cJSON *row;

@@ -145,17 +145,17 @@ static void add_clients(struct frame *f, const struct sample *s, const struct sa
     const cJSON *done[LINES_MAX], *row;
     uint64_t ns = before->ns ? s->ns - before->ns : 0;
     int count = cJSON_GetArraySize(s->clients);
-    add_line(f, REVERSE, "%7s %-9s %-8s %7s %7s %7s %7s %7s %-8s %s", "PID", "USER", "STATE",
-             "HOLDS", "OWNED", "CACHED", "LEASED", "REFILL/s", "SINCE", "COMMAND");
+    add_line(f, REVERSE, "%7s %-8s %-8s %6s %6s %6s %6s %6s %s", "PID", "USER", "STATE", "HOLDS",
+             "OWNED", "CACHED", "LEASED", "REF/s", "COMMAND");
     for (int i = 0; i < count && i < lines && i < LINES_MAX; i++) {
         if (!(row = done[i] = largest_below(s->clients, top.order, done, i)))
             break;
-        add_line(f, PLAIN, "%7" PRIu64 " %-9.9s %-8s %7s %7s %7s %7s %8s %-8s %.200s",
+        add_line(f, PLAIN, "%7" PRIu64 " %-8.8s %-8s %6s %6s %6s %6s %6s %.200s",
                  row_number(row, "pid"), row_text(row, "user"), client_state(row),
                  human(row_number(row, "bytes_held")), human(row_number(row, "bytes_owned")),
                  human(row_number(row, "bytes_cached")), human(row_number(row, "bytes_leased")),
                  rate_text(rate_of(row, before->clients, "tag", "refills", ns)),
-                 ago(now_real_ns() - row_number(row, "since_ns")), row_text(row, "command_line"));
+                 row_text(row, "command_line"));
     }
     if (count > lines)
         add_line(f, PLAIN, "        ... and %d more", count - lines);
@@ -166,13 +166,13 @@ static void add_classes(struct frame *f, const struct sample *s, const struct sa
 {
     const cJSON *done[LINES_MAX], *row;
     uint64_t ns = before->ns ? s->ns - before->ns : 0;
-    add_line(f, REVERSE, "%7s %-7s %8s %8s %8s %8s %10s %10s %8s", "SIZE", "KIND", "SPANS", "BYTES",
+    add_line(f, REVERSE, "%7s %-6s %7s %7s %7s %6s %9s %9s %8s", "SIZE", "KIND", "SPANS", "BYTES",
              "WASTE", "OF IT", "USED", "FREE", "REFILL/s");
     for (int i = 0; i < lines && i < LINES_MAX; i++) {
         if (!(row = done[i] = largest_below(s->classes, "bytes_waste", done, i)))
             break;
         uint64_t bytes = row_number(row, "bytes"), lost = row_number(row, "bytes_waste");
-        add_line(f, PLAIN, "%7s %-7s %8" PRIu64 " %8s %8s %8s %10" PRIu64 " %10" PRIu64 " %8s",
+        add_line(f, PLAIN, "%7s %-6s %7" PRIu64 " %7s %7s %6s %9" PRIu64 " %9" PRIu64 " %8s",
                  row_number(row, "size") ? human(row_number(row, "size")) : "large",
                  row_number(row, "noscan") ? "noscan" : "scan", row_number(row, "spans"),
                  human(bytes), human(lost), percent(lost, bytes),
@@ -215,8 +215,8 @@ static void frame_build(struct frame *f, const struct sample *s, const struct sa
              human(row_number(s->stat, "pages_free_run") * PAGE_SIZE));
     add_bar(f, s);
     add_line(f, PLAIN,
-             "used # %s in %" PRIu64 " objects (%" PRIu64
-             " published)  cached + %s  leased %s  backed %s",
+             "used # %s in %" PRIu64 " objects, %" PRIu64
+             " published; cached + %s; leased %s; backed %s",
              human(row_number(s->stat, "bytes_used")), row_number(s->stat, "objects_used"),
              row_number(s->stat, "objects_shared"), human(row_number(s->stat, "bytes_cached")),
              human(row_number(s->stat, "bytes_leased")), human(row_number(s->stat, "heap_backed")));
