@@ -165,7 +165,7 @@ test: ## what CI runs: build, unit, end-to-end and crash tests
 	@$(MAKE) --no-print-directory deps
 	@$(MAKE) --no-print-directory test-run
 test-run: tests
-	@ARENA_BUILD=$(B) tests/run $(E2E_TESTS) $(EXPLORERS) $(UNIT_TESTS) $(REPLAYS) $(wildcard tests/scripts/*.sh)
+	@ARENA_BUILD=$(B) tests/run tests/systemd/run.sh $(E2E_TESTS) $(EXPLORERS) $(UNIT_TESTS) $(REPLAYS) $(wildcard tests/scripts/*.sh)
 
 # ---- every check -------------------------------------------------------------------------------
 # `make test-all` is `make test` and all of these; each can be run alone. A test that takes longer than a run of CI may is
@@ -298,6 +298,7 @@ sizeclasses: ## write shm/sizeclass_table.h anew, after a change of its generato
 # ---- installing, packages, the service -----------------------------------------------------------------------------------
 
 SYSCONFDIR  ?= /etc
+ALL_TARGETS += test-systemd test-deb
 .PHONY: install man deb symbols test-systemd test-deb
 install: ## programs, library, header, units, manual: DESTDIR= PREFIX=
 install: all $(if $(shell command -v scdoc),man)
@@ -331,10 +332,10 @@ symbols: $(B)/libarena.so
 
 test-systemd: ## the service under a real systemd (root; Debian's systemd)
 test-systemd: all $(SYSTEMD_TESTS)
-	@ARENA_BUILD=$(B) tests/run tests/systemd/run.sh
+	@ARENA_BUILD=$(B) TEST_SYSTEMD=required tests/run tests/systemd/run.sh
 test-deb: ## packages: install, upgrade under clients, remove, purge, under a real systemd
 test-deb: all $(SYSTEMD_TESTS) deb
-	@ARENA_BUILD=$(B) tests/run tests/systemd/run_deb.sh
+	@ARENA_BUILD=$(B) TEST_SYSTEMD=required tests/run tests/systemd/run_deb.sh
 
 -include $(shell find $(B) -path $(B)/deb -prune -o -name '*.d' -type f -print 2>/dev/null)
 
