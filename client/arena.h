@@ -411,6 +411,14 @@ int arena_on_error(arena_t *a, arena_error_fn *fn, void *context);
  * forked child: what the parent's thread had. */
 const char *arena_reason(void);
 
+/* ARENA_PROFILE=RATE in the environment, read by arena_open, samples one allocation in RATE (on: 65536; 1: all), with its
+ * call site and what becomes of it: freed before its caller returned, by its thread, by another, published, taken by
+ * another client. `arenactl escape FILE` tells, by site, what need not be on the shared heap. The file is written at
+ * arena_close and exit: arena-PID.prof in $ARENA_PROFILE_DIR, else $XDG_RUNTIME_DIR, else /tmp; and by this call (path
+ * NULL: there). From a rate of 16384 on a thread of the library's lets the others sample for one part in 64 of the time.
+ * -ENOENT: nothing is sampled; else what open and rename say. */
+int arena_profile_write(arena_t *a, const char *path);
+
 #ifdef __cplusplus
 }
 #endif

@@ -78,6 +78,7 @@ struct mcache {
     uint64_t budget_used;   /* bytes: capacities x sizes of all magazines */
     uint32_t steal_cursor;
     uint32_t steal_pause;   /* growths that are refused unasked, after one that took from others */
+    uint32_t sample_in;     /* allocations until the next sample; 0: not counted yet */
     uint64_t used_serial[4];/* classes that refilled or flushed since the cursor passed them: a bit each */
     struct mcache *next_free;
     struct magazine magazines[256] __attribute__((aligned(64)));
@@ -177,7 +178,8 @@ struct arena {
     uint8_t gc_mode;      /* as last declared. sync: atomic */
     int timeout_ms;
     unsigned debug;        /* DEBUG_*, of $ARENA_DEBUG. constant after arena_open */
-    bool watched;          /* allocations take the slow path, and are told to watch_alloc(). constant after arena_open */
+    bool watched;          /* allocations take the slow path, and are told to watch_alloc(). sync: atomic */
+    struct profile *profile; /* of $ARENA_PROFILE; NULL: none. constant after arena_open */
     struct escape *escape; /* what ARENA_DEBUG=escape keeps. sync: registry_lock */
     uint64_t stack_max;    /* bytes. sync: atomic */
     char *socket;
@@ -236,7 +238,8 @@ static inline bool heap_is_stale(const struct arena *a) { return unlikely(load_r
 /* thread.c: this thread's mcache, made if need be; NULL and errno. */
 struct mcache *mcache_get(struct arena *a);
 void threads_start(void);
-void mcaches_expire(struct arena *a); /* no thread's fast path serves this heap any more */
+void mcaches_expire(struct arena *a);
+void mcaches_watch(struct arena *a); /* from any thread: every mcache's next allocation takes the slow path */ /* no thread's fast path serves this heap any more */
 void threads_forget(uint32_t index); /* a heap is closed: no thread has an mcache of it any more */
 extern pthread_mutex_t registry_lock;
 
@@ -283,12 +286,13 @@ const char *socket_path(const char *given, char *buf, size_t capacity);
 /* tx.c */
 void tx_log(struct mcache *mc, void *object, uint16_t *word);
 void tx_thread_exit(struct mcache *mc);
+int tx_take_tag(struct arena *a, uint16_t *ret);
 bool tx_is_mine(const struct arena *a, unsigned tag);
 
 /* What `expect` of an mcache is to be: whatever has more to do with each allocation has it take the slow path. */
 static inline void mcache_expect(struct mcache *mc)
 {
-    mc->expect = mc->tx || mc->arena->watched || heap_is_stale(mc->arena) ? NO_WORD : mc->cached;
+    mc->expect = mc->tx || load_relaxed(&mc->arena->watched) || heap_is_stale(mc->arena) ? NO_WORD : mc->cached;
 }
 
 /* profile.c: called with what a slow path allocated, where `watched` is set */

@@ -187,7 +187,7 @@ void *large_alloc(struct arena *a, struct mcache *mc, size_t size, size_t alignm
         large_published(a, first);
     else if (mc->tx)
         tx_log(mc, object, word);
-    if (unlikely(a->watched))
+    if (unlikely(load_relaxed(&a->watched)))
         watch_alloc(mc, object, size);
     return object;
 }

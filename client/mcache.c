@@ -225,8 +225,10 @@ static void *take(struct mcache *mc, unsigned span_class, uint16_t to)
 void *alloc_class(struct mcache *mc, unsigned span_class, unsigned flags, size_t size)
 {
     void *object = take(mc, span_class, flags & ARENA_SHARED ? WORD_SHARED : mc->owned);
-    if (unlikely(mc->arena->watched) && object)
+    if (unlikely(load_relaxed(&mc->arena->watched)) && object)
         watch_alloc(mc, object, size);
+    else if (unlikely(mc->expect == NO_WORD))
+        mcache_expect(mc); /* what was watched is watched no more */
     if (object && (flags & ARENA_ZERO))
         memset(object, 0, size);
     return object;

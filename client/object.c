@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "client/client.h"
+#include "client/profile.h"
 
 /* ---- bad frees -------------------------------------------------------------------------------------------------------------------------- */
 
@@ -107,8 +108,11 @@ static bool free_word(struct arena *a, const void *p, uint16_t *word)
             store_relaxed(word, cached); /* mine: a plain store */
             return true;
         }
-        if (word_swap(word, seen, cached)) /* a transaction's may be committed any moment: CAS; else look again */
+        if (word_swap(word, seen, cached)) { /* a transaction's may be committed any moment: CAS; else look again */
+            if (unlikely(a->profile != NULL) && word_tag(seen) == a->profile->tag)
+                profile_freed(a, p);
             return true;
+        }
     }
 }
 
@@ -147,6 +151,8 @@ static int publish_slow(arena_t *a, void *p)
             store_release(object.word, WORD_SHARED); /* [PB1] what the object holds, to whoever swaps it from SHARED */
         else
             word_swap(object.word, seen, WORD_SHARED); /* of a transaction that may be committed any moment */
+        if (unlikely(a->profile != NULL) && word_tag(seen) == a->profile->tag)
+            profile_published(a, p);
         if (CLASS_IS_LARGE(object.span_class))
             large_published(a, object.first);
         return 0;

@@ -11,6 +11,7 @@
 
 #include "client/client.h"
 #include "client/escape.h"
+#include "client/profile.h"
 #include "client/stack.h"
 #include "proto/packet.h"
 
@@ -191,6 +192,7 @@ static void debug_init(struct arena *a)
     if (debug && strstr(debug, "escape"))
         a->debug |= DEBUG_ESCAPE;
     a->watched = (a->debug & DEBUG_ESCAPE) != 0;
+    profile_init(a);
     if (!max || arena_stack_set_max(a, parse_size(max)) < 0)
         a->stack_max = STACK_MAX_FIRST;
 }
@@ -206,6 +208,7 @@ static void arena_free_struct(struct arena *a)
         close(a->conn.fd);
     if (a->mcache_fd >= 0)
         close(a->mcache_fd);
+    profile_fini(a);
     escape_fini(a);
     free(a->socket);
     free(a);
@@ -296,6 +299,11 @@ PUBLIC int arena_open(arena_t **out, const char *socket, const struct arena_opti
         arena_free_struct(a);
     if (rc == 0 && found->generation != fork_generation)
         rc = arena_reattach(found);
+    else if (rc == 0 && found == a && a->profile) {
+        pthread_mutex_lock(&registry_lock);
+        profile_start(a);
+        pthread_mutex_unlock(&registry_lock);
+    }
     if (rc == 0)
         *out = found;
     return rc;
@@ -314,6 +322,7 @@ PUBLIC int arena_close(arena_t *a)
     threads_forget(a->index);
     stack_forget(a);
     pthread_mutex_unlock(&registry_lock);
+    profile_fini(a);
     if (a->generation == fork_generation)
         say_bye(a);
     if (a->mcache_base)
@@ -360,6 +369,8 @@ int arena_reattach(struct arena *a)
     a->tag = (uint16_t)a->conn.in.tag;
     a->conn.epoch = a->conn.in.epoch;
     a->generation = fork_generation;
+    if (a->profile)
+        profile_start(a);
 out:
     pthread_mutex_unlock(&registry_lock);
     return rc;

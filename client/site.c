@@ -12,8 +12,7 @@ enum { BUCKETS = 4096 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct site *buckets[BUCKETS]; /* sync: lock */
-static struct site **sites;           /* by id - 1. sync: lock */
-static uint32_t site_count, site_capacity;
+static uint32_t site_count;           /* sync: lock */
 
 /* ---- where the library itself is
  * -------------------------------------------------------------------------------------- */
@@ -71,6 +70,7 @@ void trace_take(struct trace *ret)
 {
     pthread_once(&own_once, own_init);
     ret->count = 0;
+    ret->cfa[0] = 0;
     _Unwind_Backtrace(on_frame, ret);
 }
 
@@ -88,25 +88,15 @@ static uint64_t hash_of(const struct trace *t)
 
 static struct site *add(const struct trace *t, uint64_t hash)
 {
-    if (site_count == site_capacity) {
-        uint32_t capacity = site_capacity ? site_capacity * 2 : 256;
-        struct site **grown = realloc(sites, capacity * sizeof *grown);
-        if (!grown)
-            return NULL;
-        sites = grown;
-        site_capacity = capacity;
-    }
     struct site *s = calloc(1, sizeof *s);
     if (!s)
         return NULL;
+    s->id = ++site_count;
     s->count = t->count;
     s->hash = hash;
     memcpy(s->pc, t->pc, t->count * sizeof *s->pc);
     s->next = buckets[hash % BUCKETS];
-    buckets[hash % BUCKETS] = s;
-    sites[site_count++] = s;
-    s->id = site_count;
-    return s;
+    return buckets[hash % BUCKETS] = s;
 }
 
 struct site *site_of(const struct trace *t)
@@ -123,12 +113,9 @@ struct site *site_of(const struct trace *t)
     return s;
 }
 
-struct site *site_get(uint32_t id)
+void sites_after_fork(void)
 {
-    pthread_mutex_lock(&lock);
-    struct site *s = id && id <= site_count ? sites[id - 1] : NULL;
-    pthread_mutex_unlock(&lock);
-    return s;
+    pthread_mutex_init(&lock, NULL);
 }
 
 const char *site_module(uintptr_t pc, uintptr_t *ret_offset, const char **ret_name)

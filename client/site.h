@@ -22,7 +22,6 @@ struct site {
     unsigned count;
     uint64_t hash;
     struct site *next; /* in its bucket */
-    void *data;        /* whoever counts by site */
     uintptr_t pc[SITE_DEPTH];
 };
 
@@ -31,8 +30,7 @@ void trace_take(struct trace *ret);
 /* The site of a trace; the same for the same one. NULL: out of memory. Any thread. */
 struct site *site_of(const struct trace *trace);
 
-/* The site with that number; NULL: none. */
-struct site *site_get(uint32_t id);
+void sites_after_fork(void); /* whatever another thread was doing */
 
 /* "name+0x1c (/path/of/module+0x123c)", without the name where there is none. */
 void site_print_pc(uintptr_t pc, char *text, size_t capacity);

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 #include "client/client.h"
+#include "client/site.h"
 #include "client/stack.h"
 
 /* What the library keeps of a thread, for arena_close. sync: registry_lock */
@@ -55,6 +56,7 @@ static void after_fork(void)
     for (int i = 0; i < HEAPS_MAX; i++)
         tls_mcaches[i] = &no_mcache;
     stacks_after_fork();
+    sites_after_fork();
     for (struct thread *t = threads, *next; t; t = next) { /* the other threads are not here; this one begins anew */
         next = t->next;
         free(t);
@@ -128,6 +130,13 @@ void mcaches_expire(struct arena *a)
         store_relaxed(&mc->expect, NO_WORD);
         store_relaxed(&mc->own, NO_WORD);
     }
+}
+
+void mcaches_watch(struct arena *a)
+{
+    uint32_t count = load_acquire(&a->mcache_count); /* [MC1] */
+    for (uint32_t i = 0; i < count; i++)
+        store_relaxed(&((struct mcache *)(void *)(a->mcache_base + (uint64_t)i * MCACHE_BYTES))->expect, NO_WORD);
 }
 
 struct mcache *mcache_get(struct arena *a)

@@ -42,7 +42,7 @@ bool tx_is_mine(const struct arena *a, unsigned tag)
 }
 
 /* A tag in state TAG_TX that bears no word. */
-static int take_tag(struct arena *a, uint16_t *ret)
+int tx_take_tag(struct arena *a, uint16_t *ret)
 {
     int rc = heap_is_stale(a) ? -ESTALE : 0;
     conn_lock(a);
@@ -71,7 +71,7 @@ PUBLIC int arena_tx_begin(arena_t *a)
     struct transaction *tx = calloc(1, sizeof *tx);
     if (!tx)
         return -ENOMEM;
-    int rc = take_tag(a, &tag);
+    int rc = tx_take_tag(a, &tag);
     if (rc < 0) {
         free(tx);
         return rc;
