@@ -47,7 +47,7 @@ LIB_PIC     := $(patsubst %.c,$(B)/pic/%.o,$(SHM_SRC) $(PROTO_SRC) $(CLIENT_SRC)
 
 DAEMON_LIBS  = $(call PKG,libs,libuv msgpack libsystemd inih)
 LIB_LIBS     = $(call PKG,libs,msgpack)
-CTL_LIBS     = $(call PKG,libs,msgpack libcjson ncursesw)
+CTL_LIBS     = $(call PKG,libs,msgpack libcjson ncursesw) $(call PKG,libs,libdw) -lm
 
 .PHONY: all
 all: ## everything that is installed, into build/
@@ -271,9 +271,13 @@ bench-workers: all
 
 # ---- stack, escape, buffers ----------------------------------------------------------------------
 
+# arenactl escape names functions and lines with libdw, where it is installed
+$(B)/obj/client/ctl/escape_names.o: EXTRA_CFLAGS += $(if $(call PKG,libs,libdw),-DHAVE_LIBDW)
+
 # their functions are named in reports
 $(B)/tests/e2e/escape_test $(B)/tests/e2e/profile_test: LDFLAGS += -rdynamic
 $(B)/obj/tests/e2e/escape_test.o $(B)/obj/tests/e2e/profile_test.o: EXTRA_CFLAGS += -fno-optimize-sibling-calls
+$(B)/tests/e2e/profile_test: TEST_LIBS += $(call PKG,libs,libcjson)
 
 $(B)/bench/stack $(B)/bench/grow: $(B)/bench/%: tests/bench/%.c client/arena.h $(B)/libarena.so
 	@mkdir -p $(@D)

@@ -24,6 +24,8 @@ static const struct command commands[] = {
     {"top", "", "json count interval", "clients and classes, again and again; q quits", cmd_top,
      false},
     {"metrics", "", "output", "figures as OpenMetrics text", cmd_metrics, false},
+    {"escape", "FILE...", "json folded pprof", "by call site: what need not be on the shared heap",
+     cmd_escape, true},
     {"exec", "[--] COMMAND [ARGUMENT...]", "max",
      "run a command against a private heap that ends with it", cmd_exec, true},
 };
@@ -44,6 +46,9 @@ static const struct {
     {"ascii", NULL, "no character beyond ASCII", FLAG, offsetof(struct ctl, ascii)},
     {"svg", "FILE", "as a picture to FILE; - is the standard output", TEXT,
      offsetof(struct ctl, svg)},
+    {"folded", NULL, "as stacks with bytes, for flame graphs", FLAG, offsetof(struct ctl, folded)},
+    {"pprof", "FILE", "as a profile for pprof to FILE; - is the standard output", TEXT,
+     offsetof(struct ctl, pprof)},
     {"output", "FILE", "to FILE, put in place as a whole", TEXT, offsetof(struct ctl, output)},
     {"count", "N", "how often (on a terminal: without end; else once)", COUNT,
      offsetof(struct ctl, count)},

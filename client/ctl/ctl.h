@@ -40,8 +40,8 @@ struct command {
 };
 
 struct ctl {
-    const char *socket, *svg, *output;
-    bool json, ascii, dry_run;
+    const char *socket, *svg, *output, *pprof;
+    bool json, ascii, folded, dry_run;
     uint64_t count, interval_ms, max_bytes, min; /* UINT64_MAX: not given */
     const struct command *command;
     char **rest;
@@ -134,6 +134,7 @@ int cmd_map(struct ctl *ctl);
 int cmd_exec(struct ctl *ctl);
 int cmd_metrics(struct ctl *ctl);
 int cmd_why(struct ctl *ctl);
+int cmd_escape(struct ctl *ctl);
 int cmd_top(struct ctl *ctl);
 int cmd_gc(struct ctl *ctl);
 
