@@ -190,8 +190,10 @@ struct arena {
 
 static inline char *thread_pointer(void)
 {
-#ifdef __SEG_FS
-    return *(char *__seg_fs *)0; /* x86-64: the first word of the thread's block is its own address */
+#ifdef __x86_64__
+    char *self; /* the first word of the thread's block is its own address; not in C: sanitizers would see a null pointer */
+    __asm__("movq %%fs:0, %0" : "=r"(self));
+    return self;
 #else
     return NULL;
 #endif
@@ -203,7 +205,7 @@ extern struct mcache no_mcache;
 
 static inline struct mcache *mcache_of(const struct arena *a)
 {
-#ifdef __SEG_FS
+#if defined __SEG_FS && !defined __SANITIZE_ADDRESS__ && !defined __SANITIZE_THREAD__ /* they would look at the address */
     return *(struct mcache *__seg_fs *)a->tls_at; /* one load: the same offset in all threads (initial-exec TLS) */
 #else
     return tls_mcaches[a->index];
