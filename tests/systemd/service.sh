@@ -219,6 +219,7 @@ the_journal_has_one_line_an_event_with_fields() {
 
 every_heap_is_whole() {
     want "check" ctl default check
+    want "a collection in the sandbox" ctl default gc
     want "stop by the other name" systemctl stop arenad.service arenad@default.socket
     same "the instance" "$(prop "$(unit default)" ActiveState)" inactive
     until_true eval '[ "$(memfds)" = 0 ]'
