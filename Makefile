@@ -327,7 +327,7 @@ deb: ## Debian packages, into build/deb
 	cd $(B)/deb/arena-$(VERSION) && env -u MAKEFLAGS -u MAKELEVEL -u CC dpkg-buildpackage -b -us -uc >../build.log 2>&1 || \
 	    { tail -n 40 ../build.log; exit 1; }
 	@ls $(B)/deb/*.deb
-	lintian --fail-on error --suppress-tags no-manual-page,initial-upload-closes-no-bugs $(B)/deb/*.changes
+	lintian --fail-on error $(B)/deb/*.changes
 
 SYMBOLS     := packaging/debian/libarena1.symbols
 symbols: ## note what the library exports now in the kept list, which tests/scripts/symbols.sh compares

@@ -16,27 +16,37 @@ static int log_level = LOG_LEVEL_INFO;
 
 int log_level_parse(const char *text)
 {
-    static const struct { const char *name; int level; } names[] = {
-        {"error", LOG_LEVEL_ERROR}, {"warning", LOG_LEVEL_WARNING}, {"info", LOG_LEVEL_INFO}, {"debug", LOG_LEVEL_DEBUG}};
+    static const struct {
+        const char *name;
+        int level;
+    } names[] = {{"error", LOG_LEVEL_ERROR},
+                 {"warning", LOG_LEVEL_WARNING},
+                 {"info", LOG_LEVEL_INFO},
+                 {"debug", LOG_LEVEL_DEBUG}};
     for (int i = 0; i < 4; i++)
         if (strcmp(text, names[i].name) == 0)
             return names[i].level;
     return -EINVAL;
 }
 
-void log_set_level(int level) { log_level = level; }
+void log_set_level(int level)
+{
+    log_level = level;
+}
 
-/* JOURNAL_STREAM names the journal's end of standard error by device and inode: it may have been redirected since. */
+/* JOURNAL_STREAM names the journal's end of standard error by device and inode: it may have been
+ * redirected since. */
 static int to_journal(void)
 {
     const char *stream = getenv("JOURNAL_STREAM");
     unsigned long long device, inode;
     struct stat st;
-    return stream && sscanf(stream, "%llu:%llu", &device, &inode) == 2 && fstat(2, &st) == 0 && st.st_dev == device &&
-           st.st_ino == inode;
+    return stream && sscanf(stream, "%llu:%llu", &device, &inode) == 2 && fstat(2, &st) == 0 &&
+           st.st_dev == device && st.st_ino == inode;
 }
 
-/* key=value key="a b" -> ARENA_KEY=value, ARENA_KEY=a b: how many. The text is cut up, the fields are in `space`. */
+/* key=value key="a b" -> ARENA_KEY=value, ARENA_KEY=a b: how many. The text is cut up, the fields
+ * are in `space`. */
 static int split_fields(const char *text, struct iovec *fields, int most, char *space, size_t room)
 {
     int count = 0;
@@ -50,7 +60,8 @@ static int split_fields(const char *text, struct iovec *fields, int most, char *
         const char *value = equals + 1;
         int quoted = *value == '"';
         value += quoted;
-        size_t value_bytes = strcspn(value, quoted ? "\"" : " "), bytes = 6 + key_bytes + 1 + value_bytes;
+        size_t value_bytes = strcspn(value, quoted ? "\"" : " "),
+               bytes = 6 + key_bytes + 1 + value_bytes;
         if (bytes > room)
             return count;
         memcpy(space, "ARENA_", 6);
@@ -71,10 +82,13 @@ static int send_to_journal(int level, const char *line)
     struct iovec fields[FIELDS];
     char message[1200], priority[16], space[1600];
     int n = snprintf(message, sizeof message, "MESSAGE=%s", line);
-    fields[0] = (struct iovec){message, (size_t)n < sizeof message ? (size_t)n : sizeof message - 1};
-    fields[1] = (struct iovec){priority, (size_t)snprintf(priority, sizeof priority, "PRIORITY=%d", level)};
-    fields[2] = (struct iovec){(char *)(uintptr_t)"SYSLOG_IDENTIFIER=arenad", 24};
-    return sd_journal_sendv(fields, 3 + split_fields(line, fields + 3, FIELDS - 3, space, sizeof space));
+    fields[0] =
+        (struct iovec){message, (size_t)n < sizeof message ? (size_t)n : sizeof message - 1};
+    fields[1] =
+        (struct iovec){priority, (size_t)snprintf(priority, sizeof priority, "PRIORITY=%d", level)};
+    fields[2] = (struct iovec){(char *)(uintptr_t) "SYSLOG_IDENTIFIER=arenad", 24};
+    return sd_journal_sendv(fields,
+                            3 + split_fields(line, fields + 3, FIELDS - 3, space, sizeof space));
 }
 
 void log_event(int level, const char *event, const char *format, ...)

@@ -1,14 +1,21 @@
-/* One line an event, key=value: to the journal, where standard error is connected to it, with each pair as a field of its
- * own (event=death pid=7 -> ARENA_EVENT=death, ARENA_PID=7: `journalctl ARENA_EVENT=death`); else to standard error. */
+/* One line an event, key=value: to the journal, where standard error is connected to it, with each
+ * pair as a field of its own (event=death pid=7 -> ARENA_EVENT=death, ARENA_PID=7: `journalctl
+ * ARENA_EVENT=death`); else to standard error. */
 #ifndef DAEMON_LOG_H
 #define DAEMON_LOG_H
 
-enum log_level { LOG_LEVEL_ERROR = 3, LOG_LEVEL_WARNING = 4, LOG_LEVEL_INFO = 6, LOG_LEVEL_DEBUG = 7 };
+enum log_level {
+    LOG_LEVEL_ERROR = 3,
+    LOG_LEVEL_WARNING = 4,
+    LOG_LEVEL_INFO = 6,
+    LOG_LEVEL_DEBUG = 7
+};
 
 int log_level_parse(const char *text); /* -EINVAL */
 void log_set_level(int level);
 
 /* event is one word; format gives key=value pairs, values with spaces in double quotes */
-void log_event(int level, const char *event, const char *format, ...) __attribute__((format(printf, 3, 4)));
+void log_event(int level, const char *event, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
 
 #endif

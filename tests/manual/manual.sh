@@ -1,6 +1,7 @@
 #!/bin/bash
-# The manual says what the programs, the configuration, the header and the protocol say, and no more. What is compared is
-# the pages' source, packaging/man/*.scd; each line that this prints names the page and what is to be written there:
+# The manual says what the programs, the configuration, the header and the protocol say, and no
+# more. What is compared is the pages' source, packaging/man/*.scd; each line that this prints
+# names the page and what is to be written there:
 #
 #   an option of a program    a line  *--option* _UNIT_  and behind it, indented by a tab, what it does and its default
 #   a configuration key       a line  *key* = _UNIT_     in arenad.conf.5 with its default and _(reload)_ if it may change,
@@ -32,7 +33,7 @@ compare() { # PAGE WHAT IN-PAGE IN-SOURCE: two files, a word on each line
 # the text under a heading of a page
 section() { awk -v want="# $2" '/^# / { on = $0 == want; next } on' "$man/$1.scd"; }
 
-# ---- options --------------------------------------------------------------------------------------------------------
+# ---- options -----------------------------------------------------------------------------------
 "$build/arenad" --help >"$work/help"
 grep -v '^usage\|^Sizes' "$work/help" | grep -oE '^ +--[a-z-]+(, --[a-z-]+)?' | grep -oE -- '--[a-z-]+' >"$work/is"
 section arenad.8 OPTIONS | grep -oE '^\*--[a-z-]+' | tr -d '*' >"$work/page"
@@ -53,7 +54,7 @@ while read -r command; do # each command's own options stand on its line
         fault "$man/arenactl.1.scd" "$command takes $(paste -sd' ' "$work/own"), its line has $(paste -sd' ' "$work/line")"
 done <"$work/is"
 
-# ---- configuration: KEY("name", KIND, member, reloads, "default", "text") in daemon/config.h ----------------------------
+# ---- configuration: KEY("name", KIND, member, reloads, "default", "text") in daemon/config.h ---
 sed -n 's/^ *KEY("\([^"]*\)", \([A-Z]*\), [a-z_.]*, \([01]\), "\([^"]*\)", .*/\1 \2 \3 \4/p' daemon/config.h >"$work/keys"
 cut -d' ' -f1 "$work/keys" >"$work/is"
 [ "$(wc -l <"$work/is")" = "$(grep -c '^ *KEY("' daemon/config.h)" ] || fault daemon/config.h "a key cannot be read"
@@ -87,7 +88,7 @@ grep -oE '^#[a-z-]+ =' packaging/default.conf | tr -d '#= ' | sort >"$work/page"
 while read -r key; do fault packaging/default.conf "has the key $key, which is not there any more"; done \
     < <(comm -23 "$work/page" <(sort "$work/is"))
 
-# ---- the API: declarations of client/arena.h, in one line each ------------------------------------------------------------
+# ---- the API: declarations of client/arena.h, in one line each ---------------------------------
 declarations() { # of text on standard input: comments, attributes, bodies and preprocessor lines away
     awk '{ gsub(/\/\*([^*]|\*[^\/])*\*\//, ""); while (1) {
               if (skip) { i = index($0, "*/"); if (!i) { $0 = ""; break } $0 = substr($0, i + 2); skip = 0 }
@@ -124,12 +125,12 @@ grep -oE '\bARENA_[A-Z_]+ =' client/arena.h | tr -d '= ' | sort -u | while read 
 done >"$work/constants"
 [ ! -s "$work/constants" ] || fault "$man" "$(cat "$work/constants")"
 
-# ---- figures ------------------------------------------------------------------------------------------------------------
+# ---- figures -----------------------------------------------------------------------------------
 sed -n 's/^ *X(\([a-z_]*\),.*/\1/p' proto/stats.h >"$work/is"
 section arena_stats.3 DESCRIPTION | grep -oE '^\*[a-z_]+\*$' | tr -d '*' >"$work/page"
 compare arena_stats.3 figure "$work/page" "$work/is"
 
-# ---- the protocol: the tables of proto/msg.h ------------------------------------------------------------------------------
+# ---- the protocol: the tables of proto/msg.h ---------------------------------------------------
 tr -d '\\\n' <proto/msg.h | grep -oE 'MESSAGE\([A-Z_]+, [0-9]+, [A-Z]+, *\([^)]*\)\)' |
     sed 's/MESSAGE(\([A-Z_]*\), \([0-9]*\), [A-Z]*, *(\(.*\)))/*\1* \2 (\3)/; s/,  */, /g' >"$work/is"
 grep -E '^\*[A-Z_]+\* [0-9]+ \(' $man/arena-protocol.7.scd >"$work/page"

@@ -1,17 +1,22 @@
 #!/bin/bash
-# What the library once exported, it exports: packaging/debian/libarena1.symbols is the list, each with the version that
-# brought it. A symbol that is missing fails; a new one is named, and `make symbols` notes it.
+# What the library once exported, it exports: packaging/debian/libarena1.symbols is the list, each
+# with the version that brought it. A symbol that is missing fails; a new one is named, and `make
+# symbols` notes it.
 #
 #   symbols.sh [--write LIBRARY VERSION]
 set -u
 cd "$(dirname "$0")/../.."
 list=packaging/debian/libarena1.symbols
-exported() { nm -D --defined-only --with-symbol-versions "$1" | awk '$2 ~ /[TDBRVW]/ && $3 ~ /@/ { sub("@@", "@", $3); print $3 }' | sort; }
+exported() {
+    nm -D --defined-only --with-symbol-versions "$1" |
+        awk '$2 ~ /[TDBRVW]/ && $3 ~ /@/ { sub("@@", "@", $3); print $3 }' | sort
+}
 
 if [ "${1-}" = --write ]; then
     {
         echo 'libarena.so.1 libarena1 #MINVER#'
-        # versions that are there stay; a new symbol has this one, and so has the version node on its first day
+        # versions that are there stay; a new symbol has this one, and so has the version node on
+        # its first day
         { echo ARENA_1@ARENA_1; exported "$2"; } | sort -u | while read -r symbol; do
             since=$(awk -v s="$symbol" '$1 == s { print $2 }' "$list" 2>/dev/null)
             echo " $symbol ${since:-$3}"

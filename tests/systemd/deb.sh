@@ -1,13 +1,14 @@
 #!/bin/bash
-# Goal: the packages are installed, upgraded while clients hold the heap, removed and purged, and leave nothing behind.
-# Method: run by run_deb.sh inside with-systemd, with dpkg on the container's copy of the system.
+# Goal: the packages are installed, upgraded while clients hold the heap, removed and purged, and
+# leave nothing behind. Method: run by run_deb.sh inside with-systemd, with dpkg on the
+# container's copy of the system.
 . tests/systemd/lib.sh
 build=$1
 debs=$w/debs
 export DEBIAN_FRONTEND=noninteractive
 
-# The packages, and the same with a higher version. An image's policy-rc.d would forbid to start anything; the index of all
-# manual pages takes longer than all the rest.
+# The packages, and the same with a higher version. An image's policy-rc.d would forbid to start
+# anything; the index of all manual pages takes longer than all the rest.
 prepare() {
     local deb
     rm -f /usr/sbin/policy-rc.d /var/lib/man-db/auto-update

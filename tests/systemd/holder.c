@@ -1,8 +1,9 @@
-/* A client for the tests of the service: holds objects, and says on request whether it has lost any.
+/* A client for the tests of the service: holds objects, and says on request whether it has lost
+ * any.
  *
- *   holder [OBJECTS]     attaches by $ARENA_SOCKET, allocates objects of its own and published ones, says "ready", then
- *                        answers each line of its input: "check" compares all of them with what was written and makes
- *                        round trips; "quit" frees what it owns and closes.
+ *   holder [OBJECTS]     attaches by $ARENA_SOCKET, allocates objects of its own and published
+ * ones, says "ready", then answers each line of its input: "check" compares all of them with what
+ * was written and makes round trips; "quit" frees what it owns and closes.
  *
  * Exit status 0: nothing was lost. */
 #include <errno.h>
@@ -23,7 +24,10 @@ static arena_t *a;
 static struct object **own;
 static uint64_t objects = 2000;
 
-static size_t size_of(uint64_t number) { return sizeof(struct object) + number * 37 % 1500; }
+static size_t size_of(uint64_t number)
+{
+    return sizeof(struct object) + number * 37 % 1500;
+}
 
 static void fill(struct object *o, uint64_t number)
 {
@@ -61,7 +65,8 @@ static int hold(void)
     return arena_root_set(a, "held", head);
 }
 
-/* The figures are a round trip, and so is most of the rest: the daemon is there, and knows this client. */
+/* The figures are a round trip, and so is most of the rest: the daemon is there, and knows this
+ * client. */
 static const char *check(void)
 {
     struct arena_stats stats = {.size = sizeof stats};

@@ -1,6 +1,7 @@
 #!/bin/bash
-# Goal: the shipped units do what systemctl's user expects, and nothing that systemd does to the daemon loses a byte.
-# Method: run by run.sh inside with-systemd: installs to /, then uses systemctl, and clients that hold objects.
+# Goal: the shipped units do what systemctl's user expects, and nothing that systemd does to the
+# daemon loses a byte. Method: run by run.sh inside with-systemd: installs to /, then uses
+# systemctl, and clients that hold objects.
 . tests/systemd/lib.sh
 build=$1
 
@@ -217,6 +218,22 @@ the_journal_has_one_line_an_event_with_fields() {
     exec {to[victim]}>&- {from[victim]}<&-
 }
 
+a_heap_in_a_directory_outlives_the_service() {
+    printf 'max = 64M\nbacking = /var/lib/arenad/other\n' >/etc/arenad/other.conf
+    want "start" systemctl start "$(unit other)"
+    hold main other 500
+    same "the client" "$answer" ready
+    whole main
+    want "kill" systemctl kill --kill-who=main -s KILL "$(unit other)"
+    whole main "after kill -9"
+    let_go main
+    want "stop" systemctl stop "$(unit other)"
+    want "start" systemctl start "$(unit other)"
+    same "epoch, objects" "$(figure other epoch) $(figure other objects_shared)" "3 500"
+    want "check" ctl other check
+    want "stop" systemctl stop arenad@other.socket "$(unit other)"
+}
+
 every_heap_is_whole() {
     want "check" ctl default check
     want "a collection in the sandbox" ctl default gc
@@ -231,4 +248,5 @@ run_tests verify_is_clean_and_little_is_exposed start_waits_until_the_daemon_is_
     daemon_reexec_loses_nothing the_watchdog_kills_a_daemon_that_hangs_and_nothing_is_lost \
     a_broken_config_file_loses_nothing reload_changes_what_can_change_and_names_the_rest \
     two_instances_do_not_see_each_other stop_releases_the_memory users_have_names_and_quotas_of_their_own \
-    who_is_not_allowed_is_told_so the_journal_has_one_line_an_event_with_fields every_heap_is_whole
+    who_is_not_allowed_is_told_so the_journal_has_one_line_an_event_with_fields a_heap_in_a_directory_outlives_the_service \
+    every_heap_is_whole
