@@ -8,6 +8,7 @@
 #                             the option in arenad.8, and  #key = default  in packaging/default.conf
 #   a function                its name in a NAME section, its declaration as in arena.h in a SYNOPSIS block of that page
 #   a constant of arena.h     its name in bold in a page of section 3
+#   a variable ARENA_*        its name in bold in the page of the function that reads it
 #   a figure (proto/stats.h)  a line  *name*  in arena_stats.3
 #   a message, a field        a line  *NAME* number (fields)  and a line  name KIND least..most  in arena-protocol.7
 #   a command of arenactl     a line  *command* ...  under COMMANDS in arenactl.1
@@ -124,6 +125,13 @@ grep -oE '\bARENA_[A-Z_]+ =' client/arena.h | tr -d '= ' | sort -u | while read 
     grep -qE "\*$name\*" "$man"/*.3.scd || echo "$man/*.3.scd: no page has *$name*"
 done >"$work/constants"
 [ ! -s "$work/constants" ] || fault "$man" "$(cat "$work/constants")"
+
+# what the library reads of the environment
+sed -n 's/.*getenv("\(ARENA_[A-Z_]*\)").*/\1/p' client/*.c client/ctl/*.c | sort -u |
+    while read -r name; do
+        grep -qE "\*$name\*" "$man"/*.scd || echo "$man/*.scd: no page has *$name*"
+    done >"$work/environment"
+[ ! -s "$work/environment" ] || fault "$man" "$(cat "$work/environment")"
 
 # ---- figures -----------------------------------------------------------------------------------
 sed -n 's/^ *X(\([a-z_]*\),.*/\1/p' proto/stats.h >"$work/is"
