@@ -146,7 +146,7 @@ DEPS        := gcc libc6-dev pkg-config libuv1-dev libmsgpack-dev libcmocka-dev 
                libcjson-dev libncurses-dev
 DEPS_ALL    := $(DEPS) g++ clang clang-format clang-tidy cppcheck valgrind libclang-rt-14-dev libboost-dev libjemalloc2 \
                libmimalloc2.0 libtcmalloc-minimal4 gnuplot-nox debhelper lintian abigail-tools systemd dbus \
-               libnss-systemd strace gdb scdoc mandoc
+               libnss-systemd strace gdb scdoc mandoc libdw-dev
 SUDO         = $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # installs what dpkg does not have yet
 install_deps = missing=; for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || \
