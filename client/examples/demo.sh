@@ -25,7 +25,7 @@ for dir in "${dirs[@]}"; do [[ -d $dir ]] && found+=("$dir"); done
 (( ${#found[@]} )) || fail "none of ${dirs[*]} is a directory: set DIR="
 find "${found[@]}" -type f -size -16M -print0 | sort -z | xargs -0 -r grep -lIZ '' >"$work/files" || fail "no text file below ${found[*]}"
 if [[ ! ${DIR:-} ]]; then # a machine with much software has hundreds of MB there: the first 40 MB will do
-    xargs -0 stat -c '%s' <"$work/files" | awk '{ sum += $1; if (sum > 40000000) exit; n++ } END { print n }' >"$work/n"
+    xargs -0 stat -c '%s' <"$work/files" | awk '{ sum += $1 } sum <= 40000000 { n++ } END { print n }' >"$work/n"
     head -z -n "$(cat "$work/n")" "$work/files" >"$work/some" && mv "$work/some" "$work/files"
 fi
 files=$(tr -cd '\0' <"$work/files" | wc -c)
@@ -36,12 +36,11 @@ say "text files below ${found[*]}: $files files, $(( bytes / 1000000 )) MB"
 (( files >= 1000 )) && echo "(at least 1,000 files)" || echo "(at least 10 MB)"
 
 # ---- the heap and the workers --------------------------------------------------------------------
-"$build/arenad" --foreground --socket "$work/demo.sock" --max 4G 2>"$work/log" &
+mkfifo "$work/ready"
+"$build/arenad" --foreground --ready-fd 9 --socket "$work/demo.sock" --max 4G 9>"$work/ready" 2>"$work/log" &
 daemon=$!
 export ARENA_SOCKET=$work/demo.sock
-until "$build/arenactl" stat >/dev/null 2>&1; do
-    kill -0 "$daemon" 2>/dev/null || { cat "$work/log" >&2; fail "the daemon ended"; }
-done
+read -r _ <"$work/ready" || { cat "$work/log" >&2; fail "the daemon ended"; }
 say "indexing with $workers worker processes"
 "$build/examples/words" "$workers" "$work/counts" <"$work/files" || { tail -n 20 "$work/log" >&2; fail "indexing failed"; }
 say "what the daemon reclaimed"
