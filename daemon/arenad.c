@@ -208,6 +208,8 @@ static int open_regions(struct config *config, struct regions *r, const struct h
         regions_remove(&old);
     }
     *ret_kept = rc == 0;
+    if (rc == -ENOENT && dir && !config->reset)
+        regions_close(r); /* what was begun of them */
     if (rc == -ENOENT)
         rc = new_heap(config, r, dir, why);
     if (rc < 0)
@@ -293,7 +295,7 @@ static int run(struct config *config, struct server *s, int listen_fd, bool kept
 int main(int argc, char **argv)
 {
     static struct server server;
-    struct config config;
+    static struct config config;
     struct handed handed;
     bool kept;
     signals_hold();
