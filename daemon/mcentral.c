@@ -217,6 +217,7 @@ static int cache_nonempty(struct core *core, struct client *client, unsigned spa
 {
     struct mcentral *c = &core->central[span_class];
     uint64_t want = (uint64_t)pages * class_table[span_class].objects / class_table[span_class].pages, got = 0;
+    want += want == 0; /* less than a span was asked for */
     while (c->nonempty_first != SPAN_END && (uint32_t)count < capacity && got < want) {
         struct span_info span;
         uint32_t first = c->nonempty_first;

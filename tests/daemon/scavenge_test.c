@@ -1,0 +1,352 @@
+/* Goal: pages inside partly used spans go back to the system and come again, and no client ever has a span leased of which
+ * a page has no memory behind it: not while pages are in flight, not when a punch or a growth fails, and not over a
+ * restart of the daemon at any moment.
+ *
+ * Method: the core is driven without a loop. A backing of the test's own keeps what it was asked for, answers later and in
+ * any order, and has a bit a page of what has memory. Clients are the test: it writes state words as a lessee would. */
+#include <errno.h>
+
+#include "daemon/core.h"
+#include "tests/shm/fixture.h"
+
+enum { HEAP = 64 << 20, PAGES = HEAP / 8192, ASKED_MAX = 4096 };
+
+struct asked {
+    uint64_t first, pages;
+    bool grow;
+};
+
+static struct fixture f;
+static struct core core;
+static bool backed[PAGES];
+static struct asked asked[ASKED_MAX];
+static size_t asked_count;
+static bool refuse_grow, refuse_return;
+static uint64_t seed;
+
+static int on_ask(uint64_t first, uint64_t pages, bool grow)
+{
+    assert_true(asked_count < ASKED_MAX);
+    asked[asked_count++] = (struct asked){first, pages, grow};
+    return 0;
+}
+
+static int on_grow(void *context, uint64_t first, uint64_t pages)
+{
+    (void)context;
+    return on_ask(first, pages, true);
+}
+
+static int on_return(void *context, uint64_t first, uint64_t pages)
+{
+    (void)context;
+    for (uint64_t page = first; page < first + pages; page++) { /* the map says so before it is done */
+        uint64_t entry = f.h.pages[page];
+        if (page_entry_class(entry))
+            assert_true(f.h.spans[page - page_entry_index(entry)].returned >> page_entry_index(entry) & 1);
+        else
+            assert_true(entry == PAGE_COLD);
+    }
+    return on_ask(first, pages, false);
+}
+
+static uint64_t on_allowance(void *context)
+{
+    (void)context;
+    return PAGES;
+}
+
+static int on_units(void *context, uint64_t unit, uint64_t units)
+{
+    (void)context, (void)unit, (void)units;
+    return 0;
+}
+
+/* Does one of the things that were asked for, whichever, and tells the core. */
+static void answer_one(void)
+{
+    size_t i = random_below(&seed, asked_count);
+    struct asked a = asked[i];
+    asked[i] = asked[--asked_count];
+    bool fail = a.grow ? refuse_grow : refuse_return;
+    for (uint64_t page = a.first; !fail && page < a.first + a.pages; page++)
+        backed[page] = a.grow;
+    if (a.grow)
+        core_grown(&core, a.first, a.pages, fail ? -ENOMEM : 0, ++core.now_ns);
+    else
+        core_returned(&core, a.first, a.pages, fail ? -EIO : 0);
+}
+
+static void answer_all(void)
+{
+    while (asked_count)
+        answer_one();
+}
+
+static void begin(void)
+{
+    char why[256];
+    struct backing backing = {NULL, on_grow, on_allowance, on_return, on_units};
+    struct limits limits = {0};
+    assert_int_equal(core_start(&core, &f.h, &backing, &limits, 1000000000, why), 0);
+}
+
+/* The daemon dies with all that it had in flight: some of it was done, some not. */
+static void die_and_begin(void)
+{
+    for (size_t i = 0; i < asked_count; i++)
+        for (uint64_t page = asked[i].first; page < asked[i].first + asked[i].pages; page++)
+            if (random_below(&seed, 2))
+                backed[page] = asked[i].grow;
+    asked_count = 0;
+    core_stop(&core);
+    begin();
+}
+
+static int setup(void **state)
+{
+    (void)state;
+    fixture_init(&f, HEAP, 64);
+    memset(backed, 0, sizeof backed);
+    asked_count = 0;
+    refuse_grow = refuse_return = false;
+    seed = random_seed();
+    begin();
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    core_stop(&core);
+    fixture_fini(&f);
+    return 0;
+}
+
+static struct client *attach(void)
+{
+    struct tag identity = {.state = TAG_CLIENT, .pid = 1, .uid = 1};
+    struct client *client;
+    assert_int_equal(client_attach(&core, &identity, &client), 0);
+    return client;
+}
+
+static void check_all(void)
+{
+    for (uint64_t page = 1; page < core.mheap.top; page++) {
+        struct span_info span;
+        if (!span_at(&f.h, page, &span)) {
+            if (f.h.pages[page] == PAGE_WARM)
+                assert_true(backed[page]);
+            continue;
+        }
+        const char *why = mcentral_check(&core, page);
+        if (why)
+            fail_msg("page %llu: %s", (unsigned long long)page, why);
+        for (uint32_t i = 0; i < span.page_count; i++)
+            if (f.h.spans[page].lessee || !(f.h.spans[page].returned >> i & 1))
+                assert_true(backed[page + i]); /* the promise */
+        page += span.page_count - 1;
+    }
+}
+
+/* Leases one span of a class. */
+static uint32_t lease(struct client *client, unsigned span_class)
+{
+    uint32_t first;
+    bool fresh;
+    int n;
+    while ((n = mcentral_cache_span(&core, client, span_class, 1, &first, 1, &fresh)) == -EAGAIN)
+        answer_one();
+    assert_int_equal(n, 1);
+    return first;
+}
+
+static uint16_t *words_of(uint32_t first)
+{
+    struct span_info span = {0};
+    assert_true(span_at(&f.h, first, &span));
+    return span.words;
+}
+
+static void idle(void)
+{
+    mheap_tick(&core.mheap);
+    mheap_tick(&core.mheap);
+}
+
+/* A class with two objects in seven pages. */
+static unsigned two_in_seven(void)
+{
+    for (unsigned c = 2; c < SPAN_CLASS_COUNT; c++)
+        if (class_table[c].pages == 7 && class_table[c].objects == 2)
+            return c;
+    fail_msg("no such class");
+    return 0;
+}
+
+/* An unleased span of that class, its second object published. */
+static uint32_t half_used(struct client *client)
+{
+    uint32_t first = lease(client, two_in_seven());
+    words_of(first)[1] = WORD_SHARED;
+    assert_int_equal(mcentral_uncache_span(&core, client, first), 0);
+    assert_int_equal(core.dspans[first].list, LIST_NONEMPTY);
+    return first;
+}
+
+static void pages_of_an_idle_span_go_back_and_come_again_before_it_is_leased(void **state)
+{
+    struct client *client = attach();
+    uint32_t first = half_used(client);
+    (void)state;
+    scavenge_turn(&core, TURN_SPANS, TURN_WORDS);
+    assert_int_equal(asked_count, 0); /* it was used a moment ago */
+    idle();
+    scavenge_turn(&core, TURN_SPANS, TURN_WORDS);
+    assert_int_equal(asked_count, 1);
+    assert_int_equal(asked[0].first, first);
+    assert_int_equal(asked[0].pages, 3); /* 28672 bytes are three pages and a half */
+    assert_int_equal(core.dspans[first].list, LIST_BUSY);
+    answer_all();
+    assert_int_equal(core.dspans[first].list, LIST_RETURNED);
+    assert_int_equal(f.h.spans[first].returned, 7);
+    assert_int_equal(core.heap.header->pages_returned, 3);
+    check_all();
+    uint32_t out;
+    bool fresh;
+    assert_int_equal(mcentral_cache_span(&core, client, two_in_seven(), 1, &out, 1, &fresh), -EAGAIN);
+    assert_int_equal(f.h.spans[first].returned, 7); /* until the memory is there */
+    answer_all();
+    assert_int_equal(f.h.spans[first].returned, 0);
+    assert_int_equal(lease(client, two_in_seven()), first);
+    check_all();
+}
+
+static void a_span_that_becomes_wholly_free_while_busy_gives_its_pages_to_the_mheap_as_they_are(void **state)
+{
+    struct client *client = attach();
+    uint32_t first = half_used(client);
+    (void)state;
+    idle();
+    scavenge_turn(&core, TURN_SPANS, TURN_WORDS);
+    words_of(first)[1] = WORD_FREE;
+    hint_set(&f.h.hints[first + 4]);
+    while (core.sweep_serial == 0) {
+        sweep_cycle(&core);
+        sweep_turn(&core);
+    }
+    assert_int_equal(core.dspans[first].list, LIST_BUSY); /* not uncut under the punch */
+    answer_all();
+    assert_int_equal(f.h.spans[first].span_class, 0);
+    for (uint32_t i = 0; i < 7; i++)
+        assert_true(f.h.pages[first + i] == (i < 3 ? PAGE_COLD : PAGE_WARM));
+    check_all();
+}
+
+static void a_punch_that_fails_leaves_the_span_as_it_was(void **state)
+{
+    struct client *client = attach();
+    uint32_t first = half_used(client);
+    (void)state;
+    idle();
+    refuse_return = true;
+    scavenge_turn(&core, TURN_SPANS, TURN_WORDS);
+    answer_all();
+    assert_int_equal(f.h.spans[first].returned, 0);
+    assert_int_equal(core.dspans[first].list, LIST_NONEMPTY);
+    assert_int_equal(lease(client, two_in_seven()), first);
+    check_all();
+}
+
+static void a_growth_that_fails_keeps_the_mark(void **state)
+{
+    struct client *client = attach();
+    uint32_t first = half_used(client), out;
+    bool fresh;
+    (void)state;
+    idle();
+    scavenge_turn(&core, TURN_SPANS, TURN_WORDS);
+    answer_all();
+    refuse_grow = true;
+    assert_int_equal(mcentral_cache_span(&core, client, two_in_seven(), 1, &out, 1, &fresh), -EAGAIN);
+    answer_all();
+    assert_int_equal(f.h.spans[first].returned, 7);
+    assert_int_equal(core.dspans[first].list, LIST_RETURNED);
+    check_all();
+}
+
+/* Random clients, frees, scavenging, failures and restarts; after each step the promise is looked at. */
+static void no_leased_page_is_without_memory_whatever_happens(void **state)
+{
+    (void)state;
+    struct client *client = attach();
+    unsigned tag = client->tag;
+    for (int step = 0; step < 4000; step++) {
+        unsigned c = 2 + (unsigned)random_below(&seed, SPAN_CLASS_COUNT - 2);
+        uint64_t page = 1 + random_below(&seed, core.mheap.top > 1 ? core.mheap.top : 1);
+        struct span_info span = {0};
+        refuse_grow = random_below(&seed, 16) == 0;
+        refuse_return = random_below(&seed, 16) == 0;
+        switch (random_below(&seed, 8)) {
+        case 0:
+        case 1: { /* a lease, if memory is there; some objects become published */
+            uint32_t first;
+            bool fresh;
+            core.now_ns += 1000000000;
+            if (mcentral_cache_span(&core, client, c, 1, &first, 1, &fresh) == 1)
+                for (uint32_t i = 0; i < class_table[c].objects; i++)
+                    words_of(first)[i] = random_below(&seed, 4) ? WORD_FREE : WORD_SHARED;
+            break;
+        }
+        case 2:
+        case 3: /* let go */
+            if (span_at(&f.h, page, &span) && f.h.spans[page].lessee == tag)
+                assert_int_equal(mcentral_uncache_span(&core, client, page), 0);
+            break;
+        case 4: /* freed by somebody */
+            if (span_at(&f.h, page, &span)) {
+                uint32_t i = (uint32_t)random_below(&seed, span.objects);
+                if (span.words[i] == WORD_SHARED) {
+                    span.words[i] = WORD_FREE;
+                    hint_set(&f.h.hints[page + i * (uint64_t)span.size / PAGE_SIZE]);
+                }
+            }
+            sweep_cycle(&core);
+            sweep_turn(&core);
+            break;
+        case 5:
+            idle();
+            scavenge_turn(&core, 64, TURN_WORDS);
+            mheap_scavenge(&core.mheap, 2, 64, false);
+            break;
+        case 6:
+            if (asked_count)
+                answer_one();
+            break;
+        default:
+            if (random_below(&seed, 20) == 0) {
+                die_and_begin();
+                client = core.clients[tag];
+                assert_non_null(client);
+            }
+        }
+        if (step % 16 == 0)
+            check_all();
+    }
+    answer_all();
+    check_all();
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(pages_of_an_idle_span_go_back_and_come_again_before_it_is_leased, setup, teardown),
+        cmocka_unit_test_setup_teardown(
+            a_span_that_becomes_wholly_free_while_busy_gives_its_pages_to_the_mheap_as_they_are, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_punch_that_fails_leaves_the_span_as_it_was, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_growth_that_fails_keeps_the_mark, setup, teardown),
+        cmocka_unit_test_setup_teardown(no_leased_page_is_without_memory_whatever_happens, setup, teardown),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
