@@ -36,6 +36,9 @@ enum {
     LEASE_MAX_PAGES = 128,         /* 1 MiB: the most that it asks for */
     HINT_LOOKS = 64,               /* full spans whose hints a refill looks at before it asks the daemon */
     KEEP_FREE_MIN = 3 << 20,       /* bytes of free objects kept in stashes and leased spans */
+    HELD_FEW = 64 << 20,           /* of what is leased or filled: up to it ripples of free bytes are kept up to */
+    RIPPLE_FEW = 12 << 20,         /* this */
+    SWING_LEASES = 64,
     KEEP_FULL_MIN = 32 << 20,      /* bytes of leased spans without FREE objects */
     TX_TAGS_MAX = 1024,            /* of a client: what the daemon grants */
     KEEP_MAX = 256 << 20,          /* to which both grow when what was let go is asked for again */
@@ -108,7 +111,9 @@ struct central {
     uint32_t first[LEASE_LISTS], last[LEASE_LISTS], count[LEASE_LISTS];
     struct slot *stash;   /* entries that left their magazines, CACHED; the newest last. Private memory */
     uint32_t stash_count, stash_capacity;
+    uint32_t grant_spans; /* of the last lease, if it was cut fresh and nothing flushed since: the class grows */
     uint32_t held_pages;  /* leased or filled: what the next lease is in proportion to */
+    uint32_t swings;      /* leases for which what comes and goes is taken for a swing, not for a ripple */
     uint64_t gave_back;   /* FREE bytes that went back since the last lease: if they are asked for again, keep more */
 };
 
@@ -131,8 +136,19 @@ struct large_cache {
 
 /* ---- the connection ------------------------------------------------------------------------------------------------- */
 
+/* A lease that was asked for before it was needed: one at a time. sync: conn.lock */
+struct ahead {
+    uint32_t id;         /* of its request; 0: none */
+    uint32_t span_class;
+    bool arrived;
+    int error;           /* of what arrived; 0: a grant */
+    uint32_t flags, count;
+    uint32_t list[1024]; /* the most that a grant has */
+};
+
 struct connection {
     pthread_mutex_t lock;
+    struct ahead ahead;
     int fd;              /* -1: none */
     uint32_t epoch;      /* of the daemon that it is to */
     uint32_t next_id;
@@ -277,6 +293,11 @@ void conn_lock(struct arena *a);
 void conn_unlock(struct arena *a);
 int conn_call(struct arena *a, uint32_t type, uint32_t expect);
 int conn_tell(struct arena *a, uint32_t type); /* no reply */
+/* Sends the request in conn.out, a LEASE, and lets its reply come when it comes. conn_ahead() waits for it: 0 and the grant
+ * in conn.ahead, -ENOENT: none of this class was asked for, or the error that it was answered with. A connection that is
+ * lost takes it along: spans that were granted and not accepted are not listed by RESUME, so the daemon takes them back. */
+void conn_ask_ahead(struct arena *a);
+int conn_ahead(struct arena *a, unsigned span_class);
 int conn_connect(const char *path);
 void conn_look_up(int fd); /* receives return now and then, so that a deadline is looked at */
 int64_t conn_now_ms(void);

@@ -64,6 +64,7 @@ void conn_init(struct connection *c, int fd)
     c->fd = fd;
     c->stale = false;
     c->next_id = 0;
+    c->ahead.id = 0;
 }
 
 /* Not all of MSG_TEXT_MAX: a library's thread-local memory is scarce where it is loaded late. */
@@ -93,6 +94,23 @@ static void drop(struct connection *c)
     if (c->fd >= 0)
         close(c->fd);
     c->fd = -1;
+    c->ahead.id = 0;
+}
+
+static uint32_t next_id(struct connection *c) { return ++c->next_id ? c->next_id : ++c->next_id; }
+
+/* The reply to what was asked ahead came while another was waited for. */
+static void keep_ahead(struct connection *c)
+{
+    struct ahead *ahead = &c->ahead;
+    bool grant = c->in.type == MSG_GRANT && c->in.list_count <= sizeof ahead->list / sizeof *ahead->list;
+    ahead->arrived = true;
+    ahead->error = grant ? 0 : c->in.type == MSG_ERROR ? (int)c->in.error : EPROTO;
+    if (!grant)
+        return;
+    ahead->flags = c->in.flags;
+    ahead->count = c->in.list_count;
+    memcpy(ahead->list, c->in.list, ahead->count * sizeof *ahead->list);
 }
 
 static int send_out(struct arena *a, uint32_t type, uint32_t id)
@@ -126,6 +144,12 @@ static int receive_in(struct arena *a, uint32_t id, uint32_t expect, int64_t dea
                 exchange_acq_rel(&a->trim_notice, c->in.value);
             continue;
         }
+        if (c->ahead.id && c->in.id == c->ahead.id) {
+            keep_ahead(c);
+            if (c->in.id == id)
+                return -c->ahead.error;
+            continue;
+        }
         if (c->in.id != id && !(c->in.type == MSG_ERROR && c->in.id == 0)) /* 0: refused, whatever was asked */
             continue;
         if (c->in.type == MSG_ERROR) {
@@ -138,7 +162,7 @@ static int receive_in(struct arena *a, uint32_t id, uint32_t expect, int64_t dea
 
 static int exchange(struct arena *a, uint32_t type, uint32_t expect, int64_t deadline)
 {
-    uint32_t id = ++a->conn.next_id ? a->conn.next_id : ++a->conn.next_id;
+    uint32_t id = next_id(&a->conn);
     int rc = send_out(a, type, id);
     if (rc < 0)
         return rc == -EINVAL ? rc : -EPIPE;
@@ -240,6 +264,33 @@ int conn_call(struct arena *a, uint32_t type, uint32_t expect)
         if (was_done(a, type))
             return 0;
     }
+}
+
+void conn_ask_ahead(struct arena *a)
+{
+    struct connection *c = &a->conn;
+    if (c->fd < 0 || c->stale || c->ahead.id)
+        return;
+    uint32_t id = next_id(c);
+    if (send_out(a, MSG_LEASE, id) < 0) {
+        drop(c);
+        return;
+    }
+    c->ahead.id = id;
+    c->ahead.span_class = c->out.span_class;
+    c->ahead.arrived = false;
+}
+
+int conn_ahead(struct arena *a, unsigned span_class)
+{
+    struct connection *c = &a->conn;
+    if (!c->ahead.id || c->ahead.span_class != span_class)
+        return -ENOENT;
+    int rc = c->ahead.arrived ? -c->ahead.error : receive_in(a, c->ahead.id, MSG_GRANT, conn_deadline(a));
+    if (!c->ahead.arrived) /* lost, or given up */
+        drop(c);
+    c->ahead.id = 0;
+    return rc;
 }
 
 int conn_tell(struct arena *a, uint32_t type)

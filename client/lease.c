@@ -146,13 +146,19 @@ static void release_free(struct arena *a, struct central *c)
 
 /* A lease is needed: what had been let go since the last one was let go too early, so more is kept from now on. A swing,
  * in which a good part of the class went and comes back, is followed as far as it goes; ripples, as of random replacement,
- * only to a 64th of what the process holds: for them a round trip now and then costs less than the memory. */
+ * only to a 64th of what the process holds, or RIPPLE_FEW while that is little: there what is kept weighs less than a round
+ * trip, in a large process more. */
 static void adapt(struct arena *a, struct central *c)
 {
     struct keep *k = &a->keep;
     uint64_t most = a->heap_bytes / 4 < KEEP_MAX ? a->heap_bytes / 4 : KEEP_MAX;
-    uint64_t limit = load_relaxed(&k->free_limit), ripple = load_relaxed(&k->held_pages) << PAGE_SHIFT >> 6;
-    if (c->gave_back * 8 < (uint64_t)c->held_pages << PAGE_SHIFT) {
+    uint64_t limit = load_relaxed(&k->free_limit), held = load_relaxed(&k->held_pages) << PAGE_SHIFT;
+    uint64_t ripple = held <= HELD_FEW ? RIPPLE_FEW : held / 64;
+    if (c->gave_back * 8 >= (uint64_t)c->held_pages << PAGE_SHIFT)
+        c->swings = SWING_LEASES; /* what a swing leaves over may be small: it is followed for some leases more */
+    if (c->swings)
+        c->swings--;
+    else {
         most = most < ripple ? most : ripple;
         most = most < KEEP_FREE_MIN ? KEEP_FREE_MIN : most;
         most = most < limit ? limit : most;
@@ -165,6 +171,7 @@ static void adapt(struct arena *a, struct central *c)
 }
 
 static void flush_words(struct arena *a, struct central *c, const struct slot *slots, uint32_t count);
+static bool accept_ahead(struct arena *a, struct central *c);
 
 static void stash_empty(struct arena *a, struct central *c)
 {
@@ -180,6 +187,10 @@ static void give_back_all(struct arena *a, struct central *c)
     c->stash = NULL;
     c->stash_capacity = 0;
     const uint64_t always = 1;
+    conn_lock(a);
+    accept_ahead(a, c);
+    conn_unlock(a);
+    c->grant_spans = 0;
     for (int list = LEASE_CURRENT; list < LEASE_LISTS; list++)
         release(a, c, (enum lease_list)list, UINT32_MAX, &always, 0);
     hold_pages(a, c, -(int64_t)c->held_pages);
@@ -328,49 +339,52 @@ static bool look_at_hints(struct arena *a, struct central *c)
     return found;
 }
 
-/* Spans that were granted come into current. */
-static void accept_grant(struct arena *a, struct central *c, const struct msg *grant)
-{
-    for (uint32_t i = 0; i < grant->list_count; i++) {
-        uint32_t first = grant->list[i];
-        if (first >= a->heap.page_count || a->leases[first].list != LEASE_NONE)
-            continue; /* not ours to believe */
-        a->leases[first] = (struct lease){.span_class = (uint8_t)(c - a->central)};
-        list_append(a, c, first, LEASE_CURRENT);
-        look_again(a, c, first);
-    }
-}
-
 /* populates what was cut for this lease: a fault a page would cost four times as much */
-static void populate(struct arena *a, struct central *c, const struct msg *grant)
+static void populate(struct arena *a, uint64_t pages, const uint32_t *list, uint32_t count)
 {
-    uint64_t pages = class_table[c - a->central].pages;
-    for (uint32_t i = 0; i < grant->list_count;) {
-        uint32_t first = grant->list[i], run = 1;
-        while (i + run < grant->list_count && grant->list[i + run] == first + run * pages)
+    for (uint32_t i = 0; i < count;) {
+        uint32_t first = list[i], run = 1;
+        while (i + run < count && list[i + run] == first + run * pages)
             run++;
         madvise(a->base + ((uint64_t)first << PAGE_SHIFT), run * pages << PAGE_SHIFT, MADV_POPULATE_WRITE);
         i += run;
     }
 }
 
+/* Spans that were granted come into current. */
+static void accept_grant(struct arena *a, struct central *c, uint32_t flags, const uint32_t *list, uint32_t count)
+{
+    const struct class_info *info = &class_table[c - a->central];
+    if (flags & GRANT_FRESH)
+        populate(a, info->pages, list, count);
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t first = list[i];
+        if (first >= a->heap.page_count || a->leases[first].list != LEASE_NONE)
+            continue; /* not ours to believe */
+        a->leases[first] = (struct lease){.span_class = (uint8_t)(c - a->central)};
+        list_append(a, c, first, LEASE_CURRENT);
+        look_again(a, c, first);
+    }
+    c->grant_spans = flags & GRANT_FRESH ? count : 0;
+    hold_pages(a, c, (int64_t)count * info->pages);
+}
+
 /* How much a lease asks for, in pages: half of what the class holds, up to LEASE_FEW_PAGES, so that a little needs few
- * round trips; then a 64th of it, so that what is leased ahead of need is a small part of what is used. */
+ * round trips; then a 128th of it, so that what is leased ahead of need is a small part of what is used. */
 static uint32_t ask_pages(const struct central *c, const struct class_info *info)
 {
-    uint32_t few = c->held_pages / 2 < LEASE_FEW_PAGES ? c->held_pages / 2 : LEASE_FEW_PAGES, part = c->held_pages / 64;
+    uint32_t few = c->held_pages / 2 < LEASE_FEW_PAGES ? c->held_pages / 2 : LEASE_FEW_PAGES, part = c->held_pages / 128;
     uint32_t ask = part < few ? few : part > LEASE_MAX_PAGES ? LEASE_MAX_PAGES : part;
     return ask < info->pages ? info->pages : ask;
 }
 
-static int ask_daemon(struct arena *a, struct central *c)
+/* A LEASE in conn.out, for conn_call. */
+static void write_request(struct arena *a, struct central *c, uint32_t flags)
 {
-    const struct class_info *info = &class_table[c - a->central];
-    adapt(a, c);
-    conn_lock(a);
     struct msg *out = &a->conn.out;
     out->span_class = (uint32_t)(c - a->central);
-    out->pages = ask_pages(c, info);
+    out->pages = ask_pages(c, &class_table[c - a->central]);
+    out->flags = flags;
     out->list_count = 0;
     uint64_t limit = load_relaxed(&a->keep.full_limit);
     while (out->list_count < 512 && c->first[LEASE_FULL] != LEASE_END && load_relaxed(&a->keep.full_bytes) > limit) {
@@ -379,15 +393,44 @@ static int ask_daemon(struct arena *a, struct central *c)
         memset(&a->leases[first], 0, sizeof(struct lease));
         out->list[out->list_count++] = first;
     }
-    int rc = conn_call(a, MSG_LEASE, MSG_GRANT);
-    if (rc == 0) {
-        if (a->conn.in.flags & GRANT_FRESH)
-            populate(a, c, &a->conn.in);
-        accept_grant(a, c, &a->conn.in);
-        hold_pages(a, c, (int64_t)a->conn.in.list_count * info->pages);
+}
+
+/* Takes what was asked for ahead, if that was of this class. */
+static bool accept_ahead(struct arena *a, struct central *c)
+{
+    const struct ahead *ahead = &a->conn.ahead;
+    if (conn_ahead(a, (unsigned)(c - a->central)) < 0)
+        return false;
+    accept_grant(a, c, ahead->flags, ahead->list, ahead->count);
+    return ahead->count > 0;
+}
+
+static int ask_daemon(struct arena *a, struct central *c)
+{
+    int rc = 0;
+    adapt(a, c);
+    conn_lock(a);
+    if (!accept_ahead(a, c)) {
+        write_request(a, c, 0);
+        rc = conn_call(a, MSG_LEASE, MSG_GRANT);
+        if (rc == 0)
+            accept_grant(a, c, a->conn.in.flags, a->conn.in.list, a->conn.in.list_count);
     }
     conn_unlock(a);
     return rc;
+}
+
+/* A class that grows has used up half of its last lease: the next one is asked for now, so that it is there, or on its way,
+ * when it is needed. Never waits for another thread's request. */
+static void ask_ahead(struct arena *a, struct central *c)
+{
+    if (c->count[LEASE_CURRENT] + c->count[LEASE_IDLE] > c->grant_spans / 2 || pthread_mutex_trylock(&a->conn.lock) != 0)
+        return;
+    if (!a->conn.ahead.id) {
+        write_request(a, c, LEASE_AHEAD);
+        conn_ask_ahead(a);
+    }
+    conn_unlock(a);
 }
 
 int lease_refill(struct arena *a, unsigned span_class, struct slot *out, uint32_t want)
@@ -407,6 +450,8 @@ int lease_refill(struct arena *a, unsigned span_class, struct slot *out, uint32_
         } else if (!look_at_hints(a, c) && (rc = ask_daemon(a, c)) < 0)
             break;
     }
+    if (c->grant_spans > 1)
+        ask_ahead(a, c);
     pthread_mutex_unlock(&c->lock);
     return got ? (int)got : rc;
 }
@@ -452,6 +497,7 @@ void lease_flush(struct arena *a, unsigned span_class, const struct slot *slots,
 {
     struct central *c = &a->central[span_class];
     pthread_mutex_lock(&c->lock);
+    c->grant_spans = 0; /* it does not only grow */
     if (!stash_put(a, c, slots, count)) {
         flush_words(a, c, slots, count);
         release_free(a, c);

@@ -37,6 +37,7 @@ struct pending {
     struct connection *connection; /* NULL: it has gone */
     uint32_t type, id, span_class, pages, align, first;
     uint64_t since_ns, sweep_serial, trim_serial;
+    bool ahead; /* of need: refused at once when memory is short */
 };
 
 struct job {

@@ -299,6 +299,10 @@ static bool pending_try(struct server *s, struct pending *p)
         return true;
     if (rc == -EAGAIN)
         return false;
+    if (p->ahead) {
+        connection_error(c, p->id, rc, "not to be had ahead of need");
+        return true;
+    }
     if (rc == -ENOMEM && p->type != MSG_EXTEND && still_hope(s, p))
         return false;
     if (rc == -EDQUOT && p->type != MSG_EXTEND && p->sweep_serial == s->core.sweep_serial) {
@@ -320,7 +324,7 @@ static void on_memory(struct connection *c)
     struct server *s = c->server;
     struct pending p = {.connection = c, .type = in.type, .id = in.id, .span_class = in.span_class, .pages = in.pages,
                         .align = in.align, .first = in.first, .since_ns = s->core.now_ns,
-                        .sweep_serial = s->core.sweep_serial, .trim_serial = UINT64_MAX};
+                        .ahead = in.type == MSG_LEASE && in.flags & LEASE_AHEAD, .sweep_serial = s->core.sweep_serial, .trim_serial = UINT64_MAX};
     if (in.type == MSG_LARGE && (in.align & (in.align - 1))) {
         connection_error(c, in.id, EINVAL, "LARGE: align %u is not a power of two", in.align);
         return;

@@ -62,8 +62,9 @@
     MESSAGE(HELLO, 1, CLIENT, (version_min, version, layout, flags, heap_id, tag))                                     \
     /* after a HELLO with a tag: `list` of leased spans; flags 1: the last packet of them. -> OK */                    \
     MESSAGE(RESUME, 2, CLIENT, (flags, list))                                                                          \
-    /* refill: about `pages` pages of spans of a class; gives back the spans in `list`. -> GRANT, ERROR */             \
-    MESSAGE(LEASE, 3, CLIENT, (epoch, span_class, pages, list))                                                        \
+    /* refill: about `pages` pages of spans of a class; gives back the spans in `list`. flags LEASE_AHEAD: refused     \
+     * rather than waited for. -> GRANT, ERROR */                                                                      \
+    MESSAGE(LEASE, 3, CLIENT, (epoch, span_class, pages, flags, list))                                                 \
     /* one span of `pages` pages, of a large class. -> GRANT, ERROR */                                                 \
     MESSAGE(LARGE, 4, CLIENT, (epoch, span_class, pages, align, list))                                                 \
     /* uncache: gives back spans. No reply. */                                                                         \
@@ -108,6 +109,7 @@ enum msg_type {
 enum { HELLO_READ_ONLY = 1, HELLO_MONITOR = 2 };      /* HELLO.flags. monitor: neither tag nor regions */
 enum { WELCOME_RESUMED = 1 };                         /* WELCOME.flags: the old tag, RESUME now */
 enum { RESUME_LAST = 1 };
+enum { LEASE_AHEAD = 1 };                             /* LEASE.flags: not needed yet, so nobody is asked to trim for it */
 enum { GRANT_FRESH = 1 };                             /* GRANT.flags: pages that no process has touched */
 enum { ROOT_MODE_SET, ROOT_MODE_CAS };
 enum { NOTICE_TRIM = 1, NOTICE_SAFEPOINT = 2, NOTICE_SHUTDOWN = 3 };

@@ -39,7 +39,7 @@ static const struct row rows[] = {
     FIXED(16), FIXED(64), FIXED(256), FIXED(1024), FIXED(8192),
 #undef FIXED
     {"random/small", 8, 1000, 4096, true, false, 6, 100000},
-    {"random/wide", 8, 32768, 4096, true, true, 6, 100000},
+    {"random/wide", 8, 32768, 4096, true, true, 12, 100000},
     {"large", 64 << 10, 4 << 20, 32, true, true, 6, 5000},
 };
 enum { ROWS = sizeof rows / sizeof rows[0] };
