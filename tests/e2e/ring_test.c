@@ -12,7 +12,7 @@
 
 #include "tests/e2e/harness.h"
 
-enum { PROCESSES = 4, THREADS = 2, WORKERS = PROCESSES * THREADS, SLOTS = 1024, EACH = 1250000 };
+enum { PROCESSES = 4, THREADS = 2, WORKERS = PROCESSES * THREADS, SLOTS = 1024, EACH = 1250000 / LESS };
 
 struct ring {
     _Atomic uint64_t head, tail;
@@ -145,7 +145,7 @@ static void ten_million_objects_pass_through_rings(void **state)
 
 /* ---- two frees of one published object ------------------------------------------------------------------------------------ */
 
-enum { ROUNDS = 16384, OBJECTS = 64 }; /* a million frees that are refused */
+enum { ROUNDS = 16384 / LESS, OBJECTS = 64 }; /* a million frees that are refused */
 struct duel {
     _Atomic uint64_t round, refused, done[2];
     _Atomic uint64_t objects[OBJECTS];
