@@ -56,6 +56,7 @@ struct board {
 static struct board *board;
 static char **files;
 static int file_count;
+static int victims_file;
 
 static void die(const char *what, int error)
 {
@@ -132,7 +133,7 @@ static void index_file(int number, int victim_pipe)
     struct table *table = arena_calloc(a, 1, sizeof *table);
     if (!table)
         die("arena_calloc", errno);
-    if (victim_pipe >= 0 && size > 1000) {
+    if (victim_pipe >= 0) {
         index_text(table, text, size / 2);
         if (write(victim_pipe, "k", 1) == 1) /* in the middle of a file: the parent kills this process here */
             for (;;)
@@ -152,21 +153,35 @@ static void index_file(int number, int victim_pipe)
     board->jobs[number].state = FILE_DONE;
 }
 
-/* Takes files until none is left; a file that a dead worker had taken is there again. */
+/* Takes files until none is left; a file that a dead worker had taken is there again. The victim, the one with a pipe, has
+ * one of them to itself, which it begins after three others. */
 static void work(int worker, int victim_pipe)
 {
     int taken = 0;
     for (int again = 1; again;) {
         again = 0;
-        for (int i = 0; i < file_count; i++) {
+        for (int i = 0; i < file_count && !(victim_pipe >= 0 && taken >= 3); i++) {
             int todo = FILE_TODO;
             if (!atomic_compare_exchange_strong(&board->jobs[i].state, &todo, FILE_TAKEN))
                 continue;
             board->jobs[i].worker = worker;
-            index_file(i, ++taken > 3 ? victim_pipe : -1);
+            index_file(i, -1);
+            taken++;
             again = 1;
         }
+        if (victim_pipe >= 0)
+            index_file(victims_file, victim_pipe);
     }
+}
+
+/* One that is long enough to die in the middle of. */
+static int choose_victims_file(void)
+{
+    struct stat st;
+    for (int i = 0; i < file_count; i++)
+        if (stat(files[i], &st) == 0 && st.st_size > 1000)
+            return i;
+    return 0;
 }
 
 static void read_list(void)
@@ -282,6 +297,9 @@ int main(int argc, char **argv)
     board = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (board == MAP_FAILED || pipe(fds) < 0)
         die("shared memory", errno);
+    victims_file = choose_victims_file();
+    board->jobs[victims_file].state = FILE_TAKEN;
+    board->jobs[victims_file].worker = 0;
     pid_t victim_pid = start_worker(0, fds[1]);
     running = 1;
     for (int w = 1; w < workers; w++, running++)
