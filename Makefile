@@ -94,6 +94,17 @@ $(E2E_TESTS): $(B)/tests/%: $(B)/obj/tests/%.o $(HARNESS_OBJ) $(SHM_OBJ) $(PROTO
 # arenactl's JSON is read by a parser
 $(B)/tests/e2e/ctl_test: TEST_LIBS += $(call PKG,libs,libcjson)
 
+# every instruction: single steps, and for the daemon's its core over regions that the test keeps
+STEP_TESTS  := $(B)/tests/crash/step_daemon_test
+$(STEP_TESTS): $(call obj,tests/crash/step.c)
+$(B)/tests/crash/step_daemon_test: $(DAEMON_OBJ)
+$(B)/tests/crash/step_daemon_test: LIB_LIBS = $(DAEMON_LIBS)
+
+.PHONY: crash
+crash: ## kills at every instruction of client and daemon, not a sample
+	@$(MAKE) --no-print-directory all $(STEP_TESTS)
+	@for test in $(STEP_TESTS); do ARENA_BUILD=$(B) CRASH=all $$test || exit 1; done
+
 # tests/fuzz/X_fuzz.c: a target; `make test` replays its kept corpus, `make fuzz` looks for more
 REPLAYS     := $(patsubst tests/fuzz/%_fuzz.c,$(B)/tests/fuzz/%_replay,$(wildcard tests/fuzz/*_fuzz.c))
 $(B)/tests/fuzz/%_replay: $(B)/obj/tests/fuzz/%_fuzz.o $(B)/obj/tests/fuzz/replay.o $(PROTO_OBJ)
