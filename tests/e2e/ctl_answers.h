@@ -17,7 +17,11 @@ static inline int ctl(const struct daemon *d, const char *command)
 static inline bool is_utf8(const char *text)
 {
     for (const unsigned char *p = (const unsigned char *)text; *p;) {
-        int more = *p < 0x80 ? 0 : *p >= 0xc2 && *p < 0xe0 ? 1 : *p >= 0xe0 && *p < 0xf0 ? 2 : *p >= 0xf0 && *p < 0xf5 ? 3 : -1;
+        int more = *p < 0x80                 ? 0
+                   : *p >= 0xc2 && *p < 0xe0 ? 1
+                   : *p >= 0xe0 && *p < 0xf0 ? 2
+                   : *p >= 0xf0 && *p < 0xf5 ? 3
+                                             : -1;
         if (more < 0)
             return false;
         for (p++; more > 0; more--, p++)
@@ -40,7 +44,8 @@ static inline bool is_plain(const char *text)
 static inline void assert_line(const char *what)
 {
     size_t length = strlen(out);
-    if (length == 0 || strchr(out, '\n') != out + length - 1 || !strstr(out, what) || !is_plain(out))
+    if (length == 0 || strchr(out, '\n') != out + length - 1 || !strstr(out, what) ||
+        !is_plain(out))
         fail_msg("not one line that says '%s': %.600s", what, out);
 }
 
