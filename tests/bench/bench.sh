@@ -76,7 +76,7 @@ failed=0 done_reps=0
 measure() { # ROW PEER REP
     local lines rc tries
     for (( tries = 0; tries < 3; tries++ )); do
-        lines=$(nice -n "$nice" timeout -k 5 200 "$build/bench/worker-$2" "$1" ms="$run_ms" cpu="$3" wait="$wait_ms" seed="$3" \
+        lines=$(timeout -k 5 200 "$build/bench/worker-$2" "$1" ms="$run_ms" cpu="$3" wait="$wait_ms" seed="$3" nice="$nice" \
                     2>"$out/worker.err")
         rc=$?
         (( rc != 77 )) || return

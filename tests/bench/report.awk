@@ -187,6 +187,10 @@ function targets(    n, objects, v) {
     least_wanted(2, "random wide, 2 processes on one heap, of two heaps", scaling("wide"), 0.97)
     least_wanted(3, "cross free 64 B between processes, of the ring's ceiling", share("cross/64/p", "ring"), 0.9)
     least_wanted(3, "cross free small between processes, of the ring's ceiling", share("cross/small/p", "ring"), 0.9)
+    least_wanted(3, "cross free 64 B between processes, of the best private, threads",
+        ratio(of("cross/64/p", "mops", "arena"), best_private("cross/64/t")), 2)
+    least_wanted(3, "cross free small between processes, of the best private, threads",
+        ratio(of("cross/small/p", "mops", "arena"), best_private("cross/small/t")), 2)
     least_wanted(4, "large, untouched, of the best private peer", share("large/untouched", "best"), 1)
     least_wanted(4, "large, touched, of the best private peer", share("large/touched", "best"), 1)
     most_wanted(5, "held per live byte after churn, wide", of("space/wide", "held_per_live", "arena"), 1.12)
