@@ -81,7 +81,12 @@ static void a_hint_stays_until_it_is_cleared_and_is_cleared_once(void **state)
 
 /* ---- races -------------------------------------------------------------------------------- */
 
-enum { WORDS = 1 << 20, BLOCK = 16, ROUNDS = 4 };
+#if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
+enum { LOG = 15 };
+#else
+enum { LOG = 18 };
+#endif
+enum { WORDS = 1 << LOG, BLOCK = 16, ROUNDS = 8 };
 
 struct racer {
     uint16_t *words;
@@ -159,7 +164,7 @@ static void of_a_free_and_a_claim_that_race_one_wins(void **state)
     race_for_all_words(WORD_CACHED(ME), WORD_OWNED(OTHER));
 }
 
-enum { FLUSHES = 1 << 20, SPAN = 64 };
+enum { FLUSHES = 1 << (LOG + 1), SPAN = 64 };
 
 struct sweep {
     _Alignas(64) uint8_t hint;
