@@ -31,7 +31,7 @@ memfds() { # of heaps, in any process, PID 1's store among them
 verify_is_clean_and_little_is_exposed() {
     local out
     out=$(systemd-analyze verify --man=no --recursive-errors=yes arenad@default.service arenad@default.socket \
-        arenad.service 2>&1) || fault "verify: $out"
+        arenad.service arena-metrics@default.service arena-metrics@default.timer 2>&1) || fault "verify: $out"
     same "verify's output" "$out" ""
     out=$(systemd-analyze security --offline=true --no-pager --threshold=8 arenad@default.service 2>&1) ||
         fault "exposed: $out"
@@ -251,6 +251,21 @@ a_heap_in_a_directory_outlives_the_service() {
     want "stop" systemctl stop arenad@other.socket "$(unit other)"
 }
 
+the_timer_writes_metrics_of_a_heap_that_is_served() {
+    local file=/var/lib/prometheus/node-exporter/arena-default.prom
+    mkdir -p "${file%/*}"
+    want "start" systemctl start "$(unit default)" arena-metrics@default.service
+    says "metrics" "$(grep '^arena_heap_max_bytes' "$file")" ' 268435456$'
+    want "timer" systemctl start arena-metrics@default.timer
+    want "stop" systemctl stop "$(unit default)"
+    rm -f "$file"
+    systemctl start arena-metrics@default.service
+    [ -e "$file" ] && fault "a heap that is not served was asked"
+    same "the heap" "$(prop "$(unit default)" ActiveState)" inactive
+    same "the timer" "$(prop arena-metrics@default.timer ActiveState)" inactive
+    want "start" systemctl start "$(unit default)"
+}
+
 every_heap_is_whole() {
     want "check" ctl default check
     want "a collection in the sandbox" ctl default gc
@@ -268,4 +283,5 @@ run_tests verify_is_clean_and_little_is_exposed start_waits_until_the_daemon_is_
     two_instances_do_not_see_each_other stop_releases_the_memory \
     users_have_names_and_quotas_of_their_own who_is_not_allowed_is_told_so \
     the_journal_has_one_line_an_event_with_fields a_heap_in_a_directory_outlives_the_service \
+    the_timer_writes_metrics_of_a_heap_that_is_served \
     every_heap_is_whole
