@@ -155,7 +155,7 @@ demo-run: all $(EXAMPLES)
 
 DEPS        := gcc libc6-dev pkg-config libuv1-dev libmsgpack-dev libcmocka-dev libsystemd-dev libinih-dev uthash-dev \
                libcjson-dev libncurses-dev
-DEPS_ALL    := $(DEPS) g++ clang clang-format clang-tidy cppcheck valgrind libclang-rt-14-dev libboost-dev libjemalloc2 \
+DEPS_ALL    := $(DEPS) libdw-dev g++ clang clang-format clang-tidy cppcheck valgrind libclang-rt-14-dev libboost-dev libjemalloc2 \
                libmimalloc2.0 libtcmalloc-minimal4 gnuplot-nox debhelper lintian abigail-tools systemd dbus \
                libnss-systemd strace gdb scdoc mandoc libdw-dev
 SUDO         = $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -290,11 +290,14 @@ $(B)/tests/e2e/escape_test $(B)/tests/e2e/profile_test: LDFLAGS += -rdynamic
 $(B)/obj/tests/e2e/escape_test.o $(B)/obj/tests/e2e/profile_test.o: EXTRA_CFLAGS += -fno-optimize-sibling-calls
 $(B)/tests/e2e/profile_test: TEST_LIBS += $(call PKG,libs,libcjson)
 
-$(B)/bench/stack $(B)/bench/grow: $(B)/bench/%: tests/bench/%.c client/arena.h $(B)/libarena.so
+$(B)/bench/stack $(B)/bench/grow $(B)/bench/profile: $(B)/bench/%: tests/bench/%.c client/arena.h $(B)/libarena.so
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) -std=gnu11 $(WARN) -O2 -g $(LDFLAGS) -pthread -o $@ $< -L$(B) -larena -Wl,-rpath,'$$ORIGIN/..'
 
-.PHONY: bench-stack bench-grow
+.PHONY: bench-stack bench-grow bench-profile
+bench-profile: ## what ARENA_PROFILE=on costs at most
+bench-profile: all $(B)/bench/profile
+	@ARENA_BUILD=$(B) tests/bench/with_daemon.sh 64M tests/bench/profile.sh $(B)/bench/profile
 bench-stack: ## frames beside heap objects; the hot-split loop beside a segmented stack
 bench-stack: all $(B)/bench/stack
 	@ARENA_BUILD=$(B) tests/bench/with_daemon.sh 64M $(B)/bench/stack
