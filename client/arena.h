@@ -198,9 +198,10 @@ static inline void *arena_vec_at(const arena_vec_t *v, size_t i) /* NULL: beyond
 /* ---- the stack: short-lived objects of one thread ----------------------------------------------------------------
  *
  * Each thread may have one for each heap: contiguous, from 2 KiB on, in one scan object of the heap that is OWNED by this
- * process and dies with it; the collector reads it. When it is full it is copied to one of twice the size; at a collection
- * (arena_safepoint, arena_trim, arena_stack_shrink) of which at most a quarter is used it is halved. So it moves: a pointer
- * into it is good until the next arena_frame_alloc or collection of this thread. A handle (arena_frame_ref) survives the
+ * process and dies with it; the collector reads it. When it is full it is copied to one of twice the size. At a collection
+ * it is halved if at most a quarter is used: by this thread's arena_gc, by its arena_safepoint that enters a safepoint, and
+ * by arena_trim and arena_stack_shrink, which count as one. So it moves: a pointer into it is good until the next
+ * arena_frame_alloc or collection of this thread. A handle (arena_frame_ref) survives the
  * move, and is what objects in the stack use to name one another.
  *
  *     arena_stack_t *s = arena_stack(a);                 // once a thread; it is found again with one load
@@ -399,8 +400,9 @@ int arena_gc(arena_t *a, unsigned flags, struct arena_gc_stats *stats);
 int arena_stats(arena_t *a, struct arena_stats *out); /* the daemon counts the whole heap: O(objects), not for loops */
 
 /* Called for a bad free: error is EINVAL (not an object of this heap, or inside one), EALREADY (free already) or EPERM
- * (another process's, not published); with ARENA_DEBUG=escape also EFAULT, see arena_stack. The default prints the message, one line, and aborts. With a handler that returns,
- * the call has done nothing and the heap is whole. fn NULL: the default again. */
+ * (another process's, not published); with ARENA_DEBUG=escape also EFAULT, see arena_stack. The default prints the
+ * message, one line, and aborts. With a handler that returns, the call has done nothing and the heap is whole. fn NULL:
+ * the default again. */
 typedef void arena_error_fn(void *context, int error, const void *p, const char *message);
 int arena_on_error(arena_t *a, arena_error_fn *fn, void *context);
 

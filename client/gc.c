@@ -12,6 +12,7 @@
 #include <uthash.h>
 
 #include "client/client.h"
+#include "client/stack.h"
 #include "proto/packet.h"
 
 enum { TABLES_MAX = 65536 };
@@ -310,6 +311,8 @@ PUBLIC int arena_safepoint(arena_t *a, int mode)
         if (rc < 0)
             return rc;
     }
+    if (mode == GC_SAFEPOINT && load_relaxed(&a->gc_mode) == GC_RUNS)
+        stack_collect(a); /* while it may still allocate */
     conn_lock(a);
     a->conn.out.mode = CLIENT_MODE_SAFEPOINT;
     a->conn.out.value = (uint64_t)mode;
@@ -433,6 +436,8 @@ PUBLIC int arena_gc(arena_t *a, unsigned flags, struct arena_gc_stats *stats)
         return -ENOMEM;
     int before = load_relaxed(&a->gc_mode);
     bool enter = flags & ARENA_GC_SAFEPOINT && before == GC_RUNS;
+    if (!(flags & ARENA_GC_DRY_RUN) && before != GC_SAFEPOINT)
+        stack_collect(a);
     int rc = enter ? arena_safepoint(a, GC_SAFEPOINT) : 0;
     if (rc == 0)
         rc = ask(a, x, flags, &own);

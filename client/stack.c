@@ -56,6 +56,8 @@ static void *alloc_own(struct arena *a, size_t size)
 /* Frees the old place; in debug mode it is poisoned, and kept from use until others have been. */
 static void leave(struct stack *k, void *old, size_t size)
 {
+    if (gc_free_later(k->arena, old)) /* a collection may have it still to read */
+        return;
     if (!is_debugged(k)) {
         arena_free(k->arena, old);
         return;

@@ -68,6 +68,49 @@ static void a_stack_begins_small_doubles_and_halves(void **state)
     assert_int_equal(check_of(&d), 0);
 }
 
+/* A stack of `bytes` of which nothing is used. */
+static void fill_and_drain(arena_stack_t *s, size_t bytes)
+{
+    arena_frame_t f = arena_frame_push(s);
+    assert_non_null(arena_frame_alloc(s, bytes - 1000));
+    arena_frame_pop(s, f);
+    assert_int_equal(arena_stack_size(s), bytes);
+}
+
+static void a_collection_halves_it_and_reads_it(void **state)
+{
+    (void)state;
+    arena_stack_t *s = arena_stack(a);
+    struct arena_gc_stats stats = {.size = sizeof stats};
+    arena_frame_t f = arena_frame_push(s);
+    arena_handle_t held = arena_frame_ref(s, arena_frame_alloc(s, 64));
+    void **first = arena_frame_ptr(s, held);
+    memset(first, 0, 64);
+    first[3] = arena_alloc_flags(a, 100, ARENA_SHARED | ARENA_ZERO);
+    void *kept = first[3];
+    memset(arena_alloc_flags(a, 200, ARENA_SHARED), 0,
+           200); /* nothing leads to it but garbage above the top */
+    fill_and_drain(s, 16384);
+    assert_int_equal(arena_gc(a, ARENA_GC_DRY_RUN | ARENA_GC_SAFEPOINT, &stats), 0);
+    assert_int_equal(arena_gc(a, ARENA_GC_SAFEPOINT, &stats), 0);
+    assert_int_equal(arena_stack_size(s), 2048);
+    first = arena_frame_ptr(s, held);
+    assert_ptr_equal(first[3], kept);
+    assert_int_equal(arena_usable_size(a, kept), 112);
+    assert_true(stats.objects_kept >= 1);
+    fill_and_drain(s, 8192);
+    assert_int_equal(arena_safepoint(a, ARENA_SAFEPOINT), 0);
+    assert_int_equal(arena_stack_size(s), 2048);
+    assert_int_equal(arena_safepoint(a, ARENA_PINS), 0);
+    fill_and_drain(s, 32768); /* while it pins, what it left is freed later */
+    assert_int_equal(arena_safepoint(a, ARENA_RUNS), 0);
+    arena_free(a, kept);
+    arena_frame_pop(s, f);
+    arena_trim(a);
+    assert_int_equal(arena_stack_size(s), 2048);
+    assert_int_equal(check_of(&d), 0);
+}
+
 static void odd_sizes_and_the_maximum(void **state)
 {
     (void)state;
@@ -455,6 +498,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_stack_begins_small_doubles_and_halves),
+        cmocka_unit_test(a_collection_halves_it_and_reads_it),
         cmocka_unit_test(odd_sizes_and_the_maximum),
         cmocka_unit_test(what_is_reached_by_handles_survives_every_move),
         cmocka_unit_test(small_frames_fit_the_guard_wherever_the_edge_is),
