@@ -256,8 +256,8 @@ static inline bool heap_is_stale(const struct arena *a) { return unlikely(load_r
 /* thread.c: this thread's mcache, made if need be; NULL and errno. */
 struct mcache *mcache_get(struct arena *a);
 void threads_start(void);
-void mcaches_expire(struct arena *a);
-void mcaches_watch(struct arena *a); /* from any thread: every mcache's next allocation takes the slow path */ /* no thread's fast path serves this heap any more */
+void mcaches_watch(struct arena *a);  /* every thread's next allocation takes the slow path */
+void mcaches_expire(struct arena *a); /* no thread's fast path serves this heap any more */
 void threads_forget(uint32_t index); /* a heap is closed: no thread has an mcache of it any more */
 extern pthread_mutex_t registry_lock;
 
@@ -309,6 +309,9 @@ const char *socket_path(const char *given, char *buf, size_t capacity);
 /* tx.c */
 void tx_log(struct mcache *mc, void *object, uint16_t *word);
 void tx_thread_exit(struct mcache *mc);
+/* What is allocated between the two is the process's own, whatever transaction is open. */
+struct transaction *tx_suspend(struct mcache *mc);
+void tx_resume(struct mcache *mc, struct transaction *tx);
 int tx_take_tag(struct arena *a, uint16_t *ret);
 bool tx_is_mine(const struct arena *a, unsigned tag);
 

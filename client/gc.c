@@ -88,14 +88,10 @@ static struct pin_table *table_new(struct arena *a)
     struct mcache *mc = mcache_get(a);
     if (!mc)
         return NULL;
-    struct transaction *tx = mc->tx;
-    uint16_t owned = mc->owned;
-    mc->tx = NULL;
-    mc->owned = WORD_OWNED(a->tag);
+    struct transaction *tx = tx_suspend(mc);
     unsigned span_class = SPAN_CLASS(size_class_of(PIN_TABLE_BYTES, 0), 0);
     struct pin_table *table = alloc_class(mc, span_class, ARENA_ZERO, PIN_TABLE_BYTES);
-    mc->tx = tx;
-    mc->owned = owned;
+    tx_resume(mc, tx);
     return table;
 }
 

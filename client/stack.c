@@ -39,13 +39,9 @@ static void *alloc_own(struct arena *a, size_t size)
     struct mcache *mc = mcache_get(a);
     if (!mc)
         return NULL;
-    struct transaction *tx = mc->tx;
-    uint16_t owned = mc->owned;
-    mc->tx = NULL;
-    mc->owned = (uint16_t)mc->own;
+    struct transaction *tx = tx_suspend(mc);
     void *p = arena_alloc(a, size);
-    mc->tx = tx;
-    mc->owned = owned;
+    tx_resume(mc, tx);
     return p;
 }
 

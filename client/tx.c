@@ -92,6 +92,23 @@ static void finish(struct mcache *mc)
     mcache_expect(mc);
 }
 
+struct transaction *tx_suspend(struct mcache *mc)
+{
+    struct transaction *tx = mc->tx;
+    mc->tx = NULL;
+    mc->owned = WORD_OWNED(mc->arena->tag);
+    mcache_expect(mc);
+    return tx;
+}
+
+void tx_resume(struct mcache *mc, struct transaction *tx)
+{
+    mc->tx = tx;
+    if (tx)
+        mc->owned = WORD_OWNED(tx->tag);
+    mcache_expect(mc);
+}
+
 /* Turns the log's words to SHARED. Others may free or claim them already, so by compare-and-swap. */
 static void publish_log(struct arena *a, const struct transaction *tx)
 {

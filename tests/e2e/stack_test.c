@@ -284,8 +284,23 @@ static void a_stack_is_no_part_of_an_open_transaction(void **state)
     assert_int_equal(arena_tx_begin(a), 0);
     arena_frame_t f = arena_frame_push(s);
     assert_non_null(arena_frame_alloc(s, 50000));
-    assert_non_null(arena_alloc(a, 50));
+    uint64_t owned = stat_of(&d, "objects_owned");
+    for (int i = 0; i < 300; i++) { /* they are the transaction's all the same */
+        assert_non_null(arena_frame_alloc(s, 1000));
+        assert_non_null(arena_alloc(a, 50));
+    }
+    assert_true(stat_of(&d, "objects_owned") >= owned + 300);
     assert_int_equal(arena_tx_abort(a), 0);
+    assert_int_equal(stat_of(&d, "objects_owned"), owned);
+    assert_int_equal(arena_tx_begin(a), 0);
+    arena_frame_pop(s, f);
+    arena_stack_shrink(s);
+    f = arena_frame_push(s);
+    assert_non_null(arena_frame_alloc(s, 50000));
+    void *published = arena_alloc(a, 50);
+    assert_int_equal(arena_tx_commit(a, NULL, 0, 0), 0);
+    assert_int_equal(stat_of(&d, "objects_owned"), owned);
+    arena_free(a, published);
     memset(arena_frame_alloc(s, 5000), 1, 5000); /* what it is in was not freed */
     arena_frame_pop(s, f);
     assert_int_equal(arena_stack_shrink(s), 0);
