@@ -125,16 +125,25 @@ void client_die(struct core *core, struct client *client)
     }
 }
 
-void client_take_back(struct core *core, struct client *client, const uint8_t *listed)
+bool client_take_back(struct core *core, struct client *client, const uint8_t *listed, uint64_t *cursor)
 {
-    for (uint64_t page = 0; page < core->mheap.top; page++) {
+    uint64_t page = *cursor;
+    uint32_t seen = 0, words = 0;
+    while (page < core->mheap.top && seen++ < TURN_SPANS && words < TURN_WORDS) {
         struct span_info span;
-        if (!span_at(&core->heap, page, &span))
+        if (!span_at(&core->heap, page, &span)) {
+            uint64_t next = pagealloc_all_free(&core->mheap.free, page, 1) ? pagealloc_next_taken(&core->mheap.free, page) : page + 1;
+            page = next < core->mheap.top ? next : core->mheap.top;
             continue;
-        if (load_relaxed(&core->heap.spans[page].lessee) == client->tag && !(listed[page / 8] >> (page % 8) & 1))
+        }
+        if (load_relaxed(&core->heap.spans[page].lessee) == client->tag && !(listed[page / 8] >> (page % 8) & 1)) {
+            words += span.objects;
             mcentral_uncache_span(core, client, page);
-        page += span.page_count - 1;
+        }
+        page += span.page_count;
     }
+    *cursor = page;
+    return page >= core->mheap.top;
 }
 
 /* ---- transactions -------------------------------------------------------------------------------------------------------------- */

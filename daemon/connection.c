@@ -166,6 +166,8 @@ void connection_close(struct connection *c, const char *why)
     for (struct job *job = s->jobs; job; job = job->next)
         if (job->connection == c)
             job->connection = NULL;
+    s->resumes -= c->resume_listed;
+    c->resume_listed = false;
     *(c->prev ? &c->prev->next : &s->connections) = c->next;
     if (c->next)
         c->next->prev = c->prev;
@@ -180,8 +182,18 @@ static void set_polling(struct connection *c)
 {
     bool write = c->out_first != NULL;
     if (!c->closing)
-        uv_poll_start(&c->poll, (c->held ? UV_DISCONNECT : write ? 0 : UV_READABLE | UV_DISCONNECT) | (write ? UV_WRITABLE : 0), on_packet);
+        uv_poll_start(&c->poll,
+                      write                ? UV_WRITABLE | (c->held ? UV_DISCONNECT : 0)
+                      : c->held || c->owed ? UV_DISCONNECT
+                                           : UV_READABLE | UV_DISCONNECT,
+                      on_packet);
     c->polling_write = write;
+}
+
+void connection_owe(struct connection *c, int change)
+{
+    c->owed += (uint32_t)change;
+    set_polling(c);
 }
 
 static void flush_out(struct connection *c)
@@ -355,6 +367,14 @@ static void on_packet(uv_poll_t *poll, int status, int events)
         connection_close(c, NULL);
     if (!(events & (UV_READABLE | UV_DISCONNECT)) || c->closing || c->out_first || c->held)
         return;
+    if (c->owed) { /* one request at a time; who hangs up does not want its reply */
+        if (events & UV_DISCONNECT)
+            connection_close(c, NULL);
+        return;
+    }
+    if (s->core.turn.packets >= TURN_PACKETS || !turn_has_room(&s->core))
+        return; /* it is still there in the next turn */
+    s->core.turn.packets++;
     ssize_t got = packet_receive(c->fd, buf, sizeof buf, NULL, 0, NULL, MSG_DONTWAIT);
     if (got == -EAGAIN)
         return;

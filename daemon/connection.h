@@ -26,7 +26,10 @@ struct connection {
     uint8_t *listed;       /* spans listed by RESUME */
     struct packet *out_first, *out_last; /* replies that the socket did not take yet; while there are any, nothing is read */
     uint32_t silent_ticks; /* before HELLO */
-    uint32_t pending; /* its requests that wait */
+    uint32_t owed;    /* requests that wait for their reply: while there are any, nothing more is read */
+    uint64_t resume_at; /* page that the look through its leases has come to */
+    uint32_t resume_id;
+    bool resume_listed; /* that look is under way */
     struct packet *held; /* waits for the end of a collection; while there is one, nothing is read */
     bool held_is_gc;
 };
@@ -52,6 +55,8 @@ void server_pump(struct server *s);
 void connection_on_listen(uv_poll_t *poll, int status, int events);
 void connection_job_done(struct server *s, struct job *job);
 void connections_retry(struct server *s);
+bool connections_resume(struct server *s); /* a turn's work for clients that come back; true: there is more */
+void connection_owe(struct connection *c, int change);
 void connections_notice(struct server *s, unsigned what, uint64_t value, const struct connection *except);
 void connections_tick(struct server *s);
 void connections_close(struct server *s);

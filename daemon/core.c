@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "shm/assert.h"
 #include "shm/root.h"
 
 static uint64_t dspan_bytes(const struct core *core) { return core->heap.page_count * sizeof(struct dspan); }
@@ -182,6 +183,18 @@ void core_stop(struct core *core)
     free(core->reclaim.start);
     clients_free(core);
     memset(core, 0, sizeof *core);
+}
+
+static void raise_to(uint64_t *most, uint64_t value) { *most = value > *most ? value : *most; }
+
+void turn_end(struct core *core)
+{
+    struct turn *t = &core->turn, *most = &core->turn_most;
+    ASSERT(t->packets <= TURN_PACKETS && t->retries <= TURN_RETRIES && t->words <= TURN_WORDS + PACKET_WORDS);
+    raise_to(&most->words, t->words);
+    raise_to(&most->packets, t->packets);
+    raise_to(&most->retries, t->retries);
+    *t = (struct turn){0};
 }
 
 bool core_turn(struct core *core)

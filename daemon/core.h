@@ -95,6 +95,14 @@ struct reclaim {
     uint64_t words, passes; /* statistics */
 };
 
+/* Work of one turn of the loop: what was done since turn_end(), and the most that any turn has done. No client can make a
+ * turn longer than the bounds below, whatever it sends and writes: turn_end() asserts them. */
+struct turn {
+    uint64_t words;   /* state words read for packets and requests that wait: those of a pass are bounded by the pass */
+    uint64_t packets; /* read from sockets */
+    uint64_t retries; /* of requests that wait for memory */
+};
+
 struct core {
     struct heap heap;
     struct mheap mheap;
@@ -115,6 +123,7 @@ struct core {
     uint64_t spans;
     uint64_t trim_serial;    /* the last notice */
     uint64_t refused_full, refused_limit; /* requests for memory, since this daemon was started */
+    struct turn turn, turn_most;
     uint64_t now_ns;         /* monotonic, as last passed in */
     void (*wake_root)(void *context, uint32_t *gen); /* futex wake; NULL in tests */
     void *wake_context;
@@ -127,6 +136,12 @@ enum {
     TURN_HINTS = 262144,     /* hint bytes looked at */
     LEASE_SWEEP_SPANS = 256, /* spans counted by a refill that finds nonempty empty */
     LEASE_SPANS_MAX = 1024,  /* spans of one grant */
+    RETURN_SPANS_MAX = 1024, /* spans given back by one packet */
+    TURN_PACKETS = 256,      /* packets read */
+    TURN_RETRIES = 64,       /* requests tried again */
+    SPAN_WORDS_MAX = 2048,   /* objects of a span */
+    PACKET_WORDS = RETURN_SPANS_MAX * SPAN_WORDS_MAX + TURN_WORDS + SPAN_WORDS_MAX, /* that one packet or retry may cost, at most;
+                                once a turn has read TURN_WORDS, no other packet is read and no request tried in it */
 };
 
 /* Rebuilds all private state from the map and the words. 0, -ENOMEM, or -EUCLEAN with `ret_why` (256 bytes): the heap
@@ -137,6 +152,10 @@ void core_stop(struct core *core);
 
 /* Does up to a turn's work of whatever is pending (reclaim, sweep); true if there is more. */
 bool core_turn(struct core *core);
+
+/* More may be done for clients in this turn. */
+static inline bool turn_has_room(const struct core *core) { return core->turn.words < TURN_WORDS; }
+void turn_end(struct core *core);
 
 /* ---- mcentral.c ------------------------------------------------------------------------------------------------------ */
 
@@ -194,8 +213,9 @@ int client_attach(struct core *core, const struct tag *identity, struct client *
 /* Its process is dead, or said goodbye: from here on the pass frees what bears its tags. */
 void client_die(struct core *core, struct client *client);
 
-/* Takes back leases that a resumed client did not list. `listed` by first page, a bit each. */
-void client_take_back(struct core *core, struct client *client, const uint8_t *listed);
+/* Takes back leases that a resumed client did not list, a turn's work at a time, from page *cursor (0 at first) on.
+ * `listed` by first page, a bit each. True: all was looked at. */
+bool client_take_back(struct core *core, struct client *client, const uint8_t *listed, uint64_t *cursor);
 
 /* Up to count tags for transactions of this client: their number, -EDQUOT, -EUSERS. */
 int client_tx_tags(struct core *core, struct client *client, uint32_t count, uint32_t *out);
@@ -250,8 +270,8 @@ bool reclaim_turn(struct core *core, uint32_t words);
 
 /* ---- sweep.c --------------------------------------------------------------------------------------------------------------- */
 
-/* Looks at hints from the cursor on, counts what they point at, until `spans` spans were counted, `hints` hint bytes
- * seen, or `want` (a class, 0: none) has a nonempty span. Returns the spans counted. */
+/* Looks at hints from the cursor on, counts what they point at, until `spans` spans or TURN_WORDS words were counted, `hints`
+ * hint bytes seen, or `want` (a class, 0: none) has a nonempty span. Returns the spans counted. */
 uint32_t sweep_some(struct core *core, uint32_t spans, uint32_t hints, unsigned want);
 void sweep_cycle(struct core *core); /* asks for one whole cycle, by turns */
 bool sweep_turn(struct core *core);

@@ -308,6 +308,7 @@ int mcentral_uncache_span(struct core *core, struct client *client, uint64_t fir
     store_release(&core->heap.spans[first].lessee, 0); /* [LS1] */
     for (uint32_t i = 0; i < span.page_count && i < 16; i++)
         hint_clear(&core->heap.hints[first + i]); /* by an exchange, and then the count */
+    core->turn.words += span.objects;
     mcentral_place(core, &span, span_count_free(&span));
     return 0;
 }

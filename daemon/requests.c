@@ -172,6 +172,22 @@ static void on_hello(struct connection *c)
     welcome(c, 0);
 }
 
+/* Looks through some of the leases of a client that has listed its own; when all was looked at, it may go on. */
+static void resume_turn(struct connection *c)
+{
+    struct server *s = c->server;
+    if (!client_take_back(&s->core, c->client, c->listed, &c->resume_at))
+        return;
+    c->client->resuming = false;
+    c->resume_listed = false;
+    s->resumes--;
+    free(c->listed);
+    c->listed = NULL;
+    c->resume_at = 0;
+    connection_owe(c, -1);
+    reply_ok(c, c->resume_id, 0);
+}
+
 static void on_resume(struct connection *c)
 {
     struct core *core = &c->server->core;
@@ -184,13 +200,30 @@ static void on_resume(struct connection *c)
     for (uint32_t i = 0; c->listed && i < in.list_count; i++)
         if (in.list[i] < core->heap.page_count)
             c->listed[in.list[i] / 8] |= (uint8_t)(1u << (in.list[i] % 8));
-    if (c->listed && (in.flags & RESUME_LAST)) {
-        client_take_back(core, c->client, c->listed);
-        c->client->resuming = false;
-        free(c->listed);
-        c->listed = NULL;
+    if (!c->listed)
+        connection_error(c, in.id, ENOMEM, "the daemon is out of memory");
+    else if (!(in.flags & RESUME_LAST))
+        reply_ok(c, in.id, 0);
+    else {
+        c->resume_id = in.id;
+        c->resume_listed = true;
+        c->server->resumes++;
+        connection_owe(c, 1);
+        resume_turn(c);
     }
-    reply_ok(c, in.id, 0);
+}
+
+bool connections_resume(struct server *s)
+{
+    uint32_t budget = 16; /* clients a turn */
+    for (struct connection *c = s->connections, *next; s->resumes && c && budget && turn_has_room(&s->core); c = next) {
+        next = c->next;
+        if (c->resume_listed) {
+            resume_turn(c);
+            budget--;
+        }
+    }
+    return s->resumes != 0;
 }
 
 static void on_bye(struct connection *c)
@@ -337,32 +370,48 @@ static void on_memory(struct connection *c)
         return;
     }
     *waiting = p;
-    c->pending++;
+    connection_owe(c, 1);
+    s->pending_count++;
     *(s->pending_first ? &s->pending_last->next : &s->pending_first) = waiting;
     s->pending_last = waiting;
 }
 
 void connections_retry(struct server *s)
 {
-    struct pending **at = &s->pending_first, *p, *last = NULL;
-    while ((p = *at) != NULL) {
+    uint64_t progress = s->core.progress;
+    bool all = true;
+    for (uint32_t n = s->pending_count; n; n--) {
+        struct pending *p = s->pending_first;
+        if (s->core.turn.retries >= TURN_RETRIES || !turn_has_room(&s->core)) {
+            all = false;
+            break;
+        }
+        s->core.turn.retries++;
+        s->pending_first = p->next;
+        if (!p->next)
+            s->pending_last = NULL;
+        p->next = NULL;
         if (pending_try(s, p)) {
+            s->pending_count--;
             if (p->connection)
-                p->connection->pending--;
-            *at = p->next;
+                connection_owe(p->connection, -1);
             free(p);
-        } else {
-            last = p;
-            at = &p->next;
+        } else { /* once around, they stand in the order in which they came */
+            *(s->pending_first ? &s->pending_last->next : &s->pending_first) = p;
+            s->pending_last = p;
         }
     }
-    s->pending_last = last;
+    s->pending_progress = all ? progress : progress - 1;
 }
 
 static void take_back_list(struct connection *c)
 {
     if (in.epoch != c->server->core.heap.header->epoch)
         return; /* leases of an older daemon were settled by RESUME */
+    if (in.list_count > RETURN_SPANS_MAX) {
+        connection_close(c, "it gave back more spans than a packet may");
+        return;
+    }
     for (uint32_t i = 0; i < in.list_count; i++)
         if (mcentral_uncache_span(&c->server->core, c->client, in.list[i]) < 0) {
             connection_close(c, "it gave back a span that it had not leased");
@@ -451,6 +500,7 @@ static void on_info(struct connection *c)
     job->id = in.id;
     job->next = s->jobs;
     s->jobs = job;
+    connection_owe(c, 1);
 }
 
 void connection_job_done(struct server *s, struct job *job)
@@ -467,6 +517,8 @@ void connection_job_done(struct server *s, struct job *job)
             *at = job->next;
             break;
         }
+    if (job->connection)
+        connection_owe(job->connection, -1);
     if (job->connection && census_rows(job->census, &outside, &body, &bytes, &cursor) == 0) {
         out.type = MSG_ROWS;
         out.id = job->id;
@@ -488,17 +540,15 @@ static void on_trim(struct connection *c)
     s->trim_sent_ns = s->core.now_ns;
     s->core.trim_serial++;
     connections_notice(s, NOTICE_TRIM, s->core.trim_serial, NULL);
-    while (sweep_some(&s->core, TURN_SPANS, TURN_HINTS, 0) >= TURN_SPANS)
-        ;
     sweep_cycle(&s->core);
-    mheap_scavenge(&s->core.mheap, 0, UINT64_MAX, true);
+    s->trim_wanted = true;
     reply_ok(c, id, 0);
 }
 
 static void on_mode(struct connection *c)
 {
     if (in.mode == CLIENT_MODE_TRIMMED)
-        c->client->trim_answered = in.value;
+        c->client->trim_answered = in.value, c->server->core.progress++;
     else if (in.mode == CLIENT_MODE_SAFEPOINT || in.mode == CLIENT_MODE_PINS) {
         int rc = in.mode == CLIENT_MODE_PINS ? client_pins(&c->server->core, c->client, in.value)
                                              : client_gc_mode(&c->server->core, c->client, in.value);

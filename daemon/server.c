@@ -158,6 +158,20 @@ static bool jobs_turn(struct server *s)
     return s->jobs != NULL;
 }
 
+/* What was asked for by TRIM: as much as the workers take at a time, once the sweep has found what there is. */
+static void trim_turn(struct server *s)
+{
+    enum { TRIM_PAGES = 4096 };
+    if (s->trim_wanted && s->works == 0 && mheap_scavenge(&s->core.mheap, 0, TRIM_PAGES, true) == 0 && !s->core.sweep_to_go)
+        s->trim_wanted = false;
+}
+
+static void on_turn(uv_prepare_t *turn)
+{
+    struct server *s = turn->data;
+    turn_end(&s->core);
+}
+
 static void on_idle(uv_idle_t *idle)
 {
     struct server *s = idle->data;
@@ -167,6 +181,7 @@ static void on_idle(uv_idle_t *idle)
     if (collector_busy(s))
         collector_turn(s);
     more = collector_busy(s) || more;
+    more = connections_resume(s) || more;
     if (!more) {
         uv_idle_stop(&s->idle);
         s->idle_on = false;
@@ -176,11 +191,13 @@ static void on_idle(uv_idle_t *idle)
 
 void server_pump(struct server *s)
 {
-    if (!s->idle_on && (s->core.reclaim.running || s->core.sweep_to_go || s->jobs || collector_busy(s))) {
+    if (!s->idle_on && (s->core.reclaim.running || s->core.sweep_to_go || s->jobs || s->resumes || collector_busy(s))) {
         uv_idle_start(&s->idle, on_idle);
         s->idle_on = true;
     }
-    connections_retry(s);
+    trim_turn(s);
+    if (s->core.progress != s->pending_progress) /* else at the next tick: only time can help */
+        connections_retry(s);
 }
 
 static void status_notify(struct server *s)
@@ -210,6 +227,7 @@ static void on_tick(uv_timer_t *timer)
         status_notify(s);
     connections_tick(s);
     server_pump(s);
+    connections_retry(s);
 }
 
 /* ---- start and stop ------------------------------------------------------------------------------------------------------------------ */
@@ -256,8 +274,10 @@ static int start_handles(struct server *s)
     int rc = uv_poll_init(&s->loop, &s->listen_poll, s->listen_fd);
     if (rc < 0)
         return rc;
-    s->listen_poll.data = s->tick.data = s->idle.data = s->sigterm.data = s->sigint.data = s->sighup.data = s;
+    s->listen_poll.data = s->turn.data = s->tick.data = s->idle.data = s->sigterm.data = s->sigint.data = s->sighup.data = s;
     uv_timer_init(&s->loop, &s->tick);
+    uv_prepare_init(&s->loop, &s->turn);
+    uv_prepare_start(&s->turn, on_turn);
     uv_idle_init(&s->loop, &s->idle);
     uv_signal_init(&s->loop, &s->sigterm);
     uv_signal_init(&s->loop, &s->sigint);

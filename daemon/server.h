@@ -44,7 +44,10 @@ struct server {
     uint64_t ticks;
     uint64_t watchdog_ms;
     int fd_reserve; /* closed to accept one more connection, just to refuse it when descriptors run out */
-    uint64_t packets_turn, packets_turn_max;
+    uv_prepare_t turn; /* runs once a turn, before the sockets */
+    uint32_t resumes;  /* clients whose leases are being looked through */
+    bool trim_wanted;  /* all free memory is to be returned, a few pieces at a time */
+    uint32_t pending_count;
     char untrusted[256]; /* what is wrong with the heap, after a start that failed with -EUCLEAN */
 };
 
