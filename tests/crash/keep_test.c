@@ -197,7 +197,6 @@ static void a_keeper_keeps_a_heap_that_cannot_be_trusted_and_does_not_serve_it(v
     char out[1024];
     arena_t *a, *b;
     struct arena_options options = ARENA_OPTIONS_INIT;
-    options.timeout_ms = 100;
     daemon_start(&d, "16M", NULL);
     assert_int_equal(arena_open(&a, d.socket, &options), 0);
     assert_non_null(arena_alloc(a, 100));
