@@ -256,7 +256,9 @@ static void on_resume(struct wire *w, struct client *client, const struct packet
         last = true; /* takes back before all is listed */
     if (last) {
         const uint8_t listed[4] = {(uint8_t)w->listed, (uint8_t)(w->listed >> 8)};
-        client_take_back(&world_core, client, listed);
+        uint64_t cursor = 0;
+        while (!client_take_back(&world_core, client, listed, &cursor))
+            ;
         client->resuming = (p->flags & RESUME_LAST) == 0;
     }
     answer_ok(w);
