@@ -387,6 +387,8 @@ static void check_rows(struct census *census)
     if ((why = pagealloc_check(&census->core->mheap.free)) != NULL ||
         (why = pagealloc_check(&census->core->mheap.warm)) != NULL)
         fault(census, 0, why);
+    if (load_relaxed(&census->core->heap.header->cut_off))
+        fault(census, 0, "a client has cut off or punched a file of the backing directory: what was there is lost");
     for (uint32_t i = 0; i < census->fault_count && i < FAULTS_MAX; i++) {
         msgpack_packer pk;
         msgpack_packer_init(&pk, &census->rows, msgpack_sbuffer_write);
@@ -402,7 +404,10 @@ static void limits_row(struct census *census)
     const struct limits *l = &census->core->limits;
     msgpack_packer pk;
     msgpack_packer_init(&pk, &census->rows, msgpack_sbuffer_write);
-    msgpack_pack_map(&pk, 8);
+    msgpack_pack_map(&pk, 11);
+    put_number(&pk, "turn_words_most", census->core->turn_most.words);
+    put_number(&pk, "turn_packets_most", census->core->turn_most.packets);
+    put_number(&pk, "turn_retries_most", census->core->turn_most.retries);
     put_number(&pk, "client_bytes", l->client_bytes);
     put_number(&pk, "uid_bytes", l->uid_bytes);
     put_number(&pk, "client_spans", l->client_spans);

@@ -11,6 +11,7 @@
 #include "daemon/connection.h"
 #include "daemon/gc.h"
 #include "daemon/gc_rows.h"
+#include "daemon/guard.h"
 #include "daemon/log.h"
 #include "shm/assert.h"
 
@@ -44,6 +45,12 @@ static void send_rows(struct connection *c, uint32_t id, const struct collector 
     out.body = (const uint8_t *)k->rows.bodies[body].data;
     out.body_bytes = (uint32_t)k->rows.bodies[body].size;
     connection_send(c, &out, NULL, 0);
+}
+
+static void unmap_objects(struct server *s)
+{
+    guard_remove(s->collector->objects);
+    munmap(s->collector->objects, s->core.heap.heap_bytes);
 }
 
 static void answer(struct server *s, const char *result)
@@ -83,7 +90,7 @@ static void finish(struct server *s, const char *result)
     if (k->gc)
         gc_end(&s->core, k->gc);
     if (k->objects)
-        munmap(k->objects, s->core.heap.heap_bytes);
+        unmap_objects(s);
     k->gc = NULL;
     k->objects = NULL;
     k->state = COLLECTOR_IDLE;
@@ -188,6 +195,10 @@ static void begin(struct server *s)
         fail(s, errno, "cannot map the heap");
         return;
     }
+    if (s->regions.directory && guard_add(k->objects, s->core.heap.heap_bytes, (uint64_t)sysconf(_SC_PAGESIZE)) < 0) {
+        fail(s, ENOSPC, "cannot guard the heap");
+        return;
+    }
     k->gc = gc_begin(&s->core, k->objects, count, k->dry_run);
     if (!k->gc) {
         fail(s, ENOMEM, "cannot begin a collection");
@@ -290,7 +301,7 @@ void collector_stop(struct server *s)
     if (k->gc)
         gc_end(&s->core, k->gc);
     if (k->objects)
-        munmap(k->objects, s->core.heap.heap_bytes);
+        unmap_objects(s);
     k->gc = NULL;
     k->objects = NULL;
     k->state = COLLECTOR_IDLE;

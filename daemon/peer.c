@@ -77,7 +77,9 @@ int peer_identify(int fd, bool fallback, uint32_t *ret_pid, uint32_t *ret_uid, u
     length = sizeof pidfd;
     if (!fallback && getsockopt(fd, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &length) < 0)
         pidfd = -1;
+    errno = 0;
     uint64_t start_time = start_time_of((uint32_t)cred.pid);
+    bool no_descriptor = !start_time && (errno == EMFILE || errno == ENFILE);
     if (pidfd >= 0)
         fcntl(pidfd, F_SETFD, FD_CLOEXEC);
     else
@@ -85,7 +87,7 @@ int peer_identify(int fd, bool fallback, uint32_t *ret_pid, uint32_t *ret_uid, u
     if (pidfd < 0 || !start_time) {
         if (pidfd >= 0)
             close(pidfd);
-        return -ESRCH;
+        return no_descriptor || pidfd == -EMFILE || pidfd == -ENFILE ? -EMFILE : -ESRCH;
     }
     *ret_pid = (uint32_t)cred.pid;
     *ret_uid = cred.uid;

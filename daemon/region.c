@@ -11,6 +11,8 @@
 #include <sys/statfs.h>
 #include <unistd.h>
 
+#include "daemon/guard.h"
+
 const char *const region_names[REGION_COUNT] = {"heap", "map", "state"};
 
 static int fail(char *ret_why, int error, const char *what, const char *name)
@@ -39,6 +41,15 @@ static int open_region(struct regions *r, int which, const char *dir, bool creat
     return open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | (create ? O_CREAT | O_EXCL : 0), 0600);
 }
 
+/* Of a mapping of the file: larger than the system's on hugetlbfs. */
+static uint64_t page_bytes(int fd)
+{
+    enum { HUGETLBFS = 0x958458f6 };
+    struct statfs fs;
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    return fstatfs(fd, &fs) == 0 && (uint32_t)fs.f_type == (uint32_t)HUGETLBFS ? (uint64_t)fs.f_bsize : page;
+}
+
 static int map_regions(struct regions *r, char *ret_why)
 {
     for (int i = 0; i < REGION_COUNT; i++) {
@@ -52,7 +63,10 @@ static int map_regions(struct regions *r, char *ret_why)
             r->mapped[i] = NULL;
             return fail(ret_why, errno, "cannot map region", region_names[i]);
         }
+        if (i == REGION_STATE && r->directory && guard_add(r->mapped[i], r->bytes[i], page_bytes(r->fd[i])) < 0)
+            return fail(ret_why, ENOSPC, "cannot guard region", region_names[i]);
     }
+    r->guard_seen = guard_hits();
     return 0;
 }
 
@@ -117,8 +131,10 @@ int regions_adopt(struct regions *r, const int fd[REGION_COUNT], const char *dir
 void regions_close(struct regions *r)
 {
     for (int i = 0; i < REGION_COUNT; i++) {
-        if (r->mapped[i])
+        if (r->mapped[i]) {
+            guard_remove(r->mapped[i]);
             munmap(r->mapped[i], r->bytes[i]);
+        }
         if (r->fd[i] >= 0)
             close(r->fd[i]);
         if (r->read_only_fd[i] >= 0)
@@ -155,6 +171,56 @@ int region_return(const struct regions *r, int which, uint64_t at, uint64_t byte
         rc = fallocate(r->fd[which], FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, (off_t)at, (off_t)bytes);
     while (rc < 0 && errno == EINTR);
     return rc < 0 ? -errno : 0;
+}
+
+/* A file that was cut off has its size again; 1 if it had been. */
+static int lengthen(const struct regions *r, int which)
+{
+    struct stat st;
+    if (fstat(r->fd[which], &st) < 0)
+        return -errno;
+    if ((uint64_t)st.st_size >= r->bytes[which])
+        return 0;
+    return ftruncate(r->fd[which], (off_t)r->bytes[which]) < 0 ? -errno : 1;
+}
+
+int regions_mend(struct regions *r, const struct heap *h)
+{
+    if (!r->directory)
+        return 0;
+    uint64_t hits = guard_hits(), words_at = (uint64_t)((uint8_t *)h->words - h->hints);
+    int heap = lengthen(r, REGION_HEAP), state = lengthen(r, REGION_STATE), rc = 0;
+    if (heap < 0 || state < 0)
+        return heap < 0 ? heap : state;
+    if (state == 0 && hits == r->guard_seen)
+        return heap;
+    if (h->header->top)
+        rc = region_back(r, REGION_STATE, 0, h->header->top);
+    if (rc == 0 && r->state_backed_to)
+        rc = region_back(r, REGION_STATE, words_at, r->state_backed_to * UNIT_BYTES);
+    if (rc == 0 && mmap(r->mapped[REGION_STATE], r->bytes[REGION_STATE], PROT_READ | PROT_WRITE,
+                        MAP_SHARED | MAP_NORESERVE | MAP_FIXED, r->fd[REGION_STATE], 0) == MAP_FAILED)
+        rc = -errno;
+    if (rc < 0)
+        return rc;
+    r->guard_seen = hits;
+    return 1;
+}
+
+int regions_back_again(const struct regions *r, const struct heap *h)
+{
+    enum { PIECE = 1024 };
+    uint64_t top = load_acquire(&h->header->top), page = 1;
+    while (page < top) {
+        uint64_t from = page;
+        while (page < top && page - from < PIECE && load_relaxed(&h->pages[page]) != PAGE_COLD)
+            page++;
+        int rc = page > from ? region_back(r, REGION_HEAP, from << PAGE_SHIFT, (page - from) << PAGE_SHIFT) : 0;
+        if (rc < 0)
+            return rc;
+        page += page == from;
+    }
+    return 0;
 }
 
 uint64_t region_held(const struct regions *r, int which)

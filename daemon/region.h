@@ -19,6 +19,7 @@ struct regions {
     void *mapped[REGION_COUNT]; /* [REGION_HEAP] is NULL: the daemon does not map objects */
     char *directory;            /* NULL: memfds */
     uint64_t state_backed_to;   /* units below it have memory behind them */
+    uint64_t guard_seen;        /* guard_hits() when the state region was last mended */
 };
 
 /* Makes new regions of g's sizes. dir NULL: memfds. 0 or a negative errno, with one line in ret_why (512 bytes). */
@@ -33,6 +34,11 @@ void regions_remove(struct regions *r); /* the files, if there are any */
 /* Memory behind a part of a region: 0, -ENOMEM. Any thread. */
 int region_back(const struct regions *r, int which, uint64_t at, uint64_t bytes);
 int region_return(const struct regions *r, int which, uint64_t at, uint64_t bytes);
+
+/* Files that a client has cut off or punched: they have their size again, and the state region's memory and mapping. What
+ * was there reads as zeros. 1: something was wrong (the heap's pages are to be backed again), 0: nothing; or an error. */
+int regions_mend(struct regions *r, const struct heap *h);
+int regions_back_again(const struct regions *r, const struct heap *h); /* the heap's pages that are not cold. Any thread */
 
 /* Bytes that a region holds now. */
 uint64_t region_held(const struct regions *r, int which);

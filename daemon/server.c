@@ -34,12 +34,25 @@ struct work {
     int rc;
 };
 
+/* Of pages that come into use, the map's entries and records and the hints need memory too. */
+static int back_pages(const struct server *s, uint64_t first, uint64_t pages)
+{
+    const struct heap *h = &s->core.heap;
+    uint64_t entries = (uint64_t)((uint8_t *)&h->pages[first] - (uint8_t *)h->header);
+    uint64_t records = (uint64_t)((uint8_t *)&h->spans[first] - (uint8_t *)h->header);
+    int rc = region_back(&s->regions, REGION_MAP, entries, pages * sizeof *h->pages);
+    if (rc == 0)
+        rc = region_back(&s->regions, REGION_MAP, records, pages * sizeof *h->spans);
+    if (rc == 0)
+        rc = region_back(&s->regions, REGION_STATE, first, pages);
+    return rc < 0 ? rc : region_back(&s->regions, REGION_HEAP, first << PAGE_SHIFT, pages << PAGE_SHIFT);
+}
+
 static void work_run(uv_work_t *req)
 {
     struct work *w = req->data;
-    uint64_t at = w->first << PAGE_SHIFT, bytes = w->pages << PAGE_SHIFT;
-    w->rc = w->grow ? region_back(&w->server->regions, REGION_HEAP, at, bytes)
-                    : region_return(&w->server->regions, REGION_HEAP, at, bytes);
+    w->rc = w->grow ? back_pages(w->server, w->first, w->pages)
+                    : region_return(&w->server->regions, REGION_HEAP, w->first << PAGE_SHIFT, w->pages << PAGE_SHIFT);
 }
 
 static void work_done(uv_work_t *req, int status)
@@ -81,17 +94,7 @@ static int work_queue(struct server *s, uint64_t first, uint64_t pages, bool gro
 
 static int backing_grow(void *context, uint64_t first, uint64_t pages)
 {
-    struct server *s = context;
-    /* the map's entries and records of these pages, and their hints, need memory too: a few pages, done here */
-    struct heap *h = &s->core.heap;
-    uint64_t entries = (uint64_t)((uint8_t *)&h->pages[first] - (uint8_t *)h->header);
-    uint64_t records = (uint64_t)((uint8_t *)&h->spans[first] - (uint8_t *)h->header);
-    int rc = region_back(&s->regions, REGION_MAP, entries, pages * sizeof *h->pages);
-    if (rc == 0)
-        rc = region_back(&s->regions, REGION_MAP, records, pages * sizeof *h->spans);
-    if (rc == 0)
-        rc = region_back(&s->regions, REGION_STATE, first, pages);
-    return rc < 0 ? rc : work_queue(s, first, pages, true);
+    return work_queue(context, first, pages, true);
 }
 
 static int backing_give_back(void *context, uint64_t first, uint64_t pages)
@@ -132,6 +135,46 @@ static int backing_units(void *context, uint64_t unit, uint64_t units)
 struct backing server_backing(struct server *s)
 {
     return (struct backing){s, backing_grow, backing_allowance, backing_give_back, backing_units};
+}
+
+/* ---- files that clients may cut off --------------------------------------------------------------------------------------- */
+
+static void mend_run(uv_work_t *req)
+{
+    struct work *w = req->data;
+    w->rc = regions_back_again(&w->server->regions, &w->server->core.heap);
+}
+
+static void mend_done(uv_work_t *req, int status)
+{
+    struct work *w = req->data;
+    w->server->works--;
+    w->server->mending = false;
+    if (status < 0 || w->rc < 0)
+        log_event(LOG_LEVEL_ERROR, "mend", "error=\"%s\" lost=\"memory behind the heap: a client may get SIGBUS\"",
+                  strerror(-(status < 0 ? status : w->rc)));
+    free(w);
+}
+
+static void mend(struct server *s)
+{
+    struct heap *h = &s->core.heap;
+    int rc = s->mending ? 0 : regions_mend(&s->regions, h);
+    if (rc == 0)
+        return;
+    log_event(LOG_LEVEL_ERROR, "mend", "directory=\"%s\" cause=\"a client cut off or punched a file of it\" result=\"%s\"",
+              s->regions.directory, rc < 0 ? strerror(-rc) : "what was there is lost");
+    struct work *w = rc > 0 ? calloc(1, sizeof *w) : NULL;
+    if (rc > 0)
+        store_relaxed(&h->header->cut_off, h->header->cut_off + 1); /* check says so from now on */
+    if (!w)
+        return;
+    *w = (struct work){.server = s};
+    w->req.data = w;
+    s->works++;
+    s->mending = true;
+    if (uv_queue_work(&s->loop, &w->req, mend_run, mend_done) < 0)
+        mend_done(&w->req, -ENOMEM);
 }
 
 static void wake_root(void *context, uint32_t *gen)
@@ -226,6 +269,7 @@ static void on_tick(uv_timer_t *timer)
     if (s->ticks % STATUS_TICKS == 0)
         status_notify(s);
     connections_tick(s);
+    mend(s);
     server_pump(s);
     connections_retry(s);
 }

@@ -46,6 +46,7 @@ struct server {
     int fd_reserve; /* closed to accept one more connection, just to refuse it when descriptors run out */
     uv_prepare_t turn; /* runs once a turn, before the sockets */
     uint32_t resumes;  /* clients whose leases are being looked through */
+    bool mending;      /* the heap's pages are being backed again */
     bool trim_wanted;  /* all free memory is to be returned, a few pieces at a time */
     uint32_t pending_count;
     char untrusted[256]; /* what is wrong with the heap, after a start that failed with -EUCLEAN */

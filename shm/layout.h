@@ -92,6 +92,8 @@ struct map_header {
     uint64_t top; /* no page at or above it was ever backed; raised before the first entry there is written */
     uint64_t refills, reclaimed_clients, reclaimed_objects, pages_returned, round_trips;
     struct redo redo;
+    uint32_t cut_off; /* how often a file of the backing directory was found cut off or punched, and mended. sync: daemon */
+    uint32_t spare;
 };
 
 /* ---- tags: clients and transactions ----------------------------------------------------------------------------- */
