@@ -266,7 +266,9 @@ static void op_take_back(void)
 {
     static uint8_t listed[16];
     listed[span_a / 8] |= (uint8_t)(1u << span_a % 8);
-    client_take_back(&stepped, client(tag_a), listed);
+    uint64_t cursor = 0;
+    while (!client_take_back(&stepped, client(tag_a), listed, &cursor))
+        ;
 }
 static void op_root_new(void) { client_root(&stepped, client(tag_a), "new", ROOT_MODE_SET, 0, ref_shared); }
 static void op_root_move(void) { client_root(&stepped, client(tag_a), "old", ROOT_MODE_CAS, ref_shared, ref_of(span_b, 0)); }
