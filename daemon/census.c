@@ -14,7 +14,7 @@
 enum { ROW_MAX = 1024, FAULTS_MAX = 32 };
 
 struct class_count {
-    uint64_t spans, leased, pages, owned, shared, cached, free, bytes_used;
+    uint64_t spans, leased, pages, owned, shared, cached, free, bytes_used, bytes_cached;
 };
 struct tag_count {
     uint64_t owned, owned_bytes, cached, cached_bytes;
@@ -149,6 +149,7 @@ static void count_span(struct census *census, const struct span_info *span, stru
     c->cached += n->cached;
     c->free += n->free;
     c->bytes_used += (uint64_t)(n->owned + n->shared) * size;
+    c->bytes_cached += n->cached * size;
     census->bytes_used += (uint64_t)(n->owned + n->shared) * size;
     census->bytes_cached += n->cached * size;
     census->pages_leased += leased ? span->page_count : 0;
@@ -341,7 +342,7 @@ static void class_row(struct census *census, unsigned span_class)
     if (!c->spans)
         return;
     msgpack_packer_init(&pk, &census->rows, msgpack_sbuffer_write);
-    msgpack_pack_map(&pk, 13);
+    msgpack_pack_map(&pk, 14);
     put_number(&pk, "class", span_class);
     put_number(&pk, "size", class_table[span_class].size);
     put_number(&pk, "noscan", CLASS_IS_NOSCAN(span_class));
@@ -353,6 +354,7 @@ static void class_row(struct census *census, unsigned span_class)
     put_number(&pk, "cached", c->cached);
     put_number(&pk, "free", c->free);
     put_number(&pk, "bytes", c->pages << PAGE_SHIFT);
+    put_number(&pk, "bytes_cached", c->bytes_cached);
     put_number(&pk, "bytes_waste", (c->pages << PAGE_SHIFT) - c->bytes_used);
     put_number(&pk, "refills", central->refills);
     census->row_count++;

@@ -53,7 +53,7 @@ struct ctl {
     char error[1024];
 };
 
-/* ---- rows.c ------------------------------------------------------------------------------------------------- */
+/* ---- rows.c ---------------------------------------------------------------------------------- */
 
 /* Connects as a monitor: 0, or CTL_UNREACHABLE after one line. */
 int ctl_connect(struct ctl *ctl);
@@ -87,7 +87,7 @@ void row_put(cJSON *row, const char *name, uint64_t value);
 
 void print_json(cJSON *value); /* and deletes it */
 
-/* ---- text.c: each result is in one of several buffers that are used in turn ---------------------------------- */
+/* ---- text.c: each result is in one of several buffers that are used in turn ------------------ */
 
 const char *human(uint64_t bytes);                /* "12.3M" */
 const char *percent(uint64_t part, uint64_t all); /* "12 %" */
@@ -104,23 +104,23 @@ int columns(const char *text);
 uint64_t now_real_ns(void);
 int terminal_width(void); /* of standard output; 0: it is no terminal */
 
-/* ---- process.c: what the system says of a process; start_time as the daemon noted it ---------------------------- */
+/* ---- process.c: what the system says of a process; start_time as the daemon noted it --------- */
 
 const char *process_state(uint64_t pid, uint64_t start_time); /* a word; "unseen": not here, or another one */
 const char *process_command(uint64_t pid, uint64_t start_time, const char *otherwise); /* its command line, clean */
 
-/* ---- clients.c --------------------------------------------------------------------------------------------------- */
+/* ---- clients.c ------------------------------------------------------------------------------- */
 
 /* INFO_CLIENTS with bytes_held, user, process and command_line, the largest first; NULL after one line. */
 cJSON *clients_sorted(struct ctl *ctl);
 const char *client_state(const cJSON *row);
 
-/* ---- why.c --------------------------------------------------------------------------------------------------- */
+/* ---- why.c ----------------------------------------------------------------------------------- */
 
 /* The one line that says why the heap is full, or that it is not; `stat` is the row of INFO_STATS. NULL after one line. */
 const char *why_verdict(struct ctl *ctl, const cJSON *stat);
 
-/* ---- the commands -------------------------------------------------------------------------------------------- */
+/* ---- the commands ---------------------------------------------------------------------------- */
 
 int cmd_stat(struct ctl *ctl);
 int cmd_clients(struct ctl *ctl);

@@ -50,9 +50,7 @@ static int failed(const char *what, const char *path)
     return CTL_UNREACHABLE;
 }
 
-/* ---- where arenad is
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- where arenad is ------------------------------------------------------------------------- */
 
 static bool is_program(const char *path)
 {
@@ -85,8 +83,7 @@ static int find_daemon(char *ret, size_t capacity)
     return CTL_UNREACHABLE;
 }
 
-/* ---- directory and socket
- * ------------------------------------------------------------------------------------------ */
+/* ---- directory and socket -------------------------------------------------------------------- */
 
 static int make_socket(struct private_heap *heap)
 {
@@ -114,9 +111,7 @@ static int make_socket(struct private_heap *heap)
     return 0;
 }
 
-/* ---- the guard
- * --------------------------------------------------------------------------------------------------------
- */
+/* ---- the guard ------------------------------------------------------------------------------- */
 
 /* Becomes arenad, which ends with the process that started it. */
 static void run_daemon(const struct private_heap *heap, uint64_t max_bytes, pid_t parent)
@@ -201,9 +196,7 @@ static void end_guard(struct private_heap *heap)
         ;
 }
 
-/* ---- the command
- * --------------------------------------------------------------------------------------------------------
- */
+/* ---- the command ----------------------------------------------------------------------------- */
 
 static void run_command(const struct private_heap *heap, char **argv, pid_t parent)
 {

@@ -107,8 +107,7 @@ static void put_stats(FILE *out, const cJSON *stat, const char *heap)
     }
 }
 
-/* ---- clients, by user and command
- * ---------------------------------------------------------------------------------- */
+/* ---- clients, by user and command ------------------------------------------------------------ */
 
 static cJSON *sum_of(cJSON *sums, const cJSON *row)
 {
@@ -194,9 +193,7 @@ static void put_classes(FILE *out, const cJSON *rows, const char *heap)
     }
 }
 
-/* ---- all of it
- * -------------------------------------------------------------------------------------------------------
- */
+/* ---- all of it ------------------------------------------------------------------------------- */
 
 static void put_up(FILE *out, const char *socket, bool up)
 {

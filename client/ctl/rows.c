@@ -101,8 +101,7 @@ void ctl_disconnect(struct ctl *ctl)
     ctl->fd = -1;
 }
 
-/* ---- rows as they come
- * ---------------------------------------------------------------------------------------- */
+/* ---- rows as they come ----------------------------------------------------------------------- */
 
 static bool is_named(const msgpack_object_kv *kv, const char *name)
 {
@@ -221,8 +220,7 @@ int ctl_each_info(struct ctl *ctl, unsigned what, row_fn *fn, void *context)
     return ctl_each(ctl, &m, fn, context);
 }
 
-/* ---- rows as JSON values
- * ---------------------------------------------------------------------------------------- */
+/* ---- rows as JSON values --------------------------------------------------------------------- */
 
 static void add_row(void *context, const msgpack_object *map)
 {

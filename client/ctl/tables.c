@@ -1,25 +1,12 @@
 /* The commands that show rows. */
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "client/ctl/ctl.h"
 #include "proto/stats.h"
 #include "shm/layout.h"
-
-static int json_or(struct ctl *ctl, unsigned what, void (*show)(const cJSON *rows))
-{
-    cJSON *rows = ctl_rows(ctl, what);
-    if (!rows)
-        return CTL_UNREACHABLE;
-    if (ctl->json)
-        print_json(rows);
-    else {
-        show(rows);
-        cJSON_Delete(rows);
-    }
-    return CTL_OK;
-}
 
 static bool is_bytes(const char *name)
 {
@@ -83,27 +70,77 @@ static void show_classes(const cJSON *rows)
                row_number(row, "refills"));
 }
 
-static void show_spans(const cJSON *rows)
+/* Of spans and roots there may be a million: each row is shown as it comes. */
+struct stream {
+    bool json;
+    uint64_t count;
+    void (*show)(const msgpack_object *row);
+};
+
+static void stream_row(void *context, const msgpack_object *row)
 {
-    const cJSON *row;
-    printf("%10s %6s %5s %8s %8s %8s %8s %8s %8s %6s\n", "PAGE", "PAGES", "CLASS", "SIZE",
-           "OBJECTS", "OWNED", "SHARED", "CACHED", "FREE", "LESSEE");
-    cJSON_ArrayForEach(row, rows)
-        printf("%10" PRIu64 " %6" PRIu64 " %5" PRIu64 " %8s %8" PRIu64 " %8" PRIu64 " %8" PRIu64
-               " %8" PRIu64 " %8" PRIu64 " %6" PRIu64 "\n",
-               row_number(row, "page"), row_number(row, "pages"), row_number(row, "class"),
-               human(row_number(row, "size")), row_number(row, "objects"), row_number(row, "owned"),
-               row_number(row, "shared"), row_number(row, "cached"), row_number(row, "free"),
-               row_number(row, "lessee"));
+    struct stream *stream = context;
+    if (!stream->json)
+        stream->show(row);
+    else {
+        cJSON *value = map_json(row);
+        char *text = cJSON_PrintUnformatted(value);
+        printf("%s%s", stream->count ? ",\n" : "[\n", text ? text : "null");
+        free(text);
+        cJSON_Delete(value);
+    }
+    stream->count++;
 }
 
-static void show_roots(const cJSON *rows)
+/* A JSON array that was begun is ended, whatever happened: the status tells. */
+static int stream_rows(struct ctl *ctl, unsigned what, const char *heading,
+                       void (*show)(const msgpack_object *row))
 {
-    const cJSON *row;
-    printf("%-40s %18s %6s\n", "NAME", "REF", "UID");
-    cJSON_ArrayForEach(row, rows)
-        printf("%-40s %#18" PRIx64 " %6" PRIu64 "\n", row_text(row, "name"), row_number(row, "ref"),
-               row_number(row, "uid"));
+    struct stream stream = {.json = ctl->json, .show = show};
+    int rc = ctl_connect(ctl);
+    if (rc == 0 && !ctl->json)
+        puts(heading);
+    if (rc == 0)
+        rc = ctl_each_info(ctl, what, stream_row, &stream);
+    if (ctl->json && (rc == 0 || stream.count))
+        puts(stream.count ? "\n]" : "[]");
+    return rc;
+}
+
+static void show_span(const msgpack_object *row)
+{
+    printf("%10" PRIu64 " %6" PRIu64 " %5" PRIu64 " %8s %8" PRIu64 " %8" PRIu64 " %8" PRIu64
+           " %8" PRIu64 " %8" PRIu64 " %6" PRIu64 "\n",
+           map_number(row, "page"), map_number(row, "pages"), map_number(row, "class"),
+           human(map_number(row, "size")), map_number(row, "objects"), map_number(row, "owned"),
+           map_number(row, "shared"), map_number(row, "cached"), map_number(row, "free"),
+           map_number(row, "lessee"));
+}
+
+static void show_root(const msgpack_object *row)
+{
+    cJSON *value = map_json(row);
+    const char *name = row_text(value, "name");
+    int pad = 40 - columns(name);
+    printf("%s%*s %#18" PRIx64 " %6" PRIu64 "\n", name, pad > 0 ? pad : 0, "",
+           row_number(value, "ref"), row_number(value, "uid"));
+    cJSON_Delete(value);
+}
+
+int cmd_spans(struct ctl *ctl)
+{
+    return stream_rows(
+        ctl, INFO_SPANS,
+        "      PAGE  PAGES CLASS     SIZE  OBJECTS    OWNED   SHARED   CACHED     FREE "
+        "LESSEE",
+        show_span);
+}
+
+int cmd_roots(struct ctl *ctl)
+{
+    return stream_rows(ctl, INFO_ROOTS,
+                       "NAME                                                    REF    UID",
+                       show_root);
 }
 
 static const char *limit_text(uint64_t limit, bool bytes)
@@ -146,16 +183,18 @@ int cmd_limits(struct ctl *ctl)
 
 int cmd_classes(struct ctl *ctl)
 {
-    return json_or(ctl, INFO_CLASSES, show_classes);
+    cJSON *rows = ctl_rows(ctl, INFO_CLASSES);
+    if (!rows)
+        return CTL_UNREACHABLE;
+    if (ctl->json)
+        print_json(rows);
+    else {
+        show_classes(rows);
+        cJSON_Delete(rows);
+    }
+    return CTL_OK;
 }
-int cmd_spans(struct ctl *ctl)
-{
-    return json_or(ctl, INFO_SPANS, show_spans);
-}
-int cmd_roots(struct ctl *ctl)
-{
-    return json_or(ctl, INFO_ROOTS, show_roots);
-}
+
 int cmd_check(struct ctl *ctl)
 {
     const cJSON *row;

@@ -52,9 +52,7 @@ static uint64_t now_ns(void)
     return (uint64_t)ts.tv_sec * 1000000000ULL + (uint64_t)ts.tv_nsec;
 }
 
-/* ---- samples
- * ------------------------------------------------------------------------------------------------------
- */
+/* ---- samples --------------------------------------------------------------------------------- */
 
 static void sample_free(struct sample *s)
 {
@@ -108,9 +106,7 @@ static const char *rate_text(double rate)
     return out;
 }
 
-/* ---- the frame
- * ----------------------------------------------------------------------------------------------------
- */
+/* ---- the frame ------------------------------------------------------------------------------- */
 
 static void __attribute__((format(printf, 3, 4)))
 add_line(struct frame *f, enum look look, const char *format, ...)
@@ -240,9 +236,7 @@ static void frame_build(struct frame *f, const struct sample *s, const struct sa
     add_classes(f, s, before, classes);
 }
 
-/* ---- the screen
- * ------------------------------------------------------------------------------------------------------
- */
+/* ---- the screen ------------------------------------------------------------------------------ */
 
 static void on_signal(int signum)
 {
@@ -351,9 +345,7 @@ static void screen_close(void)
     top.on_screen = false;
 }
 
-/* ---- the command
- * -------------------------------------------------------------------------------------------------------
- */
+/* ---- the command ----------------------------------------------------------------------------- */
 
 static void show(struct frame *f, const struct sample *s, const struct sample *before)
 {

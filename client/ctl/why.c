@@ -150,9 +150,12 @@ const char *why_verdict(struct ctl *ctl, const cJSON *stat)
     return text;
 }
 
-/* ---- the lines below it
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- the lines below it ---------------------------------------------------------------------- */
+
+static uint64_t lost(const cJSON *class_row)
+{
+    return row_number(class_row, "bytes_waste") - row_number(class_row, "bytes_cached");
+}
 
 static void show_memory(const struct facts *f)
 {
@@ -169,21 +172,19 @@ static void show_memory(const struct facts *f)
            human(owned < used ? owned : used));
     printf("%-10s %8s  free objects in clients' magazines; arenactl trim asks for them\n", "cached",
            human(figure(f, "bytes_cached")));
-    printf("%-10s %8s  free objects in spans, and ends of spans; the classes with most:", "waste",
-           human(waste(f)));
+    printf("%-10s %8s  free objects in spans, and ends of spans", "waste", human(waste(f)));
     uint64_t below = UINT64_MAX;
     for (int i = 0; i < 3; i++) {
         const cJSON *most = NULL;
         cJSON_ArrayForEach(row, f->classes)
         {
-            uint64_t value = row_number(row, "bytes_waste");
-            if (value < below && value && (!most || value > row_number(most, "bytes_waste")))
+            if (lost(row) < below && lost(row) && (!most || lost(row) > lost(most)))
                 most = row;
         }
         if (!most)
             break;
-        below = row_number(most, "bytes_waste");
-        printf("%s %s %s", i ? "," : "",
+        below = lost(most);
+        printf("%s %s %s", i ? "," : "; the classes with most:",
                row_number(most, "size") ? human(row_number(most, "size")) : "large", human(below));
     }
     putchar('\n');

@@ -11,9 +11,7 @@
 #include "proto/msg.h"
 #include "tests/e2e/ctl_answers.h"
 
-/* ---- no daemon, or a strange one
- * ------------------------------------------------------------------------------------------------
- */
+/* ---- no daemon, or a strange one ------------------------------------------------------------- */
 
 static const char *const asking[] = {"stat", "clients", "classes", "spans", "roots", "check",
                                      "trim", "map",     "limits",  "why",   "top",   "metrics"};

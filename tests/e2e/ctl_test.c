@@ -17,9 +17,7 @@
 #include "client/client.h"
 #include "tests/e2e/ctl_answers.h"
 
-/* ---- JSON
- * --------------------------------------------------------------------------------------------------------
- */
+/* ---- JSON ------------------------------------------------------------------------------------ */
 
 static cJSON *parse(const char *text)
 {
@@ -92,8 +90,7 @@ static cJSON *at_rest(const struct daemon *d, void (*look)(const struct daemon *
     return NULL;
 }
 
-/* ---- clients that hold memory
- * -------------------------------------------------------------------------------------- */
+/* ---- clients that hold memory ---------------------------------------------------------------- */
 
 struct holder {
     const struct daemon *d;
@@ -155,8 +152,7 @@ static void holder_end(struct holder *h)
     assert_int_equal(reap(h->pid), 0);
 }
 
-/* ---- a recount from map and state words
- * ------------------------------------------------------------------------------ */
+/* ---- a recount from map and state words ------------------------------------------------------ */
 
 struct recount {
     uint64_t owned[TAG_COUNT], cached[TAG_COUNT], leased[TAG_COUNT], leased_free[TAG_COUNT];
@@ -288,9 +284,7 @@ static void a_stopped_client_is_said_to_be_and_a_strange_name_harms_nobody(void 
     daemon_clean(&d);
 }
 
-/* ---- pictures
- * --------------------------------------------------------------------------------------------------------
- */
+/* ---- pictures -------------------------------------------------------------------------------- */
 
 /* Every element that is begun is ended, in order; attributes are quoted. Returns how many elements
  * there are. */
@@ -406,9 +400,7 @@ static void the_map_shares_out_the_pages_as_stat_counts_them(void **state)
     daemon_clean(&d);
 }
 
-/* ---- metrics
- * --------------------------------------------------------------------------------------------------------------
- */
+/* ---- metrics --------------------------------------------------------------------------------- */
 
 struct family {
     char name[100], type[16], unit[16];
@@ -566,9 +558,7 @@ static void metrics_are_openmetrics_and_agree_with_stat(void **state)
     daemon_clean(&d);
 }
 
-/* ---- JSON, roots
- * ------------------------------------------------------------------------------------------------------------
- */
+/* ---- JSON, roots ----------------------------------------------------------------------------- */
 
 static void all_json_is_json(void **state)
 {
@@ -649,9 +639,32 @@ static void roots_with_odd_names_are_shown_whole_and_safely(void **state)
     daemon_clean(&d);
 }
 
-/* ---- why
- * ------------------------------------------------------------------------------------------------------------------------
- */
+static void check_ends_with_1_when_an_invariant_is_broken(void **state)
+{
+    struct daemon d;
+    struct object object = {0};
+    (void)state;
+    daemon_start(&d, "64M", NULL);
+    arena_t *a = open_heap(&d);
+    void *p = arena_alloc_flags(a, 100, ARENA_SHARED);
+    assert_int_equal(ctl(&d, "check"), 0);
+    assert_true(object_find(&a->heap, arena_ref(a, p), &object));
+    store_relaxed(object.word, WORD_OWNED(TAG_COUNT - 1)); /* as a hostile client may */
+    assert_int_equal(ctl(&d, "check"), 1);
+    assert_line("a state word bears a tag that nobody has");
+    assert_int_equal(ctl(&d, "check --json"), 1);
+    cJSON *result = parse(out);
+    assert_true(cJSON_IsFalse(cJSON_GetObjectItemCaseSensitive(result, "ok")));
+    assert_int_equal(cJSON_GetArraySize(cJSON_GetObjectItemCaseSensitive(result, "faults")), 1);
+    cJSON_Delete(result);
+    store_relaxed(object.word, WORD_SHARED);
+    assert_int_equal(ctl(&d, "check"), 0);
+    arena_close(a);
+    daemon_stop(&d);
+    daemon_clean(&d);
+}
+
+/* ---- why ------------------------------------------------------------------------------------- */
 
 static uint64_t fill(arena_t *a, size_t size, int publish)
 {
@@ -715,6 +728,7 @@ int main(void)
         cmocka_unit_test(metrics_are_openmetrics_and_agree_with_stat),
         cmocka_unit_test(all_json_is_json),
         cmocka_unit_test(roots_with_odd_names_are_shown_whole_and_safely),
+        cmocka_unit_test(check_ends_with_1_when_an_invariant_is_broken),
         cmocka_unit_test(why_names_what_stands_in_the_way),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
