@@ -95,8 +95,9 @@ $(E2E_TESTS): $(B)/tests/%: $(B)/obj/tests/%.o $(HARNESS_OBJ) $(SHM_OBJ) $(PROTO
 $(B)/tests/e2e/ctl_test: TEST_LIBS += $(call PKG,libs,libcjson)
 
 # every instruction: single steps, and for the daemon's its core over regions that the test keeps
-STEP_TESTS  := $(B)/tests/crash/step_daemon_test
+STEP_TESTS  := $(B)/tests/crash/step_client_test $(B)/tests/crash/step_daemon_test
 $(STEP_TESTS): $(call obj,tests/crash/step.c)
+$(B)/tests/crash/step_client_test: LDFLAGS += -Wl,-z,now # the linker's work at a first call is no part of an operation
 $(B)/tests/crash/step_daemon_test: $(DAEMON_OBJ)
 $(B)/tests/crash/step_daemon_test: LIB_LIBS = $(DAEMON_LIBS)
 

@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 #include <errno.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -41,7 +42,10 @@ const char *step_place(uint64_t ip)
 #if defined(__x86_64__)
 
 /* A forked process has the tracer's code where the tracer has it. */
-static const uint8_t *code_at(uint64_t ip) { return (const uint8_t *)(uintptr_t)ip; }
+static const uint8_t *code_at(uint64_t ip)
+{
+    return (const uint8_t *)(uintptr_t)ip;
+}
 
 static void look(struct stepper *s)
 {
@@ -53,10 +57,26 @@ static void look(struct stepper *s)
 static void note_end(struct stepper *s, int status)
 {
     s->status = status;
+    if (s->process == s->pid)
+        s->process = 0;
     s->pid = 0;
 }
 
-bool step_start(struct stepper *s, void (*fn)(void *), void *argument)
+struct body {
+    void (*fn)(void *);
+    void *argument;
+};
+
+static void *traced(void *argument)
+{
+    const struct body *body = argument;
+    if (ptrace(PTRACE_TRACEME, 0, NULL, NULL) < 0)
+        _exit(126);
+    body->fn(body->argument);
+    return NULL;
+}
+
+static bool launch(struct stepper *s, const struct body *body, bool in_thread)
 {
     cpu_set_t here;
     *s = (struct stepper){0};
@@ -65,18 +85,26 @@ bool step_start(struct stepper *s, void (*fn)(void *), void *argument)
     fflush(NULL);
     s->pid = fork();
     if (s->pid == 0) {
-        if (ptrace(PTRACE_TRACEME, 0, NULL, NULL) < 0)
-            _exit(126);
-        fn(argument);
+        pthread_t thread;
+        sched_setaffinity(0, sizeof here, &here);
+        if (in_thread) {
+            pthread_create(&thread, NULL, traced, (void *)(uintptr_t)body);
+            pthread_join(thread, NULL);
+        } else
+            traced((void *)(uintptr_t)body);
         _exit(0);
     }
+    s->process = s->pid;
     if (s->pid < 0) {
         s->pid = 0;
         return false;
     }
-    sched_setaffinity(s->pid, sizeof here, &here);
     sched_setaffinity(0, sizeof here, &here);
-    int status = wait_for(s->pid);
+    int status;
+    if (in_thread) /* which thread it is, its first stop tells */
+        s->pid = waitpid(-1, &status, __WALL);
+    else
+        status = wait_for(s->pid);
     while (WIFSTOPPED(status) && WSTOPSIG(status) != SIGTRAP) {
         ptrace(PTRACE_CONT, s->pid, NULL, (void *)(uintptr_t)WSTOPSIG(status));
         status = wait_for(s->pid);
@@ -88,6 +116,16 @@ bool step_start(struct stepper *s, void (*fn)(void *), void *argument)
     ptrace(PTRACE_SETOPTIONS, s->pid, NULL, (void *)(uintptr_t)PTRACE_O_EXITKILL);
     look(s);
     return true;
+}
+
+bool step_start(struct stepper *s, void (*fn)(void *), void *argument)
+{
+    return launch(s, &(struct body){fn, argument}, false);
+}
+
+bool step_start_thread(struct stepper *s, void (*fn)(void *), void *argument)
+{
+    return launch(s, &(struct body){fn, argument}, true);
 }
 
 bool step_at_system_call(const struct stepper *s)
@@ -123,36 +161,42 @@ enum step step_one(struct stepper *s)
 
 #else
 
-bool step_start(struct stepper *s, void (*fn)(void *), void *argument) { return (void)s, (void)fn, (void)argument, false; }
-bool step_at_system_call(const struct stepper *s) { return (void)s, false; }
-enum step step_one(struct stepper *s) { return (void)s, STEP_GONE; }
+bool step_start(struct stepper *s, void (*fn)(void *), void *argument)
+{
+    return (void)s, (void)fn, (void)argument, false;
+}
+bool step_start_thread(struct stepper *s, void (*fn)(void *), void *argument)
+{
+    return step_start(s, fn, argument);
+}
+bool step_at_system_call(const struct stepper *s)
+{
+    return (void)s, false;
+}
+enum step step_one(struct stepper *s)
+{
+    return (void)s, STEP_GONE;
+}
 
 #endif
 
-void step_kill(struct stepper *s)
+static void wait_end(struct stepper *s, pid_t pid)
 {
-    if (s->pid <= 0)
-        return;
-    kill(s->pid, SIGKILL);
-    int status = wait_for(s->pid);
+    int status = wait_for(pid);
     while (status >= 0 && WIFSTOPPED(status)) /* a stop that was on its way */
-        status = wait_for(s->pid);
+        status = wait_for(pid);
     s->status = status;
-    s->pid = 0;
 }
 
-void step_finish(struct stepper *s)
+void step_kill(struct stepper *s)
 {
-    int signal = 0;
-    while (s->pid > 0) {
-        ptrace(PTRACE_CONT, s->pid, NULL, (void *)(uintptr_t)signal);
-        int status = wait_for(s->pid);
-        if (!WIFSTOPPED(status)) {
-            s->status = status;
-            s->pid = 0;
-        } else
-            signal = WSTOPSIG(status) == SIGTRAP ? 0 : WSTOPSIG(status);
-    }
+    if (s->process <= 0)
+        return;
+    kill(s->process, SIGKILL);
+    if (s->pid && s->pid != s->process)
+        wait_end(s, s->pid);
+    wait_end(s, s->process);
+    s->pid = s->process = 0;
 }
 
 static void try_it(void *unused)

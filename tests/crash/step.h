@@ -1,7 +1,7 @@
 /* Runs a function in a process of its own, one instruction at a time (ptrace, x86-64).
  *
- * The function calls STEP_MARK() where the stepping is to begin and where it is to end. The tracer and the process run
- * on one CPU: it is several times faster. */
+ * The function calls STEP_MARK() where the stepping is to begin and where it is to end. The tracer
+ * and the process run on one CPU: it is several times faster. */
 #ifndef TESTS_CRASH_STEP_H
 #define TESTS_CRASH_STEP_H
 
@@ -16,7 +16,8 @@
 #endif
 
 struct stepper {
-    pid_t pid;      /* 0: it is gone */
+    pid_t pid;      /* of the stepped thread; 0: it is gone */
+    pid_t process;  /* whose thread it is; 0: it is gone */
     int status;     /* of waitpid(), when it is gone */
     uint64_t steps; /* instructions since the first mark */
     uint64_t ip;    /* of the instruction that comes next */
@@ -29,15 +30,16 @@ const char *step_refused(void);
 
 /* To the first mark. False: it ended before. */
 bool step_start(struct stepper *s, void (*fn)(void *), void *argument);
-/* One instruction. STEP_SYSTEM_CALL: it was one, and has returned. STEP_MARKED: the second mark, not yet passed. */
+/* The same in a second thread of the process, which ends where fn returns; the second mark may be
+ * missing. */
+bool step_start_thread(struct stepper *s, void (*fn)(void *), void *argument);
+/* One instruction. STEP_SYSTEM_CALL: it was one, and has returned. STEP_MARKED: the second mark,
+ * not yet passed. */
 enum step step_one(struct stepper *s);
 /* Is the next instruction a system call? */
 bool step_at_system_call(const struct stepper *s);
 /* SIGKILL, and waits. */
 void step_kill(struct stepper *s);
-/* On to its end, unstepped. */
-void step_finish(struct stepper *s);
-
 /* "function+offset" or "file+offset" of an address in this program; static memory. */
 const char *step_place(uint64_t ip);
 

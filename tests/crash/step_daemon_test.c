@@ -1,12 +1,13 @@
 /* Goal: the daemon may be killed at any instruction, and the next one finds the heap whole.
  *
- * Method: the daemon's core runs over regions that outlive it, in a process that is single-stepped through one
- * operation. What a kill leaves is what the regions hold at that instruction; after each instruction they are compared
- * with what they held before. Where no byte has changed a kill leaves the same, so those points are one (merged).
- * For each that differs a new core is started over a copy, works off what is pending, and is checked: every invariant
- * of the heap; published objects, live clients' words and leases as before; a transaction and its root both or neither;
- * no page lost. Some points are killed in earnest, to see that the regions then hold the same. And the rebuild is stepped
- * itself, over regions that were left in the middle of an operation.
+ * Method: the daemon's core runs over regions that outlive it, in a process that is single-stepped
+ * through one operation. What a kill leaves is what the regions hold at that instruction; after
+ * each instruction they are compared with what they held before. Where no byte has changed a kill
+ * leaves the same, so those points are one (merged). For each that differs a new core is started
+ * over a copy, works off what is pending, and is checked: every invariant of the heap; published
+ * objects, live clients' words and leases as before; a transaction and its root both or neither; no
+ * page lost. Some points are killed in earnest, to see that the regions then hold the same. And the
+ * rebuild is stepped itself, over regions that were left in the middle of an operation.
  *
  * CRASH=all: the rebuild over every such point, not a sample; SEED= chooses the sample. */
 #include <errno.h>
@@ -36,22 +37,26 @@ enum {
     SHARED_MAX = 64,
 };
 
-/* ---- regions ----------------------------------------------------------------------------------------------------- */
+/* ---- regions --------------------------------------------------------------------------------- */
 
 struct regions_at {
     uint8_t *map, *state;
     struct heap heap;
 };
 static struct geometry geometry;
-static struct regions_at live, copy;       /* shared with the stepped process; the checker's */
-static uint8_t *whole_map, *whole_state;   /* as they were when the operation began */
-static struct used { uint64_t at, bytes; bool in_state; } used[8];
+static struct regions_at live, copy;     /* shared with the stepped process; the checker's */
+static uint8_t *whole_map, *whole_state; /* as they were when the operation began */
+static struct used {
+    uint64_t at, bytes;
+    bool in_state;
+} used[8];
 static unsigned used_count;
 static size_t used_bytes;
 
 static void *shared_map(uint64_t bytes)
 {
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE,
+                   -1, 0);
     assert_true(p != MAP_FAILED);
     return p;
 }
@@ -63,8 +68,8 @@ static void regions_new(struct regions_at *r)
     heap_view(&r->heap, &geometry, NULL, r->map, r->state);
 }
 
-/* What an operation of this test can write, and is compared after each step. That nothing else was written is looked at
- * when it is over. */
+/* What an operation of this test can write, and is compared after each step. That nothing else was
+ * written is looked at when it is over. */
 static void use(uint64_t at, uint64_t bytes, bool in_state)
 {
     used[used_count++] = (struct used){at, bytes, in_state};
@@ -94,13 +99,17 @@ static void nothing_else_was_written(const char *name)
     for (unsigned i = 0; i < used_count; i++)
         memcpy((used[i].in_state ? whole_state : whole_map) + used[i].at,
                (used[i].in_state ? live.state : live.map) + used[i].at, used[i].bytes);
-    if (memcmp(whole_map, live.map, geometry.map_bytes) != 0 || memcmp(whole_state, live.state, geometry.state_bytes) != 0)
+    if (memcmp(whole_map, live.map, geometry.map_bytes) != 0 ||
+        memcmp(whole_state, live.state, geometry.state_bytes) != 0)
         fail_msg("%s has written beyond what is compared after each step", name);
 }
 
-/* ---- a core over them --------------------------------------------------------------------------------------------- */
+/* ---- a core over them ------------------------------------------------------------------------ */
 
-static struct asked { uint64_t first, pages; bool grow; } asked[64];
+static struct asked {
+    uint64_t first, pages;
+    bool grow;
+} asked[64];
 static unsigned asked_count;
 
 static int ask(uint64_t first, uint64_t pages, bool grow)
@@ -110,10 +119,22 @@ static int ask(uint64_t first, uint64_t pages, bool grow)
     asked[asked_count++] = (struct asked){first, pages, grow};
     return 0;
 }
-static int on_grow(void *context, uint64_t first, uint64_t pages) { return (void)context, ask(first, pages, true); }
-static int on_give_back(void *context, uint64_t first, uint64_t pages) { return (void)context, ask(first, pages, false); }
-static uint64_t allowance(void *context) { return (void)context, 1 << 20; }
-static int back_units(void *context, uint64_t first, uint64_t units) { return (void)context, (void)first, (void)units, 0; }
+static int on_grow(void *context, uint64_t first, uint64_t pages)
+{
+    return (void)context, ask(first, pages, true);
+}
+static int on_give_back(void *context, uint64_t first, uint64_t pages)
+{
+    return (void)context, ask(first, pages, false);
+}
+static uint64_t allowance(void *context)
+{
+    return (void)context, 1 << 20;
+}
+static int back_units(void *context, uint64_t first, uint64_t units)
+{
+    return (void)context, (void)first, (void)units, 0;
+}
 
 static int start(struct core *core, struct regions_at *r, char *why)
 {
@@ -135,7 +156,7 @@ static void answer(struct core *core)
     asked_count = 0;
 }
 
-/* ---- the heap that each operation begins with --------------------------------------------------------------------- */
+/* ---- the heap that each operation begins with ------------------------------------------------ */
 
 static unsigned tag_a, tag_b, tag_x, tag_y; /* clients; transactions of A: x runs, y is committed */
 static uint32_t span_a, span_b, span_free, span_large, span_wide, span_hinted; /* first pages */
@@ -163,16 +184,20 @@ static uint32_t lease(struct core *core, unsigned tag, unsigned span_class, uint
     bool fresh;
     int rc;
     do {
-        rc = CLASS_IS_LARGE(span_class)
-                 ? mcentral_cache_large(core, core->clients[tag], span_class, pages, 1, &first, &fresh)
-                 : mcentral_cache_span(core, core->clients[tag], span_class, pages, &first, 1, &fresh);
+        rc = CLASS_IS_LARGE(span_class) ? mcentral_cache_large(core, core->clients[tag], span_class,
+                                                               pages, 1, &first, &fresh)
+                                        : mcentral_cache_span(core, core->clients[tag], span_class,
+                                                              pages, &first, 1, &fresh);
         answer(core);
     } while (rc == -EAGAIN);
     assert_int_equal(rc, 1);
     return first;
 }
 
-static uint64_t ref_of(uint32_t first, uint32_t index) { return ((uint64_t)first << PAGE_SHIFT) + index * class_table[CLASS].size; }
+static uint64_t ref_of(uint32_t first, uint32_t index)
+{
+    return ((uint64_t)first << PAGE_SHIFT) + index * class_table[CLASS].size;
+}
 
 static void prepare(void)
 {
@@ -193,7 +218,8 @@ static void prepare(void)
     tag_y = tags[1];
     assert_int_equal(client_tx_commit(&core, a, tag_y, "", 0, 0), 0);
     shared_count = 0;
-    span_a = lease(&core, tag_a, CLASS, 1); /* A's: owned, cached, published, of both transactions */
+    span_a =
+        lease(&core, tag_a, CLASS, 1); /* A's: owned, cached, published, of both transactions */
     put(h, span_a, 0, WORD_OWNED(tag_a));
     put(h, span_a, 1, WORD_CACHED(tag_a));
     put(h, span_a, 2, WORD_SHARED);
@@ -206,8 +232,10 @@ static void prepare(void)
     put(h, span_b, 0, WORD_SHARED);
     put(h, span_b, 1, WORD_CACHED(tag_a));
     assert_int_equal(mcentral_uncache_span(&core, b, span_b), 0);
-    span_free = lease(&core, tag_a, OTHER, 1); /* wholly FREE: goes back to the mheap when it is let go */
-    span_hinted = lease(&core, tag_b, OTHER, 1); /* let go full, then freed in: the sweep has to find it */
+    span_free =
+        lease(&core, tag_a, OTHER, 1); /* wholly FREE: goes back to the mheap when it is let go */
+    span_hinted =
+        lease(&core, tag_b, OTHER, 1); /* let go full, then freed in: the sweep has to find it */
     for (uint32_t i = 0; i < 3; i++)
         put(h, span_hinted, i, i ? WORD_CACHED(tag_b) : WORD_SHARED);
     assert_int_equal(mcentral_uncache_span(&core, b, span_hinted), 0);
@@ -222,7 +250,7 @@ static void prepare(void)
     core_stop(&core);
 }
 
-/* ---- the operations ------------------------------------------------------------------------------------------------- */
+/* ---- the operations -------------------------------------------------------------------------- */
 
 static struct core stepped;
 
@@ -235,12 +263,30 @@ static struct client *client(unsigned tag)
 static uint32_t got[8];
 static bool fresh;
 
-static void op_grant_fresh(void) { mcentral_cache_span(&stepped, client(tag_b), SPAN_CLASS(40, 0), 2, got, 8, &fresh); }
-static void op_grant_nonempty(void) { mcentral_cache_span(&stepped, client(tag_b), CLASS, 1, got, 8, &fresh); }
-static void op_grant_large(void) { mcentral_cache_large(&stepped, client(tag_b), CLASS_LARGE, 5, 1, got, &fresh); }
-static void op_extend(void) { mcentral_extend(&stepped, client(tag_a), span_large, 4); }
-static void op_return(void) { mcentral_uncache_span(&stepped, client(tag_a), span_a); }
-static void op_return_free(void) { mcentral_uncache_span(&stepped, client(tag_a), span_free); }
+static void op_grant_fresh(void)
+{
+    mcentral_cache_span(&stepped, client(tag_b), SPAN_CLASS(40, 0), 2, got, 8, &fresh);
+}
+static void op_grant_nonempty(void)
+{
+    mcentral_cache_span(&stepped, client(tag_b), CLASS, 1, got, 8, &fresh);
+}
+static void op_grant_large(void)
+{
+    mcentral_cache_large(&stepped, client(tag_b), CLASS_LARGE, 5, 1, got, &fresh);
+}
+static void op_extend(void)
+{
+    mcentral_extend(&stepped, client(tag_a), span_large, 4);
+}
+static void op_return(void)
+{
+    mcentral_uncache_span(&stepped, client(tag_a), span_a);
+}
+static void op_return_free(void)
+{
+    mcentral_uncache_span(&stepped, client(tag_a), span_free);
+}
 static void turns(void)
 {
     while (core_turn(&stepped))
@@ -270,17 +316,35 @@ static void op_take_back(void)
     while (!client_take_back(&stepped, client(tag_a), listed, &cursor))
         ;
 }
-static void op_root_new(void) { client_root(&stepped, client(tag_a), "new", ROOT_MODE_SET, 0, ref_shared); }
-static void op_root_move(void) { client_root(&stepped, client(tag_a), "old", ROOT_MODE_CAS, ref_shared, ref_of(span_b, 0)); }
-static void op_root_remove(void) { client_root(&stepped, client(tag_a), "old", ROOT_MODE_SET, 0, 0); }
-static void op_commit(void) { client_tx_commit(&stepped, client(tag_a), tag_x, "x", 0, ref_x); }
-static void op_commit_no_root(void) { client_tx_commit(&stepped, client(tag_a), tag_x, "", 0, 0); }
+static void op_root_new(void)
+{
+    client_root(&stepped, client(tag_a), "new", ROOT_MODE_SET, 0, ref_shared);
+}
+static void op_root_move(void)
+{
+    client_root(&stepped, client(tag_a), "old", ROOT_MODE_CAS, ref_shared, ref_of(span_b, 0));
+}
+static void op_root_remove(void)
+{
+    client_root(&stepped, client(tag_a), "old", ROOT_MODE_SET, 0, 0);
+}
+static void op_commit(void)
+{
+    client_tx_commit(&stepped, client(tag_a), tag_x, "x", 0, ref_x);
+}
+static void op_commit_no_root(void)
+{
+    client_tx_commit(&stepped, client(tag_a), tag_x, "", 0, 0);
+}
 static void op_attach(void)
 {
     struct client *c;
     client_attach(&stepped, &(struct tag){.pid = 3, .uid = 7, .command = "newcomer"}, &c);
 }
-static void op_tx_tags(void) { client_tx_tags(&stepped, client(tag_b), 2, got); }
+static void op_tx_tags(void)
+{
+    client_tx_tags(&stepped, client(tag_b), 2, got);
+}
 static void op_grow(void)
 {
     uint64_t first;
@@ -341,14 +405,15 @@ static void run_op(void *argument)
     STEP_MARK();
 }
 
-/* ---- the rebuild: too long to be stepped whole each time ----------------------------------------------------------- */
+/* ---- the rebuild: too long to be stepped whole each time ------------------------------------- */
 
-/* It runs with the regions read-only. Each instruction that writes there faults, is let through alone (the trap flag),
- * and what the regions hold after it is kept. Between two such instructions nothing was written: the machine says so. */
+/* It runs with the regions read-only. Each instruction that writes there faults, is let through
+ * alone (the trap flag), and what the regions hold after it is kept. Between two such instructions
+ * nothing was written: the machine says so. */
 static struct trapped {
     uint32_t count;
     uint64_t ip[512];
-} *trapped;
+} * trapped;
 static uint8_t *trapped_bytes;
 
 static void protect(int prot)
@@ -364,7 +429,8 @@ static void on_write(int signal, siginfo_t *info, void *context)
 {
     ucontext_t *u = context;
     uint8_t *at = info->si_addr;
-    if (!(at >= live.map && at < live.map + geometry.map_bytes) && !(at >= live.state && at < live.state + geometry.state_bytes)) {
+    if (!(at >= live.map && at < live.map + geometry.map_bytes) &&
+        !(at >= live.state && at < live.state + geometry.state_bytes)) {
         struct sigaction plain = {.sa_handler = SIG_DFL};
         sigaction(signal, &plain, NULL);
         return;
@@ -385,8 +451,14 @@ static void on_written(int signal, siginfo_t *info, void *context)
     u->uc_mcontext.gregs[REG_EFL] &= ~TRAP_FLAG;
 }
 #else
-static void on_write(int signal, siginfo_t *info, void *context) { (void)signal, (void)info, (void)context; }
-static void on_written(int signal, siginfo_t *info, void *context) { (void)signal, (void)info, (void)context; }
+static void on_write(int signal, siginfo_t *info, void *context)
+{
+    (void)signal, (void)info, (void)context;
+}
+static void on_written(int signal, siginfo_t *info, void *context)
+{
+    (void)signal, (void)info, (void)context;
+}
 #endif
 
 static void run_rebuild_trapped(void)
@@ -413,14 +485,15 @@ static void run_rebuild(void *unused)
     _exit(rc < 0 ? 4 : 0);
 }
 
-/* ---- what must hold after a kill -------------------------------------------------------------------------------------- */
+/* ---- what must hold after a kill ------------------------------------------------------------- */
 
 static const char *check_words(const struct heap *h, const struct op *op)
 {
     static char text[120];
     for (uint32_t i = 0; i < shared_count; i++) {
         uint16_t word = h->words[shared[i]];
-        bool counts = word == WORD_SHARED || (word_is_owned(word) && tag_is_committed(h, word_tag(word)));
+        bool counts =
+            word == WORD_SHARED || (word_is_owned(word) && tag_is_committed(h, word_tag(word)));
         if (!counts && h->words[shared[i]] != WORD_SHARED)
             return snprintf(text, sizeof text, "published word %u is %#x", shared[i], word), text;
     }
@@ -430,11 +503,14 @@ static const char *check_words(const struct heap *h, const struct op *op)
     for (uint32_t i = 0; i < WORDS_LOOKED_AT; i++) {
         unsigned tag = word_tag(h->words[i]);
         if (tag && (tag >= TAGS_LOOKED_AT || h->tags[tag].state == TAG_FREE))
-            return snprintf(text, sizeof text, "word %u bears tag %u, which nobody has", i, tag), text;
-        if ((tag == tag_a && dead_a) || (tag == tag_b && dead_b) || (dead_a && (tag == tag_x || tag == tag_y)))
+            return snprintf(text, sizeof text, "word %u bears tag %u, which nobody has", i, tag),
+                   text;
+        if ((tag == tag_a && dead_a) || (tag == tag_b && dead_b) ||
+            (dead_a && (tag == tag_x || tag == tag_y)))
             return snprintf(text, sizeof text, "word %u bears dead tag %u", i, tag), text;
     }
-    if (!dead_a && (h->words[word_at(h, span_a, 0)] != WORD_OWNED(tag_a) || h->words[word_at(h, span_b, 1)] != WORD_CACHED(tag_a) ||
+    if (!dead_a && (h->words[word_at(h, span_a, 0)] != WORD_OWNED(tag_a) ||
+                    h->words[word_at(h, span_b, 1)] != WORD_CACHED(tag_a) ||
                     h->words[word_at(h, span_large, 0)] != WORD_OWNED(tag_a)))
         return "a live client's word was changed";
     return NULL;
@@ -445,12 +521,15 @@ static const char *check_transaction(const struct heap *h, const struct op *op)
     uint64_t ref = 0;
     bool has_root = root_lookup(h, "x", &ref) == 0, dead_a = h->tags[tag_a].state != TAG_CLIENT;
     uint16_t word[2] = {h->words[of_x[0]], h->words[of_x[1]]};
-    bool committed = word[0] == WORD_SHARED || (word[0] == WORD_OWNED(tag_x) && tag_is_committed(h, tag_x));
-    bool committed_too = word[1] == WORD_SHARED || (word[1] == WORD_OWNED(tag_x) && tag_is_committed(h, tag_x));
+    bool committed =
+        word[0] == WORD_SHARED || (word[0] == WORD_OWNED(tag_x) && tag_is_committed(h, tag_x));
+    bool committed_too =
+        word[1] == WORD_SHARED || (word[1] == WORD_OWNED(tag_x) && tag_is_committed(h, tag_x));
     if (committed != committed_too)
         return "one object of a transaction is committed, the other one is not";
     if (op->x_root && committed != has_root)
-        return committed ? "a transaction is committed and its root is not there" : "a root of a transaction that is not committed";
+        return committed ? "a transaction is committed and its root is not there"
+                         : "a root of a transaction that is not committed";
     if (!committed && word[0] != (dead_a ? WORD_FREE : WORD_OWNED(tag_x)))
         return "an open transaction's word is wrong";
     int rc = root_lookup(h, "old", &ref);
@@ -485,7 +564,8 @@ static const char *check_core(struct core *core)
     return why ? why : pagealloc_check(&core->mheap.warm);
 }
 
-/* In a process of its own: an assertion that fails is a failure with a place, not the end of the test. */
+/* In a process of its own: an assertion that fails is a failure with a place, not the end of the
+ * test. */
 static int verify(const struct op *op)
 {
     struct core core;
@@ -512,7 +592,8 @@ static int verify(const struct op *op)
 
 static unsigned failures;
 
-static void verify_at(const struct op *op, const struct stepper *s, const uint8_t *bytes, const char *during)
+static void verify_at(const struct op *op, const struct stepper *s, const uint8_t *bytes,
+                      const char *during)
 {
     load(&copy, bytes);
     fflush(NULL);
@@ -521,16 +602,17 @@ static void verify_at(const struct op *op, const struct stepper *s, const uint8_
         _exit(verify(op));
     int status = reap(pid);
     if (status) {
-        fprintf(stderr, "  ... after instruction %llu of %s, before %s (status %d)\n", (unsigned long long)s->steps, during,
-                step_place(s->ip), status);
+        fprintf(stderr, "  ... after instruction %llu of %s, before %s (status %d)\n",
+                (unsigned long long)s->steps, during, step_place(s->ip), status);
         failures++;
     }
 }
 
-/* ---- stepping ------------------------------------------------------------------------------------------------------------ */
+/* ---- stepping -------------------------------------------------------------------------------- */
 
-static uint8_t *begin, *before; /* the regions: at the begin, and after the last instruction that changed them */
-static uint8_t *kept;           /* after every such instruction: for the rebuild */
+static uint8_t *begin,
+    *before; /* the regions: at the begin, and after the last instruction that changed them */
+static uint8_t *kept; /* after every such instruction: for the rebuild */
 static unsigned kept_count;
 enum { KEPT_MAX = 4096 };
 
@@ -540,8 +622,8 @@ struct counts {
 static struct counts total;
 
 /* Steps through `fn` from the regions in `from`; verifies what each instruction leaves. */
-static void step_through(const struct op *op, const char *during, void (*fn)(void *), void *argument, const uint8_t *from,
-                         bool keep, struct counts *n)
+static void step_through(const struct op *op, const char *during, void (*fn)(void *),
+                         void *argument, const uint8_t *from, bool keep, struct counts *n)
 {
     struct stepper s;
     load(&live, from);
@@ -555,7 +637,8 @@ static void step_through(const struct op *op, const char *during, void (*fn)(voi
         if (step == STEP_MARKED)
             break;
         if (step == STEP_GONE)
-            fail_msg("%s: ended after %llu instructions with status %x", during, (unsigned long long)s.steps, s.status);
+            fail_msg("%s: ended after %llu instructions with status %x", during,
+                     (unsigned long long)s.steps, s.status);
         n->raw++;
         if (same(&live, before))
             continue;
@@ -579,7 +662,8 @@ static void kill_in_earnest(struct op *op, uint64_t steps, struct counts *n)
     save(&live, before);
     step_kill(&s);
     if (!same(&live, before))
-        fail_msg("%s: killed after %llu instructions, the regions are not what they were", op->name, (unsigned long long)steps);
+        fail_msg("%s: killed after %llu instructions, the regions are not what they were", op->name,
+                 (unsigned long long)steps);
     verify_at(op, &s, before, op->name);
     n->earnest++;
 }
@@ -624,16 +708,19 @@ static void each_instruction_of_an_operation(void **state)
     const char *all = getenv("CRASH");
     struct counts writes = {0, 0, 0}, rebuild = {0, 0, 0};
     bool whole = all && strcmp(all, "all") == 0;
-    for (uint32_t i = 0; i < kept_count; i++) /* the next daemon dies too, over what this one left */
+    for (uint32_t i = 0; i < kept_count;
+         i++) /* the next daemon dies too, over what this one left */
         if (whole || kept_count < 8 || rnd(&seed) % kept_count < 8)
             trap_rebuild(op, kept + i * used_bytes, &writes);
     if (whole && kept_count)
-        step_through(op, "rebuild", run_rebuild, NULL, kept + rnd(&seed) % kept_count * used_bytes, false, &rebuild);
-    printf("%-26s %6llu instructions, %3llu points that differ; rebuilds over them: %5llu writes, %5llu that differ",
-           op->name, (unsigned long long)n.raw, (unsigned long long)n.merged, (unsigned long long)writes.raw,
-           (unsigned long long)writes.merged);
-    printf(whole ? "; one stepped: %llu instructions, %llu points\n" : "\n", (unsigned long long)rebuild.raw,
-           (unsigned long long)rebuild.merged);
+        step_through(op, "rebuild", run_rebuild, NULL, kept + rnd(&seed) % kept_count * used_bytes,
+                     false, &rebuild);
+    printf("%-26s %6llu instructions, %3llu points that differ; rebuilds over them: %5llu writes, "
+           "%5llu that differ",
+           op->name, (unsigned long long)n.raw, (unsigned long long)n.merged,
+           (unsigned long long)writes.raw, (unsigned long long)writes.merged);
+    printf(whole ? "; one stepped: %llu instructions, %llu points\n" : "\n",
+           (unsigned long long)rebuild.raw, (unsigned long long)rebuild.merged);
     n.merged += writes.merged;
     rebuild.raw += rebuild.raw ? 0 : writes.raw;
     struct counts rebuilds = rebuild;
@@ -646,8 +733,9 @@ static void each_instruction_of_an_operation(void **state)
 static void the_figures(void **state)
 {
     (void)state;
-    printf("daemon: %llu instructions, %llu kill points that differ, %llu killed in earnest\n", (unsigned long long)total.raw,
-           (unsigned long long)total.merged, (unsigned long long)total.earnest);
+    printf("daemon: %llu instructions, %llu kill points that differ, %llu killed in earnest\n",
+           (unsigned long long)total.raw, (unsigned long long)total.merged,
+           (unsigned long long)total.earnest);
     assert_true(total.merged > OPS);
 }
 
@@ -689,7 +777,8 @@ int main(void)
     }
     for (unsigned i = 0; i < OPS; i++)
         if (!only || strstr(ops[i].name, only))
-            tests[n++] = (struct CMUnitTest){ops[i].name, each_instruction_of_an_operation, NULL, NULL, &ops[i]};
+            tests[n++] = (struct CMUnitTest){ops[i].name, each_instruction_of_an_operation, NULL,
+                                             NULL, &ops[i]};
     tests[n++] = (struct CMUnitTest)cmocka_unit_test(the_figures);
     return _cmocka_run_group_tests("step_daemon", tests, n, setup, NULL);
 }
