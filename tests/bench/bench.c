@@ -21,12 +21,13 @@ void sizes_fill(uint32_t *sizes, uint32_t least, uint32_t most, bool logarithmic
 {
     for (unsigned i = 0; i < SIZES; i++) {
         double u = (double)(chance(&seed) >> 11) / (double)(1ULL << 53);
-        double size = logarithmic ? least * exp(u * log((double)most / least)) : least + u * (most - least + 1);
+        double size = logarithmic ? least * exp(u * log((double)most / least))
+                                  : least + u * (most - least + 1);
         sizes[i] = size > most ? most : (uint32_t)size;
     }
 }
 
-/* ---- workers -------------------------------------------------------------------------------------------------------- */
+/* ---- workers ---- */
 
 /* The n-th of the CPUs that this process may use, round and round. */
 void pin(unsigned cpu)
@@ -117,16 +118,23 @@ static bool processes_run(struct start *starts, unsigned count)
     return processes_reap(pids, count);
 }
 
-double workers_run(const struct run *run, worker_fn *fn, const void *argument, unsigned count, enum how how, bool whole)
+double workers_run(const struct run *run, worker_fn *fn, const void *argument, unsigned count,
+                   enum how how, bool whole)
 {
-    struct shared *shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    struct shared *shared =
+        mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     struct start starts[WORKERS_MAX];
     pthread_t threads[WORKERS_MAX];
     double mops = 0;
     bool ok = true;
     for (unsigned i = 0; i < count; i++) {
-        shared->workers[i] = (struct worker){.index = i, .cpu = run->cpu + i, .ms = whole ? 1 : run->ms, .whole = whole,
-                                             .seed = run->seed * 2654435761u + i + 1, .shared = shared, .argument = argument};
+        shared->workers[i] = (struct worker){.index = i,
+                                             .cpu = run->cpu + i,
+                                             .ms = whole ? 1 : run->ms,
+                                             .whole = whole,
+                                             .seed = run->seed * 2654435761u + i + 1,
+                                             .shared = shared,
+                                             .argument = argument};
         starts[i] = (struct start){fn, &shared->workers[i]};
     }
     if (how == PROCESSES)
@@ -141,12 +149,13 @@ double workers_run(const struct run *run, worker_fn *fn, const void *argument, u
     }
     for (unsigned i = 0; i < count; i++)
         if (shared->workers[i].busy_ns)
-            mops += (double)shared->workers[i].operations * 1e3 / (double)shared->workers[i].busy_ns;
+            mops +=
+                (double)shared->workers[i].operations * 1e3 / (double)shared->workers[i].busy_ns;
     munmap(shared, sizeof *shared);
     return ok ? mops : -1;
 }
 
-/* ---- how far the CPUs are from one another ------------------------------------------------------------------------- */
+/* ---- how far the CPUs are from one another ---- */
 
 enum { TRIPS = 2000, TURNS = 5 };
 

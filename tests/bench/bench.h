@@ -1,4 +1,5 @@
-/* What every workload of a worker uses: clocks, chance, marked blocks, workers on CPUs of their own. */
+/* What every workload of a worker uses: clocks, chance, marked blocks, workers on CPUs of their
+ * own. */
 #ifndef TESTS_BENCH_BENCH_H
 #define TESTS_BENCH_BENCH_H
 
@@ -17,9 +18,9 @@ enum { WORKERS_MAX = 2, RING_SLOTS = 4096, NEAR_NS = 250 };
 /* The command line. */
 struct run {
     const char *row;
-    unsigned ms;       /* measured time of a row of speed */
-    unsigned cpu;      /* of the first worker */
-    unsigned wait_ms;  /* for CPUs that are near */
+    unsigned ms;      /* measured time of a row of speed */
+    unsigned cpu;     /* of the first worker */
+    unsigned wait_ms; /* for CPUs that are near */
     uint64_t seed;
 };
 
@@ -39,9 +40,11 @@ INLINE uint64_t chance(uint64_t *state)
     return *state = x;
 }
 
-/* ---- blocks: marked when they are allocated, checked before they are freed --------------------------------------
- * The mark is of the block's own address and a key of its holder, so a block that was handed out twice, moved or written
- * to by another is found. `whole` marks every byte, for the check that goes ahead of each measurement. */
+/* ---- blocks: marked when they are allocated, checked before they are freed ----
+ *
+ * The mark is of the block's own address and a key of its holder, so a block that was handed out
+ * twice, moved or written to by another is found. `whole` marks every byte, for the check that goes
+ * ahead of each measurement. */
 
 void block_is_wrong(const void *p, size_t at);
 
@@ -75,16 +78,16 @@ INLINE void *block_need(void *p)
     return p;
 }
 
-/* ---- sizes ------------------------------------------------------------------------------------------------------ */
+/* ---- sizes ---- */
 
 enum { SIZES = 4096 };
 
 /* SIZES of them: uniform, or uniform in their logarithm. */
 void sizes_fill(uint32_t *sizes, uint32_t least, uint32_t most, bool logarithmic, uint64_t seed);
 
-/* ---- workers ---------------------------------------------------------------------------------------------------- */
+/* ---- workers ---- */
 
-struct ring { /* single producer, single consumer */
+struct ring {                            /* single producer, single consumer */
     _Alignas(128) _Atomic uint64_t head; /* written by the consumer */
     _Alignas(128) _Atomic uint64_t tail; /* written by the producer */
     _Alignas(128) void *slots[RING_SLOTS];
@@ -92,7 +95,7 @@ struct ring { /* single producer, single consumer */
 
 struct worker {
     unsigned index, cpu, ms;
-    bool whole;          /* the check that goes ahead: whole blocks, a short while */
+    bool whole; /* the check that goes ahead: whole blocks, a short while */
     uint64_t seed;
     struct shared *shared;
     const void *argument;
@@ -109,7 +112,8 @@ typedef void worker_fn(struct worker *w);
 enum how { THREADS, PROCESSES };
 
 /* Runs fn in `count` workers on CPUs of their own: Mops/s of all together; < 0: a worker failed. */
-double workers_run(const struct run *run, worker_fn *fn, const void *argument, unsigned count, enum how how, bool whole);
+double workers_run(const struct run *run, worker_fn *fn, const void *argument, unsigned count,
+                   enum how how, bool whole);
 
 /* For workers to begin measuring together. */
 void workers_meet(struct worker *w, unsigned count);
@@ -122,7 +126,8 @@ uint64_t waited_ns(void);
 /* ns of a cache line's round trip between the CPUs of two workers. */
 double round_trip_ns(const struct run *run);
 
-/* The same, after at most run->wait_ms for the CPUs to be near one another: on a virtual machine they come and go. */
+/* The same, after at most run->wait_ms for the CPUs to be near one another: on a virtual machine
+ * they come and go. */
 double round_trip_near(const struct run *run);
 
 #endif

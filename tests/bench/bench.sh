@@ -1,17 +1,21 @@
 #!/bin/bash
-# `make bench`: measures rows with each allocator in turn, again and again, and reports medians, ratios and targets.
+# `make bench`: measures rows with each allocator in turn, again and again, and reports medians,
+# ratios and targets.
 #
-#   BENCH=LIST    groups (fixed random cross published large space attach growth reclaim flat) or rows (fixed/64/100 random/wide/2p ...); default: all
+#   BENCH=LIST    groups (fixed random cross published large space attach growth reclaim flat) or
+#                 rows (fixed/64/100 random/wide/2p ...); default: all
 #   PEERS=LIST    of: arena glibc jemalloc mimalloc tcmalloc boost ring; default: all
-#   REPS=N        rounds (5): a round measures every row with every peer, the peers of a row one right after the other
+#   REPS=N        rounds (5): a round measures every row with every peer, the peers of a row one
+#                 right after the other; of rows that take seconds there are at most three
 #   RUN_MS=N      measured time of one run (100)
-#   WAIT_MS=N     how long a run of two workers waits at most for CPUs that are near one another (1000)
-#   NICE=N        priority of workers and daemons (0); -20, as root, on a machine that others use too
-#   MINUTES=N     ends the last round when these are over, at least one is made (60)
-#   OUT=DIR       results.tsv, table.txt, speed.svg (default build/bench)
+#   WAIT_MS=N     how long a run of two workers waits at most for CPUs that are near one another,
+#                 a cache line's round trip below 250 ns (1000)
+#   NICE=N        priority of workers and daemons (0); -20, as root, where others use the machine
+#   MINUTES=N     no further row is begun when these are over, though one round is made (60)
+#   OUT=DIR       results.tsv, table.txt, speed.svg (build/bench)
 #
-# Lists are separated by commas or blanks. Exit status 1 if a run failed (a block that was not what its holder wrote, no
-# memory, a daemon that ended); a target that is missed is no failure.
+# Lists are separated by commas or blanks. Exit status 1 if a run failed (a block that was not what
+# its holder wrote, no memory, a daemon that ended); a target that is missed is no failure.
 set -u
 here=$(dirname "$0")
 build=${ARENA_BUILD:-build}
@@ -76,8 +80,8 @@ failed=0 done_reps=0
 measure() { # ROW PEER REP
     local lines rc tries
     for (( tries = 0; tries < 3; tries++ )); do
-        lines=$(timeout -k 5 200 "$build/bench/worker-$2" "$1" ms="$run_ms" cpu="$3" wait="$wait_ms" seed="$3" nice="$nice" \
-                    2>"$out/worker.err")
+        lines=$(timeout -k 5 200 "$build/bench/worker-$2" "$1" ms="$run_ms" cpu="$3" \
+                    wait="$wait_ms" seed="$3" nice="$nice" 2>"$out/worker.err")
         rc=$?
         (( rc != 77 )) || return
         if (( rc != 0 )); then

@@ -1,4 +1,5 @@
-/* arena: a private arenad for each run, in a directory of its own, of the build that the worker is of. */
+/* arena: a private arenad for each run, in a directory of its own, of the build that the worker is
+ * of. */
 #include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
@@ -71,7 +72,8 @@ int bench_daemon_start(struct bench_daemon *d, const char *max)
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         if (getppid() != parent)
             _exit(1);
-        execl(path, path, "--foreground", "--keeper=no", "--socket", d->socket, "--max", max, (char *)NULL);
+        execl(path, path, "--foreground", "--keeper=no", "--socket", d->socket, "--max", max,
+              (char *)NULL);
         _exit(127);
     }
     while (!is_served(d)) {
@@ -117,7 +119,10 @@ int peer_setup(unsigned heaps, const char *max)
     return 0;
 }
 
-struct bench_daemon *peer_daemon(unsigned heap) { return &daemons[heap]; }
+struct bench_daemon *peer_daemon(unsigned heap)
+{
+    return &daemons[heap];
+}
 
 /* One open a process; threads share it. */
 peer_t peer_enter(unsigned heap)
@@ -131,9 +136,12 @@ peer_t peer_enter(unsigned heap)
     return a;
 }
 
-void peer_trim(peer_t h) { arena_trim(h); }
+void peer_trim(peer_t h)
+{
+    arena_trim(h);
+}
 
-/* ---- what the kernel and the map say ------------------------------------------------------------------------------------ */
+/* ---- what the kernel and the map say ---- */
 
 /* Bytes behind the memfds named arena-NAME... that the daemon has open, each once. */
 uint64_t peer_region_bytes(const char *name)
@@ -237,7 +245,7 @@ uint64_t peer_daemon_ns(void)
     return ns;
 }
 
-/* ---- idle clients --------------------------------------------------------------------------------------------------------- */
+/* ---- idle clients ---- */
 
 int peer_crowd(unsigned count)
 {

@@ -13,9 +13,27 @@ int peer_setup(unsigned heaps, const char *max)
     return boost_setup((size_t)2 << 30);
 }
 
-peer_t peer_enter(unsigned heap) { return (void)heap, boost_segment(); }
-void peer_trim(peer_t h) { (void)h; }
-uint64_t peer_shared_bytes(peer_t h) { return (void)h, boost_held(); }
-uint64_t peer_round_trips(peer_t h) { return (void)h, 0; }
-int peer_crowd(unsigned count) { return (void)count, 0; }
-uint64_t peer_daemon_ns(void) { return 0; }
+peer_t peer_enter(unsigned heap)
+{
+    return (void)heap, boost_segment();
+}
+void peer_trim(peer_t h)
+{
+    (void)h;
+}
+uint64_t peer_shared_bytes(peer_t h)
+{
+    return (void)h, boost_held();
+}
+uint64_t peer_round_trips(peer_t h)
+{
+    return (void)h, 0;
+}
+int peer_crowd(unsigned count)
+{
+    return (void)count, 0;
+}
+uint64_t peer_daemon_ns(void)
+{
+    return 0;
+}

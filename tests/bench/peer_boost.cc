@@ -1,5 +1,6 @@
-// Boost.Interprocess' managed_shared_memory behind C functions, as a shared library of its own. One segment for all
-// processes; they inherit its mapping from the one that made it, so addresses are the same in each.
+// Boost.Interprocess' managed_shared_memory behind C functions, as a shared library of its own. One
+// segment for all processes; they inherit its mapping from the one that made it, so addresses are
+// the same in each.
 #include <boost/interprocess/managed_shared_memory.hpp>
 
 #include <cerrno>
@@ -42,14 +43,20 @@ int boost_setup(std::size_t bytes)
     }
 }
 
-void *boost_segment() { return segment; }
+void *boost_segment()
+{
+    return segment;
+}
 
 void *boost_alloc(void *s, std::size_t size)
 {
     return static_cast<ipc::managed_shared_memory *>(s)->allocate(size, std::nothrow);
 }
 
-void boost_free(void *s, void *p) { static_cast<ipc::managed_shared_memory *>(s)->deallocate(p); }
+void boost_free(void *s, void *p)
+{
+    static_cast<ipc::managed_shared_memory *>(s)->deallocate(p);
+}
 
 std::uint64_t boost_held()
 {

@@ -1,5 +1,6 @@
-/* malloc and free of the library that was linked in front of the C library. PEER_LIBRARY is part of its file's name, and
- * what malloc() resolves to must lie in it: otherwise another allocator was measured under its name. */
+/* malloc and free of the library that was linked in front of the C library. PEER_LIBRARY is part of
+ * its file's name, and what malloc() resolves to must lie in it: otherwise another allocator was
+ * measured under its name. */
 #include <dlfcn.h>
 #include <errno.h>
 #include <malloc.h>
@@ -22,7 +23,10 @@ int peer_setup(unsigned heaps, const char *max)
     return 0;
 }
 
-peer_t peer_enter(unsigned heap) { return (int)heap; }
+peer_t peer_enter(unsigned heap)
+{
+    return (int)heap;
+}
 
 /* Each library's own way, looked up so that one source serves all. */
 void peer_trim(peer_t h)
@@ -45,7 +49,19 @@ void peer_trim(peer_t h)
         malloc_trim(0);
 }
 
-uint64_t peer_shared_bytes(peer_t h) { return (void)h, 0; }
-uint64_t peer_round_trips(peer_t h) { return (void)h, 0; }
-int peer_crowd(unsigned count) { return (void)count, 0; }
-uint64_t peer_daemon_ns(void) { return 0; }
+uint64_t peer_shared_bytes(peer_t h)
+{
+    return (void)h, 0;
+}
+uint64_t peer_round_trips(peer_t h)
+{
+    return (void)h, 0;
+}
+int peer_crowd(unsigned count)
+{
+    return (void)count, 0;
+}
+uint64_t peer_daemon_ns(void)
+{
+    return 0;
+}

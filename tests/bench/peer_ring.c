@@ -1,5 +1,6 @@
-/* No allocator: a fixed set of blocks, twice what the ring between two workers holds, handed out in turn. As
- * the sizes come again after as many (SIZES divides the count), a block lies where it lay a round before. */
+/* No allocator: a fixed set of blocks, twice what the ring between two workers holds, handed out in
+ * turn. As the sizes come again after as many (SIZES divides the count), a block lies where it lay
+ * a round before. */
 #include <errno.h>
 #include <sys/mman.h>
 
@@ -24,9 +25,27 @@ int peer_setup(unsigned heaps, const char *max)
     return 0;
 }
 
-peer_t peer_enter(unsigned heap) { return &pools[heap]; }
-void peer_trim(peer_t h) { (void)h; }
-uint64_t peer_shared_bytes(peer_t h) { return h->count * BLOCK_MAX; }
-uint64_t peer_round_trips(peer_t h) { return (void)h, 0; }
-int peer_crowd(unsigned count) { return (void)count, 0; }
-uint64_t peer_daemon_ns(void) { return 0; }
+peer_t peer_enter(unsigned heap)
+{
+    return &pools[heap];
+}
+void peer_trim(peer_t h)
+{
+    (void)h;
+}
+uint64_t peer_shared_bytes(peer_t h)
+{
+    return h->count * BLOCK_MAX;
+}
+uint64_t peer_round_trips(peer_t h)
+{
+    return (void)h, 0;
+}
+int peer_crowd(unsigned count)
+{
+    return (void)count, 0;
+}
+uint64_t peer_daemon_ns(void)
+{
+    return 0;
+}

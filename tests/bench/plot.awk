@@ -1,4 +1,5 @@
-# Medians of the rows of speed for speed.gp: a line a row, a column a peer, as a share of the row's best; "?" is missing.
+# Medians of the rows of speed for speed.gp: a line a row, a column a peer, as a share of the row's
+# best; "?" is missing.
 BEGIN { FS = "\t"; peer_count = split(peers, peer_list, " ") }
 NR > 1 && $4 == "mops" && $1 !~ /^flat/ {
     if (!($1 in seen)) { seen[$1] = 1; rows[++row_count] = $1 }

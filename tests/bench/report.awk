@@ -1,8 +1,9 @@
-# Medians, ratios and targets from results.tsv. Usage: awk -f report.awk -v peers="arena glibc ..." results.tsv
+# Medians, ratios and targets from results.tsv.
+# Usage: awk -f report.awk -v peers="arena glibc ..." results.tsv
 #
-# Runs of two workers are sorted by where their CPUs were (near: a cache line's round trip below 250 ns before and after;
-# far: above; moved: it changed between), and peers are compared where they were in the same place: in the place that
-# holds runs of most peers. Portable awk: mawk and gawk.
+# Runs of two workers are sorted by where their CPUs were (near: a cache line's round trip below
+# 250 ns before and after; far: above; moved: it changed between), and peers are compared where they
+# were in the same place: in the place that holds runs of most peers. Portable awk: mawk and gawk.
 
 BEGIN {
     FS = "\t"

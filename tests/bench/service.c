@@ -1,13 +1,13 @@
 /* The rows that have a daemon in them; of other peers they are not.
  *
- * attach/SIZE: a fresh process's arena_open to its first block, for a heap of that size: the median of 200.
+ * attach/SIZE: a fresh process's arena_open to its first block, for a heap of that size: the median
+ * of 200.
  *
- * reclaim/WHAT: how long another client waits for a refill while the daemon is busy. It asks over and over: it gives back
- * all that it caches, then times an allocation, which takes a round trip. WHAT the daemon does meanwhile:
- *   quiet      nothing
- *   death      frees what a killed client owned, 1 million objects of 64 B: reclaim_ms is until the last is free
- *   backing    gives one client 1 GiB of fresh memory in blocks of 4 MiB
- *   returning  takes it back, and gives it back to the system */
+ * reclaim/WHAT: how long another client waits for a refill while the daemon is busy. It asks over
+ * and over: it gives back all that it caches, then times an allocation, which takes a round trip.
+ * WHAT the daemon does meanwhile: quiet      nothing death      frees what a killed client owned, 1
+ * million objects of 64 B: reclaim_ms is until the last is free backing    gives one client 1 GiB
+ * of fresh memory in blocks of 4 MiB returning  takes it back, and gives it back to the system */
 #include "tests/bench/rows.h"
 
 #include <string.h>
@@ -63,7 +63,7 @@ static void line(const struct run *run, const char *metric, double value)
     printf("%s\t%s\t%.4f\t0\t0\n", run->row, metric, value);
 }
 
-/* ---- attach ------------------------------------------------------------------------------------------------------------ */
+/* ---- attach ---- */
 
 static int attach_run(const struct run *run, const char *max)
 {
@@ -87,15 +87,17 @@ static int attach_run(const struct run *run, const char *max)
         if (waitpid(pid, &status, 0) != pid || status != 0)
             return 1;
     }
-    line(run, "attach_p10_us", percentile(us, ATTACH_SAMPLES, 0.1)); /* about what it takes on an idle machine */
+    line(run, "attach_p10_us",
+         percentile(us, ATTACH_SAMPLES, 0.1)); /* about what it takes on an idle machine */
     line(run, "attach_us", percentile(us, ATTACH_SAMPLES, 0.5));
     line(run, "attach_p99_us", percentile(us, ATTACH_SAMPLES, 0.99));
     return 0;
 }
 
-/* ---- reclaim ----------------------------------------------------------------------------------------------------------- */
+/* ---- reclaim ---- */
 
-/* What a second client does, told by its order; it says when it has begun and when it is through. */
+/* What a second client does, told by its order; it says when it has begun and when it is through.
+ */
 struct other {
     _Atomic int order, done;
 };

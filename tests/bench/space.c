@@ -1,12 +1,13 @@
 /* The rows of memory.
  *
- * space/{wide,tiny}: 200 MB live, of wide (8 B..32 KiB log-uniform) or tiny (8..256 B) blocks; each is replaced 4 times
- * by one of another size; then 95 % are freed at random. Bytes held, per byte that was asked for: the shared regions as
- * the kernel counts them, this client's segment, what is private to this process beyond the bench's own arrays, and what
- * became private to the daemon meanwhile. After 2 s of doing nothing, and after a trim, what share was given back.
+ * space/{wide,tiny}: 200 MB live, of wide (8 B..32 KiB log-uniform) or tiny (8..256 B) blocks; each
+ * is replaced 4 times by one of another size; then 95 % are freed at random. Bytes held, per byte
+ * that was asked for: the shared regions as the kernel counts them, this client's segment, what is
+ * private to this process beyond the bench's own arrays, and what became private to the daemon
+ * meanwhile. After 2 s of doing nothing, and after a trim, what share was given back.
  *
- * growth/SIZE: 1 GiB of fresh blocks: ns a block, and round trips a MiB. Each block holds the address of the one before;
- * in the end that chain is walked. */
+ * growth/SIZE: 1 GiB of fresh blocks: ns a block, and round trips a MiB. Each block holds the
+ * address of the one before; in the end that chain is walked. */
 #include <dirent.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -24,10 +25,12 @@ struct holding {
     uint64_t count, live_bytes;
 };
 
-/* Memory that no allocator under measure sees, written to, so that it is there before the first measure. */
+/* Memory that no allocator under measure sees, written to, so that it is there before the first
+ * measure. */
 static void *array(uint64_t bytes)
 {
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE,
+                   -1, 0);
     if (p == MAP_FAILED) {
         perror("mmap");
         _Exit(1);
@@ -63,7 +66,8 @@ static void put(struct holding *o, peer_t h, uint64_t i, uint32_t size)
 {
     void *p = block_need(peer_alloc(h, size));
     block_mark(p, size, i, false);
-    memset((char *)p + 8, (int)i, size - 8); /* all of it is used: pages that nobody touches are not there */
+    memset((char *)p + 8, (int)i,
+           size - 8); /* all of it is used: pages that nobody touches are not there */
     o->blocks[i] = p;
     o->sizes[i] = size;
     o->live_bytes += size;

@@ -1,8 +1,9 @@
-/* The rows of speed: fixed, random, cross, published, large. An operation is a block allocated, marked, checked, freed.
+/* The rows of speed: fixed, random, cross, published, large. An operation is a block allocated,
+ * marked, checked, freed.
  *
- * Each worker warms up for a third of its time, then is measured: by the wall clock, less the time that others had its
- * CPU, a daemon of its heap excepted, as that is part of the price. (In cross rows by the wall clock alone, as either
- * waits for the other.) */
+ * Each worker warms up for a third of its time, then is measured: by the wall clock, less the time
+ * that others had its CPU, a daemon of its heap excepted, as that is part of the price. (In cross
+ * rows by the wall clock alone, as either waits for the other.) */
 #include "tests/bench/speed.h"
 
 #include <string.h>
@@ -23,21 +24,25 @@ static void clock_begin(struct clock *c, const struct worker *w, unsigned diviso
     c->until = c->from + (uint64_t)w->ms * 1000000 / divisor;
 }
 
-INLINE bool clock_runs(const struct clock *c) { return now_ns() < c->until; }
+INLINE bool clock_runs(const struct clock *c)
+{
+    return now_ns() < c->until;
+}
 
 static void clock_end(const struct clock *c, struct worker *w, uint64_t operations)
 {
-    uint64_t busy = now_ns() - c->from, waited = waited_ns() - c->waited, daemon = peer_daemon_ns() - c->daemon;
+    uint64_t busy = now_ns() - c->from, waited = waited_ns() - c->waited,
+             daemon = peer_daemon_ns() - c->daemon;
     uint64_t excused = waited > daemon ? waited - daemon : 0;
     const struct speed *s = w->argument;
     w->operations = operations;
     w->busy_ns = !s->passes && excused < busy ? busy - excused : busy;
 }
 
-/* ---- fixed --------------------------------------------------------------------------------------------------------- */
+/* ---- fixed ---- */
 
-INLINE uint64_t fixed_loop(struct worker *w, peer_t h, const struct speed *s, unsigned divisor, bool whole, bool shared,
-                           struct clock *c)
+INLINE uint64_t fixed_loop(struct worker *w, peer_t h, const struct speed *s, unsigned divisor,
+                           bool whole, bool shared, struct clock *c)
 {
     static void *blocks[BATCH_MAX];
     uint64_t operations = 0;
@@ -61,7 +66,8 @@ INLINE uint64_t fixed_loop(struct worker *w, peer_t h, const struct speed *s, un
 }
 
 /* One at a time has a loop of its own, as a program that needs one block has. */
-INLINE uint64_t single_loop(struct worker *w, peer_t h, size_t size, unsigned divisor, bool whole, struct clock *c)
+INLINE uint64_t single_loop(struct worker *w, peer_t h, size_t size, unsigned divisor, bool whole,
+                            struct clock *c)
 {
     uint64_t operations = 0;
     clock_begin(c, w, divisor);
@@ -100,7 +106,7 @@ static void fixed_main(struct worker *w)
     }
 }
 
-/* ---- random replacement ---------------------------------------------------------------------------------------------- */
+/* ---- random replacement ---- */
 
 struct slots {
     void **at;
@@ -114,8 +120,9 @@ static void touch(char *p, size_t size)
         ((volatile char *)p)[at] = 1;
 }
 
-INLINE uint64_t random_loop(struct worker *w, peer_t h, const struct speed *s, struct slots *slots, unsigned divisor,
-                            bool whole, bool shared, bool touched, struct clock *c)
+INLINE uint64_t random_loop(struct worker *w, peer_t h, const struct speed *s, struct slots *slots,
+                            unsigned divisor, bool whole, bool shared, bool touched,
+                            struct clock *c)
 {
     uint64_t operations = 0, rng = w->seed;
     const unsigned turns = touched ? 8 : 128;
@@ -187,7 +194,7 @@ static void random_main(struct worker *w)
     free(slots);
 }
 
-/* ---- cross free ------------------------------------------------------------------------------------------------------ */
+/* ---- cross free ---- */
 
 /* Both sides look at the other's index only when what they knew of it is used up. */
 INLINE void ring_push(struct ring *ring, uint64_t *tail, uint64_t *known_head, void *p)
@@ -270,7 +277,7 @@ static void cross_main(struct worker *w)
     workers_meet(w, s->workers); /* a process that ends early would take its heap along */
 }
 
-/* ---- rows ------------------------------------------------------------------------------------------------------------ */
+/* ---- rows ---- */
 
 static bool sizes_of(const char *name, struct speed *s)
 {
@@ -288,12 +295,16 @@ static bool sizes_of(const char *name, struct speed *s)
 static bool workers_of(const char *name, struct speed *s)
 {
     s->workers = name[0] == '1' ? 1 : 2;
-    s->how = strcmp(name, "2p") == 0 || strcmp(name, "p") == 0 || strcmp(name, "2u") == 0 ? PROCESSES : THREADS;
+    s->how = strcmp(name, "2p") == 0 || strcmp(name, "p") == 0 || strcmp(name, "2u") == 0
+                 ? PROCESSES
+                 : THREADS;
     s->unconnected = strcmp(name, "2u") == 0;
-    return strcmp(name, "1t") == 0 || strcmp(name, "2t") == 0 || strcmp(name, "t") == 0 || s->how == PROCESSES;
+    return strcmp(name, "1t") == 0 || strcmp(name, "2t") == 0 || strcmp(name, "t") == 0 ||
+           s->how == PROCESSES;
 }
 
-/* Random replacement of 16..128 B in N slots, or of small blocks in a heap of a size, or beside N idle clients. */
+/* Random replacement of 16..128 B in N slots, or of small blocks in a heap of a size, or beside N
+ * idle clients. */
 static bool flat_parse(const char *what, const char *value, struct speed *s)
 {
     s->fn = random_main;
@@ -351,7 +362,8 @@ int speed_run(const struct run *run, const struct speed *s)
         return 77;
     if ((s->unconnected || s->crowd || strcmp(s->max, "8G") != 0) && !peer_is_arena)
         return 77;
-    if (peer_setup(s->unconnected ? 2 : 1, s->max) != 0 || (s->crowd > 1 && peer_crowd(s->crowd - 1) != 0))
+    if (peer_setup(s->unconnected ? 2 : 1, s->max) != 0 ||
+        (s->crowd > 1 && peer_crowd(s->crowd - 1) != 0))
         return 1;
     if (workers_run(run, s->fn, s, s->workers, s->how, true) < 0)
         return 1;

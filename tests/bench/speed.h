@@ -13,10 +13,11 @@ struct speed {
     char max[16]; /* of the heap */
 };
 
-/* fixed/SIZE/BATCH, random/{small,wide}/{1t,2t,2p,2u}, cross/{SIZE,small}/{t,p}, published/{SIZE/BATCH,small},
- * large/{touched,untouched}, flat/{objects/N,heap/SIZE,clients/N} */
+/* fixed/SIZE/BATCH, random/{small,wide}/{1t,2t,2p,2u}, cross/{SIZE,small}/{t,p},
+ * published/{SIZE/BATCH,small}, large/{touched,untouched}, flat/{objects/N,heap/SIZE,clients/N} */
 bool speed_parse(const char *row, struct speed *s);
 
-int speed_run(const struct run *run, const struct speed *s); /* prints its line; exit status, 77: not for this peer */
+int speed_run(const struct run *run,
+              const struct speed *s); /* prints its line; exit status, 77: not for this peer */
 
 #endif

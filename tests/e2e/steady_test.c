@@ -1,11 +1,12 @@
-/* Steady churn asks nobody: once caches and leases have grown to what a program's turnover needs, its allocations and
- * frees make no refill, no round trip, and no system call at all.
+/* Steady churn asks nobody: once caches and leases have grown to what a program's turnover needs,
+ * its allocations and frees make no refill, no round trip, and no system call at all.
  *
- * Method: a row of work is done in turns that are alike - the random ones too: each turn draws the same numbers, so that
- * no turn needs more of a size at once than one before - until it is warm, then once more, counting. The daemon's own figures say how many
- * leases it granted and how many requests it answered between two looks (the second look is one of them). For system
- * calls the second half runs behind a seccomp filter that answers every call with a signal; and once more under strace,
- * where there is one, between two marks in its record. */
+ * Method: a row of work is done in turns that are alike - the random ones too: each turn draws the
+ * same numbers, so that no turn needs more of a size at once than one before - until it is warm,
+ * then once more, counting. The daemon's own figures say how many leases it granted and how many
+ * requests it answered between two looks (the second look is one of them). For system calls the
+ * second half runs behind a seccomp filter that answers every call with a signal; and once more
+ * under strace, where there is one, between two marks in its record. */
 #include <errno.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
@@ -24,23 +25,31 @@ enum { SLOTS_MAX = 10000, MARK = -1 };
 
 struct row {
     const char *name;
-    uint32_t least, most;     /* sizes */
-    unsigned slots;           /* a batch, or live objects of which one at random is replaced */
+    uint32_t least, most; /* sizes */
+    unsigned slots;       /* a batch, or live objects of which one at random is replaced */
     bool random, logarithmic;
-    unsigned warm;            /* turns */
-    unsigned count;           /* batches, or replacements, in a turn */
-    unsigned settles;         /* 0: the turn after the warm ones is without; else so many of these in a row */
+    unsigned warm;  /* turns */
+    unsigned count; /* batches, or replacements, in a turn */
+    unsigned
+        settles; /* 0: the turn after the warm ones is without; else so many of these in a row */
 };
 
 static const struct row rows[] = {
-#define FIXED(size)                                                                                                    \
-    {"fixed/" #size "/1", size, size, 1, false, false, 3, 10000, 0},                                                   \
-    {"fixed/" #size "/100", size, size, 100, false, false, 3, 300, 0},                                                 \
-    {"fixed/" #size "/10000", size, size, 10000, false, false, 3, 10, 0}
-    FIXED(16), FIXED(64), FIXED(256), FIXED(1024), FIXED(8192),
+#define FIXED(size)                                                                                \
+    {"fixed/" #size "/1", size, size, 1, false, false, 3, 10000, 0},                               \
+        {"fixed/" #size "/100", size, size, 100, false, false, 3, 300, 0},                         \
+    {                                                                                              \
+        "fixed/" #size "/10000", size, size, 10000, false, false, 3, 10, 0                         \
+    }
+    FIXED(16),
+    FIXED(64),
+    FIXED(256),
+    FIXED(1024),
+    FIXED(8192),
 #undef FIXED
     {"random/small", 8, 1000, 4096, true, false, 6, 100000, 0},
-    {"random/wide", 8, 32768, 4096, true, true, 6, 100000, 3}, /* for a while, memory is given back in small steps */
+    {"random/wide", 8, 32768, 4096, true, true, 6, 100000,
+     3}, /* for a while, memory is given back in small steps */
     {"large", 64 << 10, 4 << 20, 32, true, true, 6, 5000, 0},
 };
 enum { ROWS = sizeof rows / sizeof rows[0] };
@@ -102,14 +111,15 @@ struct job {
     const struct row *row;
 };
 
-/* ---- the daemon's figures ---------------------------------------------------------------------------------------- */
+/* ---- the daemon's figures ---- */
 
 enum { TURNS_MAX = 300 }; /* for a row that settles */
 
 static int count_refills(void *argument)
 {
     const struct job *job = argument;
-    const unsigned wanted = job->row->settles ? job->row->settles : 1, turns = job->row->settles ? TURNS_MAX : 1;
+    const unsigned wanted = job->row->settles ? job->row->settles : 1,
+                   turns = job->row->settles ? TURNS_MAX : 1;
     struct arena_stats before = {.size = sizeof before}, after = {.size = sizeof after};
     arena_t *a = open_heap(job->daemon);
     warm(a, job->row);
@@ -158,7 +168,7 @@ static void steady_churn_makes_no_refill(void **state)
     assert_int_equal(each_row(count_refills), 0);
 }
 
-/* ---- one allocates and publishes, another frees ------------------------------------------------------------------- */
+/* ---- one allocates and publishes, another frees ---- */
 
 enum { PASSED = 4000, TURNS = 20, GROUPS = 500 };
 
@@ -218,7 +228,8 @@ static void passing_between_processes_settles_to_no_refill(void **state)
     close(there[0]);
     close(back[1]);
     arena_t *a = open_heap(&d);
-    /* how much the two hold when they are warm depends on when the daemon sees their hints: so until it holds still */
+    /* how much the two hold when they are warm depends on when the daemon sees their hints: so
+     * until it holds still */
     unsigned group = 0;
     do {
         assert_int_equal(arena_stats(a, &before), 0);
@@ -235,7 +246,7 @@ static void passing_between_processes_settles_to_no_refill(void **state)
     assert_true(group < GROUPS);
 }
 
-/* ---- behind a filter ----------------------------------------------------------------------------------------------- */
+/* ---- behind a filter ---- */
 
 static void on_system_call(int signal_number, siginfo_t *info, void *context)
 {
@@ -249,7 +260,8 @@ static void on_system_call(int signal_number, siginfo_t *info, void *context)
     _exit(written == at ? 1 : 2);
 }
 
-/* From here on only write and exit_group are let through; everything else is SIGSYS. False: this kernel has no filters. */
+/* From here on only write and exit_group are let through; everything else is SIGSYS. False: this
+ * kernel has no filters. */
 static bool forbid_system_calls(void)
 {
     struct sock_filter code[] = {
@@ -262,7 +274,8 @@ static bool forbid_system_calls(void)
     struct sock_fprog program = {sizeof code / sizeof code[0], code};
     struct sigaction action = {.sa_sigaction = on_system_call, .sa_flags = SA_SIGINFO};
     sigaction(SIGSYS, &action, NULL);
-    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+           prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
 }
 
 /* A sanitizer's run-time library makes calls of its own. */
@@ -299,11 +312,12 @@ static void steady_churn_makes_no_system_call(void **state)
     assert_int_equal(failed, 0);
 }
 
-/* ---- under strace -------------------------------------------------------------------------------------------------- */
+/* ---- under strace ---- */
 
 static char *self;
 
-/* What strace runs: PROGRAM --churn SOCKET ROW; a write to no file marks each turn's beginning and the end. */
+/* What strace runs: PROGRAM --churn SOCKET ROW; a write to no file marks each turn's beginning and
+ * the end. */
 static int churn_traced(const char *socket, const char *name)
 {
     arena_t *a;
@@ -323,7 +337,8 @@ static int churn_traced(const char *socket, const char *name)
     return 2;
 }
 
-/* Reads strace's record: how many turns in a row were without a line; -1: the marks are not there. */
+/* Reads strace's record: how many turns in a row were without a line; -1: the marks are not there.
+ */
 static int turns_without_lines(const char *path)
 {
     char line[512];
@@ -361,7 +376,9 @@ static void strace_sees_no_system_call_in_steady_churn(void **state)
         struct daemon d;
         daemon_start(&d, "2G", NULL);
         snprintf(path, sizeof path, "%s/trace", d.dir);
-        assert_int_equal(run(out, sizeof out, "strace -f -o %s %s --churn %s %s", path, self, d.socket, rows[i].name), 0);
+        assert_int_equal(run(out, sizeof out, "strace -f -o %s %s --churn %s %s", path, self,
+                             d.socket, rows[i].name),
+                         0);
         int turns = turns_without_lines(path);
         if (turns < (rows[i].settles ? (int)rows[i].settles : 1)) {
             fprintf(stderr, "%s: %d turns without a system call\n", rows[i].name, turns);
