@@ -112,6 +112,12 @@ $(B)/tests/fuzz/%_replay: $(B)/obj/tests/fuzz/%_fuzz.o $(B)/obj/tests/fuzz/repla
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -pthread -o $@ $^ $(LIB_LIBS)
 
+# core_fuzz.c stands in for the loop and the sockets: all of the daemon but those
+FUZZ_CORE   := $(filter-out daemon/server.c daemon/connection.c daemon/collector.c,$(DAEMON_SRC)) $(SHM_SRC)
+$(B)/tests/fuzz/core_replay: $(call obj,tests/fuzz/core_fuzz.c tests/fuzz/replay.c $(FUZZ_CORE)) $(PROTO_OBJ)
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS) -pthread -o $@ $^ $(DAEMON_LIBS)
+
 # tests/explore/X_test.c: the product's code with the hooks of the explorer in place of shm/atomic.h, and never with a
 # sanitizer (stacks are copied and switched). What the scenarios never call may be missing
 EXPLORERS   := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/explore/*_test.c))
@@ -224,11 +230,32 @@ FUZZ_SECONDS ?= 60
 fuzz: ## libFuzzer on every target: FUZZ_SECONDS= each (clang)
 	@mkdir -p $(B)/fuzz
 	@for target in $(patsubst tests/fuzz/%_fuzz.c,%,$(wildcard tests/fuzz/*_fuzz.c)); do \
+	    more=; [ $$target != core ] || more="$(FUZZ_CORE) $(DAEMON_LIBS)"; \
 	    clang $(CPPFLAGS) -std=gnu11 $(WARN) -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
-	        -o $(B)/fuzz/$$target tests/fuzz/$${target}_fuzz.c $(PROTO_SRC) $(LIB_LIBS) && \
+	        -o $(B)/fuzz/$$target tests/fuzz/$${target}_fuzz.c $(PROTO_SRC) $$more $(LIB_LIBS) && \
 	    mkdir -p $(B)/fuzz/corpus-$$target && \
 	    $(B)/fuzz/$$target -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -print_final_stats=1 \
 	        -artifact_prefix=$(B)/fuzz/$$target- $(B)/fuzz/corpus-$$target tests/fuzz/corpus/$$target || exit 1; done
+
+# ---- soak and rebuild --------------------------------------------------------------------------
+
+$(B)/tests/crash/soak: $(B)/obj/tests/crash/soak.o $(HARNESS_OBJ) $(SHM_OBJ) $(PROTO_OBJ) $(B)/libarena.so
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS) -pthread -o $@ $(filter %.o,$^) -L$(B) -larena -Wl,-rpath,'$$ORIGIN/../..' $(LIB_LIBS) $(TEST_LIBS)
+
+.PHONY: soak
+soak: ## kills of clients and daemon at random: MINUTES= SEED=
+soak: all $(B)/tests/crash/soak
+	@ARENA_BUILD=$(B) $(B)/tests/crash/soak
+
+$(B)/tests/crash/rebuild: $(B)/obj/tests/crash/rebuild.o $(SHM_OBJ) $(PROTO_OBJ) $(DAEMON_OBJ)
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS) -pthread -o $@ $^ $(DAEMON_LIBS)
+
+.PHONY: bench-rebuild
+bench-rebuild: ## how long a daemon that starts takes to rebuild what it knows: SPANS= (a million)
+bench-rebuild: $(B)/tests/crash/rebuild
+	@$(B)/tests/crash/rebuild $(SPANS)
 
 # ---- bench -------------------------------------------------------------------------------------
 # A worker program a peer, of the same sources, linked with the peer's shared library; a peer whose library is missing has
