@@ -254,6 +254,10 @@ int conn_call(struct arena *a, uint32_t type, uint32_t expect)
         }
         if (rc == -EPROTO && again) /* the daemon does not understand it, and will not */
             return rc;
+        if (!a->base) { /* a second HELLO of a heap that is open already: there is nothing to resume */
+            drop(c);
+            return -ENOTCONN;
+        }
         c->kept = c->out; /* resume() uses conn.out */
         rc = reconnect(a, deadline ? deadline : (deadline = conn_deadline(a)));
         c->out = c->kept;
