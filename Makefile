@@ -345,7 +345,6 @@ sizeclasses: ## write shm/sizeclass_table.h anew, after a change of its generato
 
 SYSCONFDIR  ?= /etc
 ALL_TARGETS += test-systemd test-deb
-LATER       += tests/manual/manual.sh
 .PHONY: install man deb symbols test-systemd test-deb
 install: ## programs, library, header, units, manual: DESTDIR= PREFIX=
 install: all $(if $(shell command -v scdoc),man)
