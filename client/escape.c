@@ -36,9 +36,7 @@ static struct site *site_here(void)
     return trace.count ? site_of(&trace) : NULL;
 }
 
-/* ---- notes
- * --------------------------------------------------------------------------------------------------------------
- */
+/* ---- notes ---------------------------------------------------------------------------------- */
 
 static struct escape *escape_of(struct arena *a)
 {
@@ -124,9 +122,7 @@ static struct site *site_in_stack(const struct stack *k, size_t at)
     return NULL; /* a small frame's: nothing of it is noted */
 }
 
-/* ---- reports
- * -------------------------------------------------------------------------------------------------------------
- */
+/* ---- reports -------------------------------------------------------------------------------- */
 
 static void print_site(const struct site *s, char *text, size_t capacity)
 {
@@ -178,9 +174,7 @@ static void tell(const struct gone *g, const char *kind, size_t at, const void *
     report_error(a, place, EFAULT, text);
 }
 
-/* ---- the search
- * -----------------------------------------------------------------------------------------------------------
- */
+/* ---- the search ----------------------------------------------------------------------------- */
 
 static void look_at_stack(const struct gone *g, struct escape *e)
 {

@@ -37,8 +37,7 @@ static uint64_t interval(uint64_t *seed, uint64_t mean)
     return n < 1 ? 1 : (uint64_t)n;
 }
 
-/* ---- samples by address
- * ---------------------------------------------------------------------------------------------- */
+/* ---- samples by address --------------------------------------------------------------------- */
 
 static struct sample **find(struct profile *p, uintptr_t object)
 {
@@ -89,8 +88,7 @@ static struct tally *tally_of(struct profile *p, const struct trace *trace)
     return p->tallies = t;
 }
 
-/* ---- what became of published ones
- * ------------------------------------------------------------------------------------- */
+/* ---- what became of published ones ---------------------------------------------------------- */
 
 static void cross(struct profile *p, struct sample **at, unsigned tag)
 {
@@ -136,9 +134,7 @@ void profile_look(struct profile *p)
                 at = &(*at)->next;
 }
 
-/* ---- events
- * -------------------------------------------------------------------------------------------------------------
- */
+/* ---- events --------------------------------------------------------------------------------- */
 
 /* The words of a sample of this process's own are told from others by their tag. */
 static void mark(struct profile *p, const struct mcache *mc, struct sample *s)
@@ -275,9 +271,7 @@ void watch_alloc(struct mcache *mc, void *object, size_t size)
         profile_alloc(mc, object, size);
 }
 
-/* ---- windows
- * -------------------------------------------------------------------------------------------------------------
- */
+/* ---- windows -------------------------------------------------------------------------------- */
 
 static void pause_us(struct profile *p, uint64_t us)
 {
@@ -326,9 +320,7 @@ static void start_thread(struct profile *p)
     pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
-/* ---- begin and end
- * --------------------------------------------------------------------------------------------------------
- */
+/* ---- begin and end -------------------------------------------------------------------------- */
 
 static void at_exit(void)
 {

@@ -14,8 +14,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct site *buckets[BUCKETS]; /* sync: lock */
 static uint32_t site_count;           /* sync: lock */
 
-/* ---- where the library itself is
- * -------------------------------------------------------------------------------------- */
+/* ---- where the library itself is ------------------------------------------------------------ */
 
 struct range {
     uintptr_t from, to;
@@ -46,9 +45,7 @@ static void own_init(void)
     dl_iterate_phdr(find_own, &here);
 }
 
-/* ---- walks
- * -------------------------------------------------------------------------------------------------------------
- */
+/* ---- walks ---------------------------------------------------------------------------------- */
 
 static _Unwind_Reason_Code on_frame(struct _Unwind_Context *context, void *argument)
 {
@@ -74,9 +71,7 @@ void trace_take(struct trace *ret)
     _Unwind_Backtrace(on_frame, ret);
 }
 
-/* ---- sites
- * -------------------------------------------------------------------------------------------------------------
- */
+/* ---- sites ---------------------------------------------------------------------------------- */
 
 static uint64_t hash_of(const struct trace *t)
 {

@@ -45,9 +45,7 @@ static void *alloc_own(struct arena *a, size_t size)
     return p;
 }
 
-/* ---- moving
- * ----------------------------------------------------------------------------------------------------------
- */
+/* ---- moving --------------------------------------------------------------------------------- */
 
 /* Frees the old place; in debug mode it is poisoned, and kept from use until others have been. */
 static void leave(struct stack *k, void *old, size_t size)
@@ -119,9 +117,7 @@ PUBLIC int arena_stack_set_max(arena_t *a, size_t bytes)
     return 0;
 }
 
-/* ---- frames
- * -----------------------------------------------------------------------------------------------------------
- */
+/* ---- frames --------------------------------------------------------------------------------- */
 
 /* Small frames went beyond the guard: in debug mode, before they have done harm or soon after. */
 static void check_guard(struct stack *k)
@@ -196,9 +192,7 @@ PUBLIC void *arena_escape_handle(arena_stack_t *s, arena_handle_t handle, size_t
     return escape(s, handle - s->handles, size, flags);
 }
 
-/* ---- a stack's life
- * ----------------------------------------------------------------------------------------------------
- */
+/* ---- a stack's life ------------------------------------------------------------------------- */
 
 /* Without memory of its own: the guard is in the scratch, and the first allocation makes it grow.
  */

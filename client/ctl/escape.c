@@ -11,9 +11,7 @@
 static const char *const fate_names[FATES] = {"owned",  "frame",     "thread",  "process",
                                               "shared", "published", "crossed", "lost"};
 
-/* ---- verdicts
- * ---------------------------------------------------------------------------------------------------------
- */
+/* ---- verdicts ------------------------------------------------------------------------------- */
 
 enum verdict {
     STAYS_IN_FRAME,
@@ -125,9 +123,7 @@ static void verdict_text(const struct escape_site *s, char *text, size_t capacit
     }
 }
 
-/* ---- the four forms
- * ------------------------------------------------------------------------------------------------------
- */
+/* ---- the four forms ------------------------------------------------------------------------- */
 
 static void print_text(const struct escape_report *r)
 {

@@ -1,5 +1,6 @@
-/* What a profile costs a program that does nothing but allocate and free: prints CPU ns of one pair of calls. The worst
- * case there is; whatever else a program does costs it nothing. See profile.sh. */
+/* What a profile costs a program that does nothing but allocate and free: prints CPU ns of one pair
+ * of calls. The worst case there is; whatever else a program does costs it nothing. See profile.sh.
+ */
 #include <errno.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -14,7 +15,8 @@ static double cpu_ns(void)
 {
     struct rusage u;
     getrusage(RUSAGE_SELF, &u);
-    return (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) * 1e9 + (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) * 1e3;
+    return (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) * 1e9 +
+           (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) * 1e3;
 }
 
 int main(void)

@@ -32,8 +32,7 @@ static inline void use(void *p)
     __asm__ volatile("" : : "r"(p) : "memory");
 }
 
-/* ---- a segmented stack, as Go had until 1.2
- * ----------------------------------------------------------------------------- */
+/* ---- a segmented stack, as Go had until 1.2 ------------------------------------------------- */
 
 struct segment {
     struct segment *before;
@@ -67,9 +66,7 @@ static void segmented_pop(size_t size)
     }
 }
 
-/* ---- rows
- * -----------------------------------------------------------------------------------------------------------------
- */
+/* ---- rows ----------------------------------------------------------------------------------- */
 
 static void heap_object(size_t size)
 {

@@ -75,9 +75,7 @@ struct pair {
     void *first, *second;
 };
 
-/* ---- Go's list
- * -------------------------------------------------------------------------------------------------------
- */
+/* ---- Go's list ------------------------------------------------------------------------------ */
 
 CASE struct pair *make_target(void)
 {
@@ -219,9 +217,7 @@ static void in_a_closure(void **state)
     arena_free(a, c);
 }
 
-/* ---- outer frames, roots
- * ---------------------------------------------------------------------------------------------------
- */
+/* ---- outer frames, roots -------------------------------------------------------------------- */
 
 CASE void *inner_frame(void)
 {
@@ -263,8 +259,7 @@ static void a_root_is_refused(void **state)
     assert_int_equal(reports, 0);
 }
 
-/* ---- what is right is not reported
- * ------------------------------------------------------------------------------------------ */
+/* ---- what is right is not reported ---------------------------------------------------------- */
 
 static void what_escapes_properly_is_not_reported(void **state)
 {

@@ -39,9 +39,7 @@ static int teardown(void **state)
     return 0;
 }
 
-/* ---- the sites
- * ----------------------------------------------------------------------------------------------------------
- */
+/* ---- the sites ------------------------------------------------------------------------------ */
 
 CASE void stays_in_frame(arena_t *a)
 {
@@ -118,9 +116,7 @@ static int program(void *argument)
     return arena_close(a) == 0 ? 0 : 3;
 }
 
-/* ---- what is made of it
- * ---------------------------------------------------------------------------------------------------
- */
+/* ---- what is made of it --------------------------------------------------------------------- */
 
 static cJSON *report(pid_t pid)
 {
@@ -188,9 +184,7 @@ static void a_program_that_exits_without_a_close_leaves_its_profile_too(void **s
     assert_int_equal(check_of(&d), 0);
 }
 
-/* ---- to other clients
- * -------------------------------------------------------------------------------------------------------
- */
+/* ---- to other clients ----------------------------------------------------------------------- */
 
 static int pipes[2][2];
 
@@ -242,9 +236,7 @@ static void what_crosses_names_the_client(void **state)
     cJSON_Delete(rows);
 }
 
-/* ---- the other forms
- * ---------------------------------------------------------------------------------------------------------
- */
+/* ---- the other forms ------------------------------------------------------------------------ */
 
 static void folded_stacks_pprof_and_bad_files(void **state)
 {
@@ -274,9 +266,7 @@ static void folded_stacks_pprof_and_bad_files(void **state)
     assert_int_equal(run(out, sizeof out, "%s/arenactl escape --json --folded %s", build, file), 2);
 }
 
-/* ---- it changes nothing
- * -------------------------------------------------------------------------------------------------------
- */
+/* ---- it changes nothing --------------------------------------------------------------------- */
 
 static int bad_frees;
 static void on_error(void *context, int error, const void *p, const char *message)

@@ -387,9 +387,7 @@ static void a_forked_child_begins_empty(void **state)
     stat_await(&d, "objects_owned", 1);
 }
 
-/* ---- death
- * -------------------------------------------------------------------------------------------------------------
- */
+/* ---- death ---------------------------------------------------------------------------------- */
 
 static _Atomic uint64_t *steps;
 
@@ -444,9 +442,7 @@ static void death_at_any_point_leaves_nothing(void **state)
     assert_int_equal(check_of(&d), 0);
 }
 
-/* ---- the debug mode
- * ------------------------------------------------------------------------------------------------------
- */
+/* ---- the debug mode ------------------------------------------------------------------------- */
 
 /* In processes of their own: the environment is read by arena_open. */
 static int stale_pointers(void *argument)
