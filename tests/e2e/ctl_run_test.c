@@ -81,6 +81,8 @@ static pid_t exec_start(const char *script, int *ret_fd)
     pid_t pid = fork();
     if (pid == 0) {
         dup2(fds[1], 1);
+        signal(SIGINT, SIG_DFL); /* whoever runs this may ignore them, and sh would then too */
+        signal(SIGHUP, SIG_DFL);
         execl(program, "arenactl", "exec", "--max", "32M", "--", "sh", "-c", script, (char *)NULL);
         _exit(99);
     }
