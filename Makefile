@@ -333,6 +333,22 @@ bench-grow: ## buffers beside realloc; batches; transactions beside publishing
 bench-grow: all $(B)/bench/grow
 	@ARENA_BUILD=$(B) tests/bench/with_daemon.sh 4G $(B)/bench/grow
 
+# ---- collector, tiny objects ----------------------------------------------------------------------
+
+$(B)/bench/collect $(B)/bench/tiny: $(B)/bench/%: tests/bench/%.c client/arena.h $(B)/libarena.so
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) -std=gnu11 $(WARN) -O2 -g $(LDFLAGS) -pthread -o $@ $< -L$(B) -larena -Wl,-rpath,'$$ORIGIN/..' $(CTL_LIBS)
+
+GC_MIB      ?= 1024
+FILES       ?= $(wildcard /usr/share/iso-codes/json/*.json)
+.PHONY: bench-gc bench-tiny
+bench-gc: ## seconds that a collection takes for each GiB: GC_MIB=
+bench-gc: all $(B)/bench/collect
+	@ARENA_BUILD=$(B) tests/bench/with_daemon.sh $$(( $(GC_MIB) * 3 / 2 + 128 ))M $(B)/bench/collect $(GC_MIB)
+bench-tiny: ## objects under 16 bytes in JSON documents: FILES= (those of Debian's iso-codes)
+bench-tiny: all $(B)/bench/tiny
+	@ARENA_BUILD=$(B) tests/bench/with_daemon.sh 2G $(B)/bench/tiny $(FILES)
+
 # ---- generated ---------------------------------------------------------------------------------
 
 .PHONY: sizeclasses
