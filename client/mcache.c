@@ -289,8 +289,23 @@ PUBLIC void *arena_alloc_flags(arena_t *a, size_t size, unsigned flags)
 PUBLIC size_t arena_alloc_batch(arena_t *a, size_t size, void **out, size_t count)
 {
     size_t got = 0;
-    while (got < count && (out[got] = arena_alloc(a, size)) != NULL)
-        got++;
+    unsigned span_class = size > SMALL_MAX ? 0 : SPAN_CLASS(size_class_of((uint32_t)size, 0), 0);
+    while (got < count) {
+        struct mcache *mc = mcache_of(a); /* the first object may have made it */
+        struct magazine *m = &mc->magazines[span_class];
+        struct slot *top = m->top;
+        uint32_t expect = mc->expect;
+        uint16_t owned = mc->owned;
+        while (got < count && load_relaxed(top[-1].word) == expect) {
+            store_relaxed(top[-1].word, owned);
+            out[got++] = (--top)->object;
+        }
+        if (top != m->top)
+            m->top = top; /* all words, then the top, once */
+        if (got < count && (out[got] = alloc_slow(a, size, 0)) == NULL)
+            break;
+        got += got < count;
+    }
     return got;
 }
 

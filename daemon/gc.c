@@ -57,6 +57,8 @@ enum {
     GC_STACK = 2 * GC_CHUNK,  /* of a worker's own */
     GC_RING = 8,              /* objects on their way from memory */
     GC_PIECE = 128 << 10,     /* bytes of a large object that a worker reads at once */
+    GC_LOOK_STEPS = 256,      /* objects read between two looks at the others */
+    GC_SHARE_STEPS = 4096,    /* and between two that give them work: to wake a thread costs as much as 500 objects */
     GC_WALK_PAGES = 4096,     /* of a walk over the spans, to a worker at once */
     GC_ROUNDS = 1000,         /* last looks that find something new before it gives up */
     GC_PIN_TABLES = 65536,    /* of a client */
@@ -309,7 +311,7 @@ static void scan_at(struct worker *w, uint64_t at)
 static void drain(struct worker *w)
 {
     struct gc *gc = w->gc;
-    uint32_t steps = 0;
+    uint32_t steps = 0, shared_at = 0;
     while (w->count || w->ring_count) {
         while (w->count && w->ring_count < GC_RING) {
             uint64_t at = w->stack[--w->count];
@@ -320,11 +322,13 @@ static void drain(struct worker *w)
         w->ring_first = (w->ring_first + 1) % GC_RING;
         w->ring_count--;
         scan_at(w, at);
-        if (unlikely(++steps % 64 == 0)) {
-            if (load_relaxed(&gc->cancelled))
-                w->count = w->ring_count = 0;
-            else if (load_relaxed(&gc->hungry) && w->count >= 16)
-                share(w);
+        if (likely(++steps % GC_LOOK_STEPS))
+            continue;
+        if (load_relaxed(&gc->cancelled))
+            w->count = w->ring_count = 0;
+        else if (load_relaxed(&gc->hungry) && w->count >= 8 && steps - shared_at >= GC_SHARE_STEPS) {
+            share(w);
+            shared_at = steps;
         }
     }
 }

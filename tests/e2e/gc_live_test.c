@@ -120,7 +120,7 @@ static struct node *new_node(arena_t *a, uint64_t *s)
 {
     struct node *n = arena_alloc(a, NODE_MIN + rnd(s) % (NODE_MAX - NODE_MIN));
     die_if(!n, 24);
-    n->next = 0;
+    memset(n, 0, arena_usable_size(a, n)); /* what was left there might look like references, and lead to what is lost */
     n->number = rnd(s);
     n->inverse = ~n->number;
     die_if(arena_pin(a, n) != 0 || arena_publish(a, n) != 0, 25);
