@@ -245,6 +245,7 @@ static int open_new(struct arena *a, struct arena **ret)
     struct arena *open = find_open(a->conn.in.heap_id, a->read_only);
     if (open) {
         close_fds(fds, count);
+        a->heap.header = open->heap.header; /* if the daemon dies now: to come back and say it again */
         say_bye(a);
         open->opens++;
         *ret = open;
