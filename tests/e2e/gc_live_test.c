@@ -55,6 +55,7 @@ static int teardown_daemon(void **state)
 static void die_if(bool bad, int status)
 {
     if (bad) {
+        fprintf(stderr, "process %d: fault %d\n", (int)getpid(), status);
         atomic_fetch_add(&board->bad, 1);
         _exit(status);
     }
