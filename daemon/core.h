@@ -64,6 +64,7 @@ struct client {
     bool resuming;          /* between WELCOME and the last RESUME */
     uint32_t pid, uid;
     uint64_t leased_pages, leased_spans;
+    uint32_t next_unit;     /* behind its last units of state words, see mheap_alloc_units() */
     uint64_t charged_pages, charged_spans;
     uint64_t refills, grants;
     uint64_t heard_ns;                  /* monotonic: its last message */

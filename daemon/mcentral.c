@@ -136,7 +136,7 @@ static int cut(struct core *core, struct client *client, unsigned span_class, ui
     int rc = mheap_alloc(&core->mheap, pages, align, core->now_ns, &first);
     if (rc < 0)
         return rc;
-    rc = mheap_alloc_units(&core->mheap, span_units(objects), &unit);
+    rc = mheap_alloc_units(&core->mheap, span_units(objects), &client->next_unit, &unit);
     if (rc < 0) {
         mheap_free(&core->mheap, first, pages, true);
         return rc;

@@ -9,6 +9,7 @@
 #include "shm/state.h"
 
 enum {
+    LINE_UNITS = 4,             /* units of state words in a cache line */
     AGE_PAGES = 32,             /* pages that share an age: 256 KiB */
     GROW_MIN = 64,              /* pages: 512 KiB */
     GROW_MAX = 1024,            /* pages: 8 MiB, a few milliseconds of a worker */
@@ -232,9 +233,18 @@ int mheap_take_next(struct mheap *m, uint64_t first, uint64_t pages, uint64_t no
     return rc < 0 ? rc : -EAGAIN;
 }
 
-int mheap_alloc_units(struct mheap *m, uint32_t units, uint32_t *ret_unit)
+/* Where units are to be had: in the line that `next` points into, else in lines of their own, else anywhere. */
+static uint64_t find_units(const struct mheap *m, uint32_t units, uint32_t next)
 {
-    uint64_t unit = pagealloc_find(&m->units, units, 1);
+    if (next % LINE_UNITS && next % LINE_UNITS + units <= LINE_UNITS && pagealloc_all_free(&m->units, next, units))
+        return next;
+    uint64_t unit = pagealloc_find(&m->units, (units + LINE_UNITS - 1) / LINE_UNITS * LINE_UNITS, LINE_UNITS);
+    return unit != PAGEALLOC_NONE ? unit : pagealloc_find(&m->units, units, 1);
+}
+
+int mheap_alloc_units(struct mheap *m, uint32_t units, uint32_t *next, uint32_t *ret_unit)
+{
+    uint64_t unit = find_units(m, units, *next);
     if (unit == PAGEALLOC_NONE)
         return -ENOMEM;
     int rc = m->backing.back_units(m->backing.context, unit, units);
@@ -245,6 +255,7 @@ int mheap_alloc_units(struct mheap *m, uint32_t units, uint32_t *ret_unit)
     for (uint32_t i = 0; i < units * UNIT_WORDS; i++)
         store_relaxed(&words[i], WORD_FREE);
     m->units_used += units;
+    *next = (uint32_t)unit + units;
     *ret_unit = (uint32_t)unit;
     return 0;
 }

@@ -61,8 +61,9 @@ void mheap_free(struct mheap *m, uint64_t first, uint64_t pages, bool warm);
 /* Takes exactly [first, first + pages): 0; -EAGAIN: it is free and being backed; -ENOMEM: some of it is not free. */
 int mheap_take_next(struct mheap *m, uint64_t first, uint64_t pages, uint64_t now_ns);
 
-/* Units of state words, with memory behind them and all FREE: 0 or -ENOMEM. */
-int mheap_alloc_units(struct mheap *m, uint32_t units, uint32_t *ret_unit);
+/* Units of state words, with memory behind them and all FREE: 0 or -ENOMEM. `next` is the taker's own, 0 at first: what it
+ * takes goes on where its last units ended, so that the words that two clients write do not share a cache line. */
+int mheap_alloc_units(struct mheap *m, uint32_t units, uint32_t *next, uint32_t *ret_unit);
 void mheap_free_units(struct mheap *m, uint32_t unit, uint32_t units);
 
 /* Answers of the backing. */
