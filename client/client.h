@@ -36,6 +36,7 @@ enum {
     LEASE_MAX_PAGES = 128,         /* 1 MiB: the most that it asks for */
     HINT_LOOKS = 64,               /* full spans whose hints a refill looks at before it asks the daemon */
     KEEP_FREE_MIN = 3 << 20,       /* bytes of free objects kept in stashes and leased spans */
+    KEEP_FREE_LEAST = 1 << 20,     /* to which it is halved while a process shrinks */
     HELD_FEW = 64 << 20,           /* of what is leased or filled: up to it ripples of free bytes are kept up to */
     RIPPLE_FEW = 12 << 20,         /* this */
     SWING_LEASES = 64,

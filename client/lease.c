@@ -128,6 +128,12 @@ static uint32_t release(struct arena *a, struct central *c, enum lease_list list
     return total;
 }
 
+/* Much was let go and nothing of it asked for again. */
+static bool is_shrinking(const struct arena *a, const struct central *c)
+{
+    return c->gave_back > 2 * load_relaxed(&a->keep.free_limit);
+}
+
 /* Too much FREE memory is leased: wholly free spans go first. */
 static void release_free(struct arena *a, struct central *c)
 {
@@ -140,8 +146,8 @@ static void release_free(struct arena *a, struct central *c)
         release(a, c, LEASE_CURRENT, UINT32_MAX, &k->free_bytes, limit - limit / 4);
     uint64_t after = load_relaxed(&k->free_bytes);
     c->gave_back += before > after ? before - after : 0;
-    if (c->gave_back > 2 * limit && limit > KEEP_FREE_MIN) /* and nothing of it was asked for again: it is a shrinking */
-        store_relaxed(&k->free_limit, KEEP_FREE_MIN);
+    if (is_shrinking(a, c))
+        store_relaxed(&k->free_limit, limit / 2 > KEEP_FREE_LEAST ? limit / 2 : KEEP_FREE_LEAST);
 }
 
 /* A lease is needed: what had been let go since the last one was let go too early, so more is kept from now on. A swing,
@@ -499,6 +505,8 @@ void lease_flush(struct arena *a, unsigned span_class, const struct slot *slots,
     pthread_mutex_lock(&c->lock);
     c->grant_spans = 0; /* it does not only grow */
     if (!stash_put(a, c, slots, count)) {
+        if (is_shrinking(a, c))
+            stash_empty(a, c); /* a few objects here and there would keep whole spans from going back */
         flush_words(a, c, slots, count);
         release_free(a, c);
     }
