@@ -113,6 +113,7 @@ struct central {
     struct slot *stash;   /* entries that left their magazines, CACHED; the newest last. Private memory */
     uint32_t stash_count, stash_capacity;
     uint32_t grant_spans; /* of the last lease, if it was cut fresh and nothing flushed since: the class grows */
+    bool asked_ahead;     /* conn.ahead may be of this class */
     uint32_t held_pages;  /* leased or filled: what the next lease is in proportion to */
     uint32_t swings;      /* leases for which what comes and goes is taken for a swing, not for a ripple */
     uint64_t gave_back;   /* FREE bytes that went back since the last lease: if they are asked for again, keep more */

@@ -193,9 +193,11 @@ static void give_back_all(struct arena *a, struct central *c)
     c->stash = NULL;
     c->stash_capacity = 0;
     const uint64_t always = 1;
-    conn_lock(a);
-    accept_ahead(a, c);
-    conn_unlock(a);
+    if (c->asked_ahead) {
+        conn_lock(a);
+        accept_ahead(a, c);
+        conn_unlock(a);
+    }
     c->grant_spans = 0;
     for (int list = LEASE_CURRENT; list < LEASE_LISTS; list++)
         release(a, c, (enum lease_list)list, UINT32_MAX, &always, 0);
@@ -405,6 +407,7 @@ static void write_request(struct arena *a, struct central *c, uint32_t flags)
 static bool accept_ahead(struct arena *a, struct central *c)
 {
     const struct ahead *ahead = &a->conn.ahead;
+    c->asked_ahead = false;
     if (conn_ahead(a, (unsigned)(c - a->central)) < 0)
         return false;
     accept_grant(a, c, ahead->flags, ahead->list, ahead->count);
@@ -435,6 +438,7 @@ static void ask_ahead(struct arena *a, struct central *c)
     if (!a->conn.ahead.id) {
         write_request(a, c, LEASE_AHEAD);
         conn_ask_ahead(a);
+        c->asked_ahead = true;
     }
     conn_unlock(a);
 }
