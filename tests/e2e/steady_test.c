@@ -47,7 +47,7 @@ static const struct row rows[] = {
     FIXED(1024),
     FIXED(8192),
 #undef FIXED
-    {"random/small", 8, 1000, 4096, true, false, 6, 100000, 0},
+    {"random/small", 8, 1000, 4096, true, false, 6, 100000, 3},
     {"random/wide", 8, 32768, 4096, true, true, 6, 100000,
      3}, /* for a while, memory is given back in small steps */
     {"large", 64 << 10, 4 << 20, 32, true, true, 6, 5000, 0},
