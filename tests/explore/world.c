@@ -381,8 +381,9 @@ static bool has_events(void *unused)
     return events(list) != 0;
 }
 
-static void loop(void)
+static void daemon_main(void *unused)
 {
+    (void)unused;
     for (;;) {
         unsigned list[16];
         ex_wait(has_events, NULL);
@@ -422,12 +423,6 @@ static void start_core(void)
         ex_violation("the daemon does not start: %s", why);
 }
 
-static void daemon_main(void *unused)
-{
-    (void)unused;
-    loop();
-}
-
 /* After a crash: server_start() and connections_find_dead(). */
 static void daemon_again(void *unused)
 {
@@ -440,7 +435,7 @@ static void daemon_again(void *unused)
             client_die(&world_core, client);
         }
     }
-    loop();
+    daemon_main(NULL);
 }
 
 static int daemon_thread;
