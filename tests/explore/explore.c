@@ -315,6 +315,18 @@ void ex_lock(pthread_mutex_t *lock, const char *function)
     *(int *)(void *)lock = 1;
 }
 
+bool ex_trylock(pthread_mutex_t *lock, const char *function)
+{
+    if (ex_current && point_of(lock) != NO_POINT) {
+        ex_stop(THREAD_READY, function, "a try at a lock");
+        drain_current();
+    }
+    if (!is_unlocked(lock))
+        return false;
+    *(int *)(void *)lock = ex_current != NULL;
+    return true;
+}
+
 void ex_unlock(pthread_mutex_t *lock, const char *function)
 {
     if (!ex_current || is_mutated(MUTANT_NO_LOCK, function, NULL))

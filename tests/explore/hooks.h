@@ -5,6 +5,7 @@
 #ifndef TESTS_EXPLORE_HOOKS_H
 #define TESTS_EXPLORE_HOOKS_H
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -26,6 +27,7 @@ bool ex_cas(void *p, void *expected, uint64_t desired, unsigned size, const char
             const char *address);
 void ex_fence_release(void);
 void ex_lock(pthread_mutex_t *lock, const char *function);
+bool ex_trylock(pthread_mutex_t *lock, const char *function);
 void ex_unlock(pthread_mutex_t *lock, const char *function);
 void ex_abort(void) __attribute__((noreturn));
 void *ex_alloc(size_t count, size_t size);
@@ -59,6 +61,7 @@ void ex_free(void *p);
 #ifndef EX_ENGINE
 #define pthread_mutex_init(lock, attributes) memset((lock), 0, sizeof *(lock))
 #define pthread_mutex_lock(lock)             ex_lock((lock), __func__)
+#define pthread_mutex_trylock(lock)          (ex_trylock((lock), __func__) ? 0 : EBUSY)
 #define pthread_mutex_unlock(lock)           ex_unlock((lock), __func__)
 #define abort()                              ex_abort()
 #define malloc(bytes)                        ex_alloc(1, (bytes))

@@ -36,7 +36,8 @@ static uint8_t held[WORLD_OBJECTS];
 /* ---- the wire -------------------------------------------------------------------------------- */
 
 struct packet {
-    uint32_t type, epoch, span_class, pages, tag, flags, error, list_count;
+    uint32_t type, id, epoch, span_class, pages, tag, flags, error, list_count;
+    uint32_t pad;
     uint32_t list[LIST];
     uint64_t expected, desired;
     char name[8];
@@ -47,7 +48,8 @@ static struct wire {
     uint32_t greeted; /* the daemon's: HELLO was served, by this daemon */
     uint32_t gone;    /* the daemon's: it has seen that the process is dead, or it said goodbye */
     uint32_t in_count, out_count;
-    uint32_t listed;                     /* of RESUME, a bit a page */
+    uint32_t serving; /* the daemon's: id of the request that it is at */
+    uint32_t listed;   /* of RESUME, a bit a page */
     struct packet in[QUEUE], out[QUEUE]; /* to the daemon, to the client */
 } wires[WORLD_CLIENTS + 1];
 
@@ -95,15 +97,18 @@ static bool has_answer(void *w)
 
 static void serve(unsigned i);
 
-/* client/conn.c's exchange(), with its send and its receive; -EPIPE: lost. */
-static int send_out(struct arena *a, uint32_t type)
+enum { ID_CALL = 1, ID_AHEAD }; /* at most one of each is on its way, so numbers need not grow */
+
+/* client/conn.c's sending and receiving; -EPIPE: lost. */
+static int send_out(struct arena *a, uint32_t type, uint32_t id)
 {
     struct wire *w = &wires[ex_self()];
     a->conn.out.epoch = a->conn.epoch;
     ex_wait(has_room, w);
     if (!w->up)
         return -EPIPE;
-    packet_of(&a->conn.out, type, &w->in[w->in_count++]);
+    packet_of(&a->conn.out, type, &w->in[w->in_count]);
+    w->in[w->in_count++].id = id;
     if (!ex_running()) {
         unsigned self = ex_self();
         ex_heap_select(DAEMON);
@@ -113,23 +118,72 @@ static int send_out(struct arena *a, uint32_t type)
     return 0;
 }
 
-static int exchange(struct arena *a, uint32_t type)
+static int receive_in(struct arena *a, uint32_t id)
 {
     struct wire *w = &wires[ex_self()];
-    int rc = send_out(a, type);
-    if (rc < 0)
-        return rc;
-    ex_wait(has_answer, w);
-    if (!w->out_count)
-        return -EPIPE;
-    struct packet *p = &w->out[0];
-    a->conn.in.type = p->type;
-    a->conn.in.list_count = p->list_count;
-    memcpy(a->conn.in.list, p->list, sizeof p->list);
-    a->conn.in.flags = p->flags;
-    a->conn.in.epoch = p->epoch;
-    rc = p->type == MSG_ERROR ? -(int)p->error : 0;
-    pop(w->out, &w->out_count);
+    struct msg *in = &a->conn.in;
+    struct ahead *ahead = &a->conn.ahead;
+    for (;;) {
+        ex_wait(has_answer, w);
+        if (!w->out_count)
+            return -EPIPE;
+        struct packet p = w->out[0];
+        pop(w->out, &w->out_count);
+        in->type = p.type;
+        in->list_count = p.list_count;
+        memcpy(in->list, p.list, sizeof p.list);
+        in->flags = p.flags;
+        in->epoch = p.epoch;
+        if (ahead->id && p.id == ahead->id) { /* what was asked for ahead */
+            ahead->arrived = true;
+            ahead->error = p.type == MSG_ERROR ? (int)p.error : 0;
+            ahead->flags = p.flags;
+            ahead->count = p.list_count;
+            memcpy(ahead->list, p.list, sizeof p.list);
+            if (p.id == id)
+                return -ahead->error;
+            continue;
+        }
+        if (p.id == id)
+            return p.type == MSG_ERROR ? -(int)p.error : 0;
+    }
+}
+
+static int exchange(struct arena *a, uint32_t type)
+{
+    int rc = send_out(a, type, ID_CALL);
+    return rc < 0 ? rc : receive_in(a, ID_CALL);
+}
+
+static void drop(struct arena *a)
+{
+    a->conn.fd = -1;
+    a->conn.ahead.id = 0;
+}
+
+void conn_ask_ahead(struct arena *a)
+{
+    struct connection *c = &a->conn;
+    if (c->fd < 0 || c->ahead.id)
+        return;
+    if (send_out(a, MSG_LEASE, ID_AHEAD) < 0) {
+        drop(a);
+        return;
+    }
+    c->ahead.id = ID_AHEAD;
+    c->ahead.span_class = c->out.span_class;
+    c->ahead.arrived = false;
+}
+
+int conn_ahead(struct arena *a, unsigned span_class)
+{
+    struct connection *c = &a->conn;
+    if (!c->ahead.id || c->ahead.span_class != span_class)
+        return -ENOENT;
+    int rc = c->ahead.arrived ? -c->ahead.error : receive_in(a, c->ahead.id);
+    if (!c->ahead.arrived)
+        drop(a);
+    c->ahead.id = 0;
     return rc;
 }
 
@@ -152,6 +206,7 @@ static int reconnect(struct arena *a)
     struct wire *w = &wires[ex_self()];
     for (;;) {
         uint64_t cursor = 0;
+        drop(a);
         w->up = 1;
         w->greeted = 0;
         memset(w->in, 0, sizeof w->in);
@@ -204,9 +259,9 @@ int conn_tell(struct arena *a, uint32_t type)
 {
     if (a->conn.fd < 0)
         return -ENOTCONN;
-    int rc = send_out(a, type);
+    int rc = send_out(a, type, 0);
     if (rc < 0)
-        a->conn.fd = -1;
+        drop(a);
     return rc;
 }
 
@@ -234,8 +289,10 @@ static struct client *client_of(unsigned i)
 
 static void answer(struct wire *w, const struct packet *p)
 {
-    if (w->up && w->out_count < QUEUE)
-        w->out[w->out_count++] = *p;
+    if (!w->up || w->out_count == QUEUE)
+        return;
+    w->out[w->out_count] = *p;
+    w->out[w->out_count++].id = w->serving;
 }
 static void answer_ok(struct wire *w)
 {
@@ -325,6 +382,7 @@ static void serve(unsigned i)
     struct packet p = w->in[0];
     struct client *client = client_of(i);
     pop(w->in, &w->in_count);
+    w->serving = p.id;
     if (p.type == MSG_HELLO)
         on_hello(w, client);
     else if (!w->greeted || !client || (client->resuming && p.type != MSG_RESUME))
@@ -534,6 +592,7 @@ static void client_setup(unsigned i)
         ex_memory(&m->name, 8);
         ex_memory(&m->expected, 2 * sizeof m->expected);
     }
+    ex_memory(&a->conn.ahead, offsetof(struct ahead, list) + LIST * sizeof a->conn.ahead.list[0]);
     ex_memory(&a->trim_serial, (size_t)((uint8_t *)&a->tx_ready[4] - (uint8_t *)&a->trim_serial));
     ex_memory(&a->tx_ready_count, sizeof a->tx_ready_count);
     ex_memory(a->tx_resolved, 4 * sizeof a->tx_resolved[0]);
