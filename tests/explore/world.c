@@ -265,19 +265,6 @@ int conn_tell(struct arena *a, uint32_t type)
     return rc;
 }
 
-/* Nothing is asked for ahead of need in this world; what such a request gives back is given back. */
-void conn_ask_ahead(struct arena *a)
-{
-    if (a->conn.out.list_count)
-        conn_tell(a, MSG_RELEASE);
-}
-
-int conn_ahead(struct arena *a, unsigned span_class)
-{
-    (void)a, (void)span_class;
-    return -ENOENT;
-}
-
 /* ---- the daemon ------------------------------------------------------------------------------ */
 
 static uint32_t sweeps_left;
