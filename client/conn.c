@@ -254,7 +254,7 @@ int conn_call(struct arena *a, uint32_t type, uint32_t expect)
         }
         if (rc == -EPROTO && again) /* the daemon does not understand it, and will not */
             return rc;
-        if (!a->base) { /* a second HELLO of a heap that is open already: there is nothing to resume */
+        if (!a->heap.header) { /* it has no heap yet to come back to */
             drop(c);
             return -ENOTCONN;
         }
