@@ -5,10 +5,14 @@
  * it, and whoever frees it later only leaves FREE and a hint, which the daemon's sweep finds. Entries of the cache are
  * CACHED by this client; some are still leased, some are not. */
 #include <string.h>
+#include <sys/mman.h>
 
 #include "client/client.h"
 
-enum { BIN_NONE = 255, LIMIT_MIN = 32 << 20 };
+enum {
+    LIMIT_MIN = 32 << 20,
+    POPULATE_MAX = 512, /* pages, 4 MiB: what a program asks for beyond it may be sparse */
+};
 
 void large_init(struct arena *a)
 {
@@ -126,7 +130,10 @@ static int ask_daemon(struct arena *a, unsigned span_class, uint64_t pages, uint
         a->leases[*ret_first].list = LEASE_CURRENT;
         a->leases[*ret_first].span_class = (uint8_t)span_class;
     }
+    bool fresh = rc == 0 && a->conn.in.flags & GRANT_FRESH;
     conn_unlock(a);
+    if (fresh && pages <= POPULATE_MAX) /* a fault a page would cost four times as much */
+        madvise(a->base + ((uint64_t)*ret_first << PAGE_SHIFT), pages << PAGE_SHIFT, MADV_POPULATE_WRITE);
     return rc;
 }
 

@@ -1,7 +1,7 @@
 /* The rows of speed: fixed, random, cross, published, large. An operation is a block allocated,
  * marked, checked, freed.
  *
- * Each worker warms up for a third of its time, then is measured: by the wall clock, less the time
+ * Each worker warms up for a third of its time and WARM_MS at least, then is measured: by the wall clock, less the time
  * that others had its CPU, a daemon of its heap excepted, as that is part of the price. (In cross
  * rows by the wall clock alone, as either waits for the other.) */
 #include "tests/bench/speed.h"
@@ -10,7 +10,7 @@
 
 #include "tests/bench/peer.h"
 
-enum { SLOTS = 4096, LARGE_SLOTS = 32, BATCH_MAX = 10000 };
+enum { SLOTS = 4096, LARGE_SLOTS = 32, BATCH_MAX = 10000, WARM_MS = 200 };
 
 struct clock {
     uint64_t from, waited, daemon, until;
@@ -21,7 +21,8 @@ static void clock_begin(struct clock *c, const struct worker *w, unsigned diviso
     c->waited = waited_ns();
     c->daemon = peer_daemon_ns();
     c->from = now_ns();
-    c->until = c->from + (uint64_t)w->ms * 1000000 / divisor;
+    uint64_t ms = w->ms / divisor;
+    c->until = c->from + (divisor > 1 && ms < WARM_MS ? WARM_MS : ms) * 1000000;
 }
 
 INLINE bool clock_runs(const struct clock *c)
