@@ -1,0 +1,168 @@
+/* Goal: time alone takes nothing from anybody. A client that says nothing for an hour, as a stopped one does, keeps its
+ * leases, its objects and its tag, and hinders nobody; a clock that jumps, forwards or back, neither refuses memory that is
+ * there nor grants what is not.
+ *
+ * Method: the core is driven without a loop, with the time passed in; an hour is 3,600 calls. */
+#include <errno.h>
+
+#include "daemon/core.h"
+#include "tests/shm/fixture.h"
+
+enum { HEAP = 16 << 20 };
+#define SECOND 1000000000ULL
+
+static struct fixture f;
+static struct core core;
+static bool refuse;
+static struct {
+    uint64_t first, pages;
+    bool grow;
+} asked[256];
+static size_t asked_count;
+
+static int on_grow(void *context, uint64_t first, uint64_t pages)
+{
+    (void)context;
+    assert_true(asked_count < 256);
+    asked[asked_count].first = first, asked[asked_count].pages = pages, asked[asked_count++].grow = true;
+    return 0;
+}
+
+static int on_return(void *context, uint64_t first, uint64_t pages)
+{
+    (void)context;
+    assert_true(asked_count < 256);
+    asked[asked_count].first = first, asked[asked_count].pages = pages, asked[asked_count++].grow = false;
+    return 0;
+}
+
+static void answer_all(void)
+{
+    while (asked_count) {
+        asked_count--;
+        if (asked[asked_count].grow)
+            core_grown(&core, asked[asked_count].first, asked[asked_count].pages, refuse ? -ENOMEM : 0, core.now_ns);
+        else
+            core_returned(&core, asked[asked_count].first, asked[asked_count].pages, 0);
+    }
+}
+
+static uint64_t on_allowance(void *context)
+{
+    (void)context;
+    return HEAP >> PAGE_SHIFT;
+}
+
+static int on_units(void *context, uint64_t unit, uint64_t units)
+{
+    (void)context, (void)unit, (void)units;
+    return 0;
+}
+
+static int setup(void **state)
+{
+    char why[256];
+    struct backing backing = {NULL, on_grow, on_allowance, on_return, on_units};
+    struct limits limits = {0};
+    (void)state;
+    fixture_init(&f, HEAP, 64);
+    asked_count = 0;
+    refuse = false;
+    assert_int_equal(core_start(&core, &f.h, &backing, &limits, SECOND, why), 0);
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    core_stop(&core);
+    fixture_fini(&f);
+    return 0;
+}
+
+static struct client *attach(void)
+{
+    struct tag identity = {.state = TAG_CLIENT, .pid = 1, .uid = 1};
+    struct client *client;
+    assert_int_equal(client_attach(&core, &identity, &client), 0);
+    return client;
+}
+
+static int lease(struct client *client, unsigned span_class, uint32_t *ret_first)
+{
+    bool fresh;
+    int n;
+    for (int tries = 0; (n = mcentral_cache_span(&core, client, span_class, 1, ret_first, 1, &fresh)) == -EAGAIN && tries < 1000;
+         tries++)
+        answer_all();
+    return n;
+}
+
+/* What the server does in a tick, and the turns that follow. */
+static void tick(void)
+{
+    mheap_tick(&core.mheap);
+    mheap_scavenge(&core.mheap, 2, 64, false);
+    scavenge_turn(&core, TURN_SPANS, TURN_WORDS);
+    sweep_cycle(&core);
+    while (core_turn(&core))
+        ;
+    answer_all();
+}
+
+static void a_client_that_says_nothing_for_an_hour_keeps_what_it_has(void **state)
+{
+    struct client *stopped = attach(), *other = attach();
+    struct span_info span = {0};
+    uint32_t first, its;
+    (void)state;
+    assert_int_equal(lease(stopped, 20, &first), 1);
+    assert_true(span_at(&f.h, first, &span));
+    span.words[0] = WORD_OWNED(stopped->tag);
+    span.words[1] = WORD_CACHED(stopped->tag);
+    span.words[2] = WORD_SHARED;
+    uint16_t tag = stopped->tag;
+    for (int second = 0; second < 3600; second++) {
+        core.now_ns += SECOND;
+        assert_int_equal(lease(other, 2 + (unsigned)second % 100, &its), 1); /* nobody is hindered */
+        assert_int_not_equal(its, first);
+        assert_int_equal(mcentral_uncache_span(&core, other, its), 0);
+        tick();
+    }
+    assert_ptr_equal(core.clients[tag], stopped);
+    assert_int_equal(tag_state(&f.h, tag), TAG_CLIENT);
+    assert_int_equal(f.h.spans[first].lessee, tag);
+    assert_int_equal(span.words[0], WORD_OWNED(tag));
+    assert_int_equal(span.words[1], WORD_CACHED(tag));
+    assert_int_equal(span.words[2], WORD_SHARED);
+    assert_int_equal(core.heap.header->reclaimed_clients, 0);
+}
+
+static void a_clock_that_jumps_refuses_no_memory_that_is_there(void **state)
+{
+    static const int64_t jumps[] = {1, -7, 3600, -3600, 86400 * 365, -86400 * 365, 0};
+    struct client *client = attach();
+    uint32_t first;
+    (void)state;
+    core.now_ns = 86400 * 366 * SECOND;
+    for (size_t i = 0; i < sizeof jumps / sizeof jumps[0]; i++) {
+        refuse = true; /* memory is short for a moment */
+        for (int k = 0; k < 200; k++)
+            if (lease(client, 40, &first) < 0)
+                break;
+        refuse = false;
+        core.now_ns += (uint64_t)(jumps[i] * (int64_t)SECOND);
+        tick();
+        core.now_ns += SECOND; /* the time after which a refusal is looked at again */
+        assert_int_equal(lease(client, 40, &first), 1);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(a_client_that_says_nothing_for_an_hour_keeps_what_it_has, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_clock_that_jumps_refuses_no_memory_that_is_there, setup, teardown),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
