@@ -36,10 +36,10 @@ enum {
     LEASE_MAX_PAGES = 128,         /* 1 MiB: the most that it asks for */
     HINT_LOOKS = 64,               /* full spans whose hints a refill looks at before it asks the daemon */
     KEEP_FREE_MIN = 3 << 20,       /* bytes of free objects kept in stashes and leased spans */
+    SHRINK_MIN = 256 << 10,        /* of a class: what is flushed below it is no shrinking */
     KEEP_FREE_LEAST = 1 << 20,     /* to which it is halved while a process shrinks */
     HELD_FEW = 64 << 20,           /* of what is leased or filled: up to it ripples of free bytes are kept up to */
     RIPPLE_FEW = 12 << 20,         /* this */
-    SWING_LEASES = 64,
     KEEP_FULL_MIN = 32 << 20,      /* bytes of leased spans without FREE objects */
     TX_TAGS_MAX = 1024,            /* of a client: what the daemon grants */
     KEEP_MAX = 256 << 20,          /* to which both grow when what was let go is asked for again */
@@ -115,7 +115,8 @@ struct central {
     uint32_t grant_spans; /* of the last lease, if it was cut fresh and nothing flushed since: the class grows */
     bool asked_ahead;     /* conn.ahead may be of this class */
     uint32_t held_pages;  /* leased or filled: what the next lease is in proportion to */
-    uint32_t swings;      /* leases for which what comes and goes is taken for a swing, not for a ripple */
+    uint64_t stash_peak;  /* bytes, since the last lease */
+    uint64_t flushed;     /* bytes, less what was taken again, since the last lease */
     uint64_t gave_back;   /* FREE bytes that went back since the last lease: if they are asked for again, keep more */
 };
 

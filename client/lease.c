@@ -128,10 +128,10 @@ static uint32_t release(struct arena *a, struct central *c, enum lease_list list
     return total;
 }
 
-/* Much was let go and nothing of it asked for again. */
-static bool is_shrinking(const struct arena *a, const struct central *c)
+/* A quarter of the class was flushed and not taken again. */
+static bool is_shrinking(const struct central *c)
 {
-    return c->gave_back > 2 * load_relaxed(&a->keep.free_limit);
+    return c->flushed > SHRINK_MIN && c->flushed * 4 > (uint64_t)c->held_pages << PAGE_SHIFT;
 }
 
 /* Too much FREE memory is leased: wholly free spans go first. */
@@ -146,8 +146,6 @@ static void release_free(struct arena *a, struct central *c)
         release(a, c, LEASE_CURRENT, UINT32_MAX, &k->free_bytes, limit - limit / 4);
     uint64_t after = load_relaxed(&k->free_bytes);
     c->gave_back += before > after ? before - after : 0;
-    if (is_shrinking(a, c))
-        store_relaxed(&k->free_limit, limit / 2 > KEEP_FREE_LEAST ? limit / 2 : KEEP_FREE_LEAST);
 }
 
 /* A lease is needed: what had been let go since the last one was let go too early, so more is kept from now on. A swing,
@@ -160,11 +158,8 @@ static void adapt(struct arena *a, struct central *c)
     uint64_t most = a->heap_bytes / 4 < KEEP_MAX ? a->heap_bytes / 4 : KEEP_MAX;
     uint64_t limit = load_relaxed(&k->free_limit), held = load_relaxed(&k->held_pages) << PAGE_SHIFT;
     uint64_t ripple = held <= HELD_FEW ? RIPPLE_FEW : held / 64;
-    if (c->gave_back * 8 >= (uint64_t)c->held_pages << PAGE_SHIFT)
-        c->swings = SWING_LEASES; /* what a swing leaves over may be small: it is followed for some leases more */
-    if (c->swings)
-        c->swings--;
-    else {
+    uint64_t swung = c->gave_back > c->stash_peak ? c->gave_back : c->stash_peak;
+    if (swung * 8 < (uint64_t)c->held_pages << PAGE_SHIFT) {
         most = most < ripple ? most : ripple;
         most = most < KEEP_FREE_MIN ? KEEP_FREE_MIN : most;
         most = most < limit ? limit : most;
@@ -173,7 +168,7 @@ static void adapt(struct arena *a, struct central *c)
     uint64_t full_want = load_relaxed(&k->full_limit) + exchange_acq_rel(&k->missed_bytes, 0);
     store_relaxed(&k->free_limit, free_want < most ? free_want : most);
     store_relaxed(&k->full_limit, full_want < KEEP_MAX ? full_want : KEEP_MAX);
-    c->gave_back = 0;
+    c->gave_back = c->flushed = c->stash_peak = 0;
 }
 
 static void flush_words(struct arena *a, struct central *c, const struct slot *slots, uint32_t count);
@@ -265,6 +260,8 @@ static bool stash_put(struct arena *a, struct central *c, const struct slot *slo
         return false;
     memcpy(c->stash + c->stash_count, slots, count * sizeof *slots);
     c->stash_count += count;
+    uint64_t all = (uint64_t)c->stash_count * class_table[c - a->central].size;
+    c->stash_peak = all > c->stash_peak ? all : c->stash_peak;
     fetch_add_relaxed(&a->keep.free_bytes, bytes);
     return true;
 }
@@ -460,6 +457,8 @@ int lease_refill(struct arena *a, unsigned span_class, struct slot *out, uint32_
         } else if (!look_at_hints(a, c) && (rc = ask_daemon(a, c)) < 0)
             break;
     }
+    uint64_t taken = (uint64_t)got * class_table[span_class].size;
+    c->flushed -= c->flushed < taken ? c->flushed : taken;
     if (c->grant_spans > 1)
         ask_ahead(a, c);
     pthread_mutex_unlock(&c->lock);
@@ -497,6 +496,7 @@ static void flush_words(struct arena *a, struct central *c, const struct slot *s
         else if (l->list == LEASE_FULL)
             list_move(a, c, first, LEASE_CURRENT);
     }
+    c->flushed += (ours + missed) * info->size;
     if (ours)
         fetch_add_relaxed(&a->keep.free_bytes, ours * info->size);
     if (missed)
@@ -509,8 +509,11 @@ void lease_flush(struct arena *a, unsigned span_class, const struct slot *slots,
     pthread_mutex_lock(&c->lock);
     c->grant_spans = 0; /* it does not only grow */
     if (!stash_put(a, c, slots, count)) {
-        if (is_shrinking(a, c))
-            stash_empty(a, c); /* a few objects here and there would keep whole spans from going back */
+        if (is_shrinking(c)) { /* a few objects here and there would keep whole spans from going back */
+            uint64_t half = load_relaxed(&a->keep.free_limit) / 2;
+            store_relaxed(&a->keep.free_limit, half > KEEP_FREE_LEAST ? half : KEEP_FREE_LEAST);
+            stash_empty(a, c);
+        }
         flush_words(a, c, slots, count);
         release_free(a, c);
     }

@@ -363,5 +363,10 @@ PUBLIC int arena_trim(arena_t *a)
     mcache_flush_all(mc);
     large_release_all(a);
     lease_release_all(a);
+    conn_lock(a);
+    a->conn.out.mode = CLIENT_MODE_TRIMMED;
+    a->conn.out.value = 0; /* of its own accord */
+    conn_tell(a, MSG_MODE);
+    conn_unlock(a);
     return 0;
 }

@@ -54,8 +54,10 @@ int tx_take_tag(struct arena *a, uint16_t *ret)
         if (rc == 0 && a->tx_ready_count == 0)
             rc = -EPROTO;
     }
-    if (rc == 0)
-        *ret = (uint16_t)a->tx_ready[--a->tx_ready_count];
+    if (rc == 0) { /* the one that has rested longest: a claimer may still look at a word that bore it */
+        *ret = (uint16_t)a->tx_ready[0];
+        memmove(a->tx_ready, a->tx_ready + 1, --a->tx_ready_count * sizeof *a->tx_ready);
+    }
     conn_unlock(a);
     return rc;
 }

@@ -120,6 +120,7 @@ struct core {
     uint64_t sweep_to_go;    /* pages of a cycle that was asked for */
     uint64_t sweep_serial;   /* cycles completed */
     uint64_t scavenge_cursor; /* page */
+    bool scavenge_now;        /* spans need not be idle: a trim was asked for */
     uint64_t progress;       /* counts whatever may let a waiting request succeed */
     uint64_t spans;
     uint64_t trim_serial;    /* the last notice */

@@ -180,6 +180,8 @@ int mheap_alloc(struct mheap *m, uint32_t pages, uint32_t align, uint64_t now_ns
     }
     bool in_flight = m->growing_pages || m->returning_pages;
     uint64_t step = grow_step(m), want = pages > step ? pages : step;
+    if (m->warm.free_count >= step) /* enough is warm, but in pieces: no more than is needed */
+        want = pages;
     if (m->growing_pages >= pages + step)
         return -EAGAIN; /* enough is on its way, or will be when that has come */
     if (!mheap_may_grow(m, want, now_ns) && !mheap_may_grow(m, want = pages, now_ns))

@@ -540,14 +540,15 @@ static void on_trim(struct connection *c)
     s->trim_sent_ns = s->core.now_ns;
     s->core.trim_serial++;
     connections_notice(s, NOTICE_TRIM, s->core.trim_serial, NULL);
-    sweep_cycle(&s->core);
-    s->trim_wanted = true;
+    server_trim(s);
     reply_ok(c, id, 0);
 }
 
 static void on_mode(struct connection *c)
 {
-    if (in.mode == CLIENT_MODE_TRIMMED)
+    if (in.mode == CLIENT_MODE_TRIMMED && in.value == 0)
+        server_trim(c->server);
+    else if (in.mode == CLIENT_MODE_TRIMMED)
         c->client->trim_answered = in.value, c->server->core.progress++;
     else if (in.mode == CLIENT_MODE_SAFEPOINT || in.mode == CLIENT_MODE_PINS) {
         int rc = in.mode == CLIENT_MODE_PINS ? client_pins(&c->server->core, c->client, in.value)

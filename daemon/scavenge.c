@@ -79,7 +79,8 @@ bool scavenge_turn(struct core *core, uint32_t spans, uint32_t words)
         }
         page += span.page_count;
         struct dspan *d = &core->dspans[span.first];
-        if (d->list != LIST_NONEMPTY || d->looked || (uint8_t)(core->mheap.tick - d->tick) < IDLE_TICKS)
+        bool idle = core->scavenge_now || (uint8_t)(core->mheap.tick - d->tick) >= IDLE_TICKS;
+        if (d->list != LIST_NONEMPTY || d->looked || !idle)
             continue;
         d->looked = 1;
         if (span.page_count == 1)

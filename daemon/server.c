@@ -201,7 +201,15 @@ static bool jobs_turn(struct server *s)
     return s->jobs != NULL;
 }
 
-/* What was asked for by TRIM: as much as the workers take at a time, once the sweep has found what there is. */
+void server_trim(struct server *s)
+{
+    sweep_cycle(&s->core);
+    s->trim_wanted = true;
+    s->core.scavenge_cursor = 0;
+    s->core.scavenge_now = true; /* for one cycle of the ticks */
+}
+
+/* What was asked for by a trim: as much as the workers take at a time, once the sweep has found what there is. */
 static void trim_turn(struct server *s)
 {
     enum { TRIM_PAGES = 4096 };
@@ -258,10 +266,10 @@ static void on_tick(uv_timer_t *timer)
     uint64_t age_every = s->config->return_after_ms / TICK_MS / AGE_TICKS;
     if (s->ticks % (age_every ? age_every : 1) == 0)
         mheap_tick(&s->core.mheap);
-    if (s->works == 0) {
+    if (s->works == 0)
         mheap_scavenge(&s->core.mheap, AGE_TICKS, 4096, false);
-        scavenge_turn(&s->core, TURN_SPANS, TURN_WORDS);
-    }
+    if ((s->works == 0 || s->core.scavenge_now) && !scavenge_turn(&s->core, TURN_SPANS, TURN_WORDS))
+        s->core.scavenge_now = false;
     if (s->core.sweep_to_go == 0 && s->ticks % 2 == 0)
         sweep_cycle(&s->core);
     if (s->watchdog_ms && s->ticks % (s->watchdog_ms / 2 / TICK_MS + 1) == 0)

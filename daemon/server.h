@@ -58,6 +58,9 @@ int server_start(struct server *s, struct config *config, int listen_fd);
 int server_run(struct server *s); /* until SIGTERM */
 void server_stop(struct server *s);
 
+/* Free memory is to be returned soon, and not only what is idle: a trim. Done by ticks and turns. */
+void server_trim(struct server *s);
+
 struct backing server_backing(struct server *s);
 
 #endif

@@ -116,7 +116,7 @@ enum { NOTICE_TRIM = 1, NOTICE_SAFEPOINT = 2, NOTICE_SHUTDOWN = 3 };
 enum { TRIM_ALL = 1 };
 enum { GC_DRY_RUN = 1 };
 /* MODE.mode. safepoint: value is an enum gc_mode; pins: the reference of the first table of pins; trimmed: the serial
- * number of the notice */
+ * number of the notice; 0: of its own accord, and what it gave back may go to the system at once */
 enum { CLIENT_MODE_SAFEPOINT = 1, CLIENT_MODE_PINS = 2, CLIENT_MODE_TRIMMED = 3 };
 enum info_what {
     INFO_STATS = 1, INFO_CLIENTS, INFO_CLASSES, INFO_SPANS, INFO_ROOTS, INFO_CHECK, INFO_MAP, INFO_ESCAPE, INFO_LIMITS,

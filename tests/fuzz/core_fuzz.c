@@ -26,6 +26,8 @@ static void *map, *state;
 
 /* ---- in place of connection.c and collector.c ------------------------------------------------------------------------------- */
 
+void server_trim(struct server *s) { sweep_cycle(&s->core); }
+
 void connection_send(struct connection *c, const struct msg *m, const int *fds, int fd_count)
 {
     static uint8_t buf[MSG_MAX];
