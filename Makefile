@@ -161,10 +161,10 @@ demo-run: all $(EXAMPLES)
 	@ARENA_BUILD=$(B) client/examples/demo.sh
 
 DEPS        := gcc libc6-dev pkg-config libuv1-dev libmsgpack-dev libcmocka-dev libsystemd-dev libinih-dev uthash-dev \
-               libcjson-dev libncurses-dev
-DEPS_ALL    := $(DEPS) libdw-dev g++ clang clang-format clang-tidy cppcheck valgrind libclang-rt-14-dev libboost-dev libjemalloc2 \
+               libcjson-dev libncurses-dev libdw-dev
+DEPS_ALL    := $(DEPS) g++ clang clang-format clang-tidy cppcheck valgrind libclang-rt-14-dev libboost-dev libjemalloc2 \
                libmimalloc2.0 libtcmalloc-minimal4 gnuplot-nox debhelper lintian abigail-tools systemd dbus \
-               libnss-systemd strace gdb scdoc mandoc libdw-dev
+               libnss-systemd strace gdb scdoc mandoc
 SUDO         = $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # installs what dpkg does not have yet
 install_deps = missing=; for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || \
@@ -311,7 +311,7 @@ bench-workers: all
 # ---- stack, escape, buffers ----------------------------------------------------------------------
 
 # arenactl escape names functions and lines with libdw, where it is installed
-$(B)/obj/client/ctl/escape_names.o: EXTRA_CFLAGS += $(if $(call PKG,libs,libdw),-DHAVE_LIBDW)
+$(B)/obj/client/ctl/escape_names.o: override EXTRA_CFLAGS += $(if $(call PKG,libs,libdw),-DHAVE_LIBDW)
 
 # their functions are named in reports
 $(B)/tests/e2e/escape_test $(B)/tests/e2e/profile_test: LDFLAGS += -rdynamic
