@@ -183,7 +183,9 @@ test: ## what CI runs: build, unit, end-to-end and crash tests
 	@$(MAKE) --no-print-directory deps
 	@$(MAKE) --no-print-directory test-run
 test-run: tests
-	@ARENA_BUILD=$(B) tests/run tests/systemd/run.sh $(E2E_TESTS) $(EXPLORERS) $(UNIT_TESTS) $(REPLAYS) $(wildcard tests/scripts/*.sh)
+	$(if $(SANITIZE),@echo "not run with a sanitizer: tests/scripts, which look at the build as it ships")
+	@ARENA_BUILD=$(B) tests/run tests/systemd/run.sh $(E2E_TESTS) $(EXPLORERS) $(UNIT_TESTS) $(REPLAYS) \
+	    $(if $(SANITIZE),,$(wildcard tests/scripts/*.sh))
 
 # ---- every check -------------------------------------------------------------------------------
 # `make test-all` is `make test` and all of these; each can be run alone. A test that takes longer than a run of CI may is
@@ -315,7 +317,7 @@ $(B)/obj/client/ctl/escape_names.o: override EXTRA_CFLAGS += $(if $(call PKG,lib
 
 # their functions are named in reports
 $(B)/tests/e2e/escape_test $(B)/tests/e2e/profile_test: LDFLAGS += -rdynamic
-$(B)/obj/tests/e2e/escape_test.o $(B)/obj/tests/e2e/profile_test.o: EXTRA_CFLAGS += -fno-optimize-sibling-calls
+$(B)/obj/tests/e2e/escape_test.o $(B)/obj/tests/e2e/profile_test.o: override EXTRA_CFLAGS += -fno-optimize-sibling-calls
 $(B)/tests/e2e/profile_test: TEST_LIBS += $(call PKG,libs,libcjson)
 
 $(B)/bench/stack $(B)/bench/grow $(B)/bench/profile: $(B)/bench/%: tests/bench/%.c client/arena.h $(B)/libarena.so
