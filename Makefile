@@ -183,7 +183,7 @@ test: ## what CI runs: build, unit, end-to-end and crash tests
 	@$(MAKE) --no-print-directory deps
 	@$(MAKE) --no-print-directory test-run
 test-run: tests
-	$(if $(SANITIZE),@echo "not run with a sanitizer: tests/scripts, which look at the build as it ships")
+	$(if $(SANITIZE),@echo "not run with a sanitizer: tests/scripts look at the build as it ships")
 	@ARENA_BUILD=$(B) tests/run tests/systemd/run.sh $(E2E_TESTS) $(EXPLORERS) $(UNIT_TESTS) $(REPLAYS) \
 	    $(if $(SANITIZE),,$(wildcard tests/scripts/*.sh))
 
