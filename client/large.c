@@ -112,10 +112,12 @@ static void evict(struct arena *a, uint64_t bound)
 static int ask_daemon(struct arena *a, unsigned span_class, uint64_t pages, uint64_t align, uint32_t *ret_first)
 {
     struct large_cache *l = &a->large;
+    pthread_mutex_lock(&l->lock);
     if (l->evicted && l->limit < KEEP_MAX && l->limit < a->heap_bytes / 4)
         l->limit *= 2;
     l->evicted = false;
     l->evictions = 0;
+    pthread_mutex_unlock(&l->lock);
     conn_lock(a);
     a->conn.out.span_class = span_class;
     a->conn.out.pages = (uint32_t)pages;
