@@ -270,6 +270,18 @@ void mcache_flush_all(struct mcache *mc);
 void mcache_push(struct mcache *mc, unsigned span_class, void *object, uint16_t *word); /* its word is CACHED already */
 void *alloc_class(struct mcache *mc, unsigned span_class, unsigned flags, size_t size);
 
+/* What a word that became FREE tells the daemon, and a grant that it made of it tells another thread, is an order between
+ * this process's threads that goes through another process: ThreadSanitizer cannot see it. */
+#ifdef __SANITIZE_THREAD__
+void __tsan_acquire(void *at);
+void __tsan_release(void *at);
+#define BEFORE_FREE(a) __tsan_release((a)->leases)
+#define AFTER_GRANT(a) __tsan_acquire((a)->leases)
+#else
+#define BEFORE_FREE(a) ((void)0)
+#define AFTER_GRANT(a) ((void)0)
+#endif
+
 /* lease.c */
 int lease_init(struct arena *a);
 void lease_fini(struct arena *a);

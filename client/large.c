@@ -97,6 +97,7 @@ static void evict(struct arena *a, uint64_t bound)
         while (l->bytes > bound && out->list_count < 1024) {
             uint32_t first = l->oldest;
             cache_remove(a, first, CLASS_IS_NOSCAN(page_entry_class(load_relaxed(&a->pages[first]))), pages_of(a, first));
+            BEFORE_FREE(a);
             if (word_flush(word_of(a, first), WORD_CACHED(a->tag)))
                 hint_set(&a->heap.hints[first]);
             if (is_leased(a, first))
@@ -127,6 +128,7 @@ static int ask_daemon(struct arena *a, unsigned span_class, uint64_t pages, uint
     if (rc == 0 && (a->conn.in.list_count != 1 || a->conn.in.list[0] >= a->heap.page_count))
         rc = -EPROTO;
     if (rc == 0) {
+        AFTER_GRANT(a);
         *ret_first = a->conn.in.list[0];
         memset(&a->leases[*ret_first], 0, sizeof(struct lease));
         a->leases[*ret_first].list = LEASE_CURRENT;

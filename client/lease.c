@@ -360,6 +360,7 @@ static void populate(struct arena *a, uint64_t pages, const uint32_t *list, uint
 static void accept_grant(struct arena *a, struct central *c, uint32_t flags, const uint32_t *list, uint32_t count)
 {
     const struct class_info *info = &class_table[c - a->central];
+    AFTER_GRANT(a);
     if (flags & GRANT_FRESH)
         populate(a, info->pages, list, count);
     for (uint32_t i = 0; i < count; i++) {
@@ -481,6 +482,7 @@ static void flush_words(struct arena *a, struct central *c, const struct slot *s
         /* looked at before: once the word is FREE and the span is not leased here, it may be cut into another class's
          * and granted to another thread, and then the lease is not this lock's */
         bool leased = l->list != LEASE_NONE && l->span_class == span_class;
+        BEFORE_FREE(a);
         if (!word_flush(slots[i].word, cached))
             continue; /* freed twice, or torn away: nobody's to give */
         hint_set(&a->heap.hints[page]); /* always: skipping it when it is set could lose one */
