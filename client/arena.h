@@ -129,8 +129,9 @@ size_t arena_alloc_batch(arena_t *a, size_t size, void **out, size_t count); /* 
 void arena_free_batch(arena_t *a, void **objects, size_t count);
 
 /* Gives back all that this process caches: this thread's magazines and the process's leases now, other threads'
- * magazines at their next slow path. What a process may hold otherwise: 4 MiB of free objects a thread, and free
- * objects in leased spans of 4 MiB, more while it keeps asking for what it gave back (at most 256 MiB). */
+ * magazines at their next slow path. What a process may hold otherwise: 3 MiB of free objects a thread, and of all its
+ * threads 3 MiB more (12 MiB while it holds less than 64 MiB), or more while it keeps asking for what it gave back (at most
+ * 256 MiB). What was given back may go to the system at once. One message to the daemon for each 1024 spans. */
 int arena_trim(arena_t *a);
 
 /* ---- growing: buffers and vectors -------------------------------------------------------------------------------

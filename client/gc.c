@@ -217,7 +217,7 @@ static int pins_ready(struct arena *a)
 static uint64_t ref_of(const struct arena *a, const void *p)
 {
     struct object object;
-    uint64_t offset = (uint64_t)((const uint8_t *)p - a->base);
+    uint64_t offset = p ? (uint64_t)((const uint8_t *)p - a->base) : 0;
     if (!p || !object_find(&a->heap, offset, &object))
         return 0;
     uint16_t word = load_relaxed(object.word);

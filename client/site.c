@@ -91,7 +91,8 @@ static struct site *add(const struct trace *t, uint64_t hash)
     s->hash = hash;
     memcpy(s->pc, t->pc, t->count * sizeof *s->pc);
     s->next = buckets[hash % BUCKETS];
-    return buckets[hash % BUCKETS] = s;
+    buckets[hash % BUCKETS] = s;
+    return s;
 }
 
 struct site *site_of(const struct trace *t)

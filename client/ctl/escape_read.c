@@ -91,6 +91,7 @@ static int finish_site(struct reading *in)
     in->id = 0;
     for (size_t i = 0; i < r->count; i++)
         if (r->sites[i].depth == in->site.depth &&
+            // cppcheck-suppress pointerSize ; the pointers are what is compared
             memcmp(r->sites[i].places, in->site.places, in->site.depth * sizeof(struct place *)) ==
                 0) {
             add_site(&r->sites[i], &in->site);
