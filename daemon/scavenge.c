@@ -107,12 +107,11 @@ int scavenge_back(struct core *core, unsigned span_class, uint32_t pages)
         if (!mheap_may_grow(&core->mheap, (uint64_t)__builtin_popcount(mask), core->now_ns))
             break;
         mcentral_set_busy(core, &span);
-        uint16_t taken = each_run(core, first, mask, core->mheap.backing.grow);
+        each_run(core, first, mask, core->mheap.backing.grow); /* what is not taken stays marked */
         if (!core->dspans[first].in_flight) {
             mcentral_set_idle(core, &span);
             break;
         }
-        (void)taken; /* what was not taken stays marked: the span comes back to `returned` */
         asked += span.page_count;
     }
     return asked ? -EAGAIN : -ENOMEM;
