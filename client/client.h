@@ -106,9 +106,10 @@ struct lease {
 #define LEASE_END UINT32_MAX
 
 /* The client's side of an mcentral. current: spans with a FREE object, oldest first; idle: wholly free; full: worked
- * through, kept in case that other processes free in them. sync: lock */
+ * through, kept in case that other processes free in them. All zero until it is used first. sync: lock */
 struct central {
     pthread_mutex_t lock;
+    bool ready;
     uint32_t first[LEASE_LISTS], last[LEASE_LISTS], count[LEASE_LISTS];
     struct slot *stash;   /* entries that left their magazines, CACHED; the newest last. Private memory */
     uint32_t stash_count, stash_capacity;
@@ -149,13 +150,14 @@ struct ahead {
     uint32_t list[1024]; /* the most that a grant has */
 };
 
+/* What is always needed is first: an attach touches few pages. */
 struct connection {
     pthread_mutex_t lock;
-    struct ahead ahead;
     int fd;              /* -1: none */
     uint32_t epoch;      /* of the daemon that it is to */
     uint32_t next_id;
     bool stale;          /* the daemon serves another heap: for ever. sync: atomic, set with conn.lock */
+    struct ahead ahead;
     struct msg in, out;
     struct msg kept;     /* a request, while a reconnection uses `out` */
     uint8_t packet[MSG_MAX];
@@ -181,18 +183,10 @@ struct arena {
     uint32_t mcache_count;
     uint8_t *mcache_base;  /* addresses for MCACHES_MAX slots */
     int mcache_fd;
-    /* each with a lock of its own */
-    struct central central[256];
-    struct lease *leases;
+    struct lease *leases;  /* by page. sync: see struct lease */
     struct keep keep;
-    struct large_cache large;
-    struct connection conn;
     uint32_t trim_serial;  /* sync: atomic; a thread that finds it changed gives its magazines back */
     uint64_t trim_notice;  /* sync: atomic; serial of a NOTICE_TRIM that waits for an answer; 0: none */
-    uint32_t tx_ready[TX_TAGS_MAX]; /* tags of transactions that may be begun. sync: conn.lock */
-    uint32_t tx_ready_count;
-    uint32_t tx_resolved[TX_TAGS_MAX]; /* that bear no word any more, to be told with the next commit. sync: conn.lock */
-    uint32_t tx_resolved_count;
     struct pins *pins;    /* a lock of its own, before all others */
     uint8_t gc_mode;      /* as last declared. sync: atomic */
     int timeout_ms;
@@ -205,6 +199,14 @@ struct arena {
     uint32_t generation;  /* of forks, when it attached */
     arena_error_fn *on_error;
     void *on_error_context;
+    /* each with a lock of its own */
+    struct connection conn;
+    struct large_cache large;
+    struct central central[256];
+    uint32_t tx_ready[TX_TAGS_MAX]; /* tags of transactions that may be begun. sync: conn.lock */
+    uint32_t tx_ready_count;
+    uint32_t tx_resolved[TX_TAGS_MAX]; /* that bear no word any more, to be told with the next commit. sync: conn.lock */
+    uint32_t tx_resolved_count;
 };
 
 static inline char *thread_pointer(void)

@@ -17,20 +17,17 @@
 int lease_init(struct arena *a)
 {
     uint64_t bytes = a->heap.page_count * sizeof *a->leases;
-    if (!a->leases) {
+    bool fork = a->leases != NULL; /* they are the parent's */
+    if (!fork) {
         void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (p == MAP_FAILED)
             return -ENOMEM;
         a->leases = p;
     } else
         madvise(a->leases, bytes, MADV_DONTNEED);
-    for (int i = 0; i < 256; i++) {
-        struct central *c = &a->central[i];
-        free(c->stash);
-        memset(c, 0, sizeof *c);
-        pthread_mutex_init(&c->lock, NULL);
-        for (int list = 0; list < LEASE_LISTS; list++)
-            c->first[list] = c->last[list] = LEASE_END;
+    for (int i = 0; i < 256 && fork; i++) {
+        free(a->central[i].stash);
+        memset(&a->central[i], 0, sizeof a->central[i]);
     }
     a->keep = (struct keep){.free_limit = KEEP_FREE_MIN, .full_limit = KEEP_FULL_MIN};
     return 0;
@@ -43,6 +40,17 @@ void lease_fini(struct arena *a)
     a->leases = NULL;
     for (int i = 0; i < 256; i++)
         free(a->central[i].stash);
+}
+
+/* Makes a central at its first use, so that an attach touches none of them: a mutex of zeros is one that was initialised.
+ * Called with its lock held. */
+static void central_use(struct central *c)
+{
+    if (c->ready)
+        return;
+    for (int list = 0; list < LEASE_LISTS; list++)
+        c->first[list] = c->last[list] = LEASE_END;
+    c->ready = true;
 }
 
 /* ---- lists -------------------------------------------------------------------------------------------------------------------------- */
@@ -205,6 +213,7 @@ void lease_release_all(struct arena *a)
     for (unsigned i = 2; i < SPAN_CLASS_COUNT; i++) {
         struct central *c = &a->central[i];
         pthread_mutex_lock(&c->lock);
+        central_use(c);
         give_back_all(a, c);
         pthread_mutex_unlock(&c->lock);
     }
@@ -447,6 +456,7 @@ int lease_refill(struct arena *a, unsigned span_class, struct slot *out, uint32_
     uint32_t got = 0;
     int rc = 0;
     pthread_mutex_lock(&c->lock);
+    central_use(c);
     got = stash_take(a, c, out, want);
     while (got == 0) {
         uint32_t first = c->first[LEASE_CURRENT];
@@ -509,8 +519,11 @@ void lease_flush(struct arena *a, unsigned span_class, const struct slot *slots,
 {
     struct central *c = &a->central[span_class];
     pthread_mutex_lock(&c->lock);
+    central_use(c);
     c->grant_spans = 0; /* it does not only grow */
-    if (!stash_put(a, c, slots, count)) {
+    if (c->held_pages == 0) /* nothing is allocated here: what others allocated goes back to them while it is warm */
+        flush_words(a, c, slots, count);
+    else if (!stash_put(a, c, slots, count)) {
         if (is_shrinking(c)) { /* a few objects here and there would keep whole spans from going back */
             uint64_t half = load_relaxed(&a->keep.free_limit) / 2;
             store_relaxed(&a->keep.free_limit, half > KEEP_FREE_LEAST ? half : KEEP_FREE_LEAST);

@@ -167,9 +167,9 @@ static void on_hello(struct connection *c)
     }
     c->client->connection = c;
     c->greeted = true;
-    log_event(LOG_LEVEL_INFO, "attach", "tag=%u pid=%u uid=%u command=\"%.16s\"", c->client->tag, c->pid, c->uid,
-              identity.command);
+    uint16_t tag = c->client->tag;
     welcome(c, 0);
+    log_event(LOG_LEVEL_INFO, "attach", "tag=%u pid=%u uid=%u command=\"%.16s\"", tag, c->pid, c->uid, identity.command);
 }
 
 /* Looks through some of the leases of a client that has listed its own; when all was looked at, it may go on. */

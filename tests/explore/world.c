@@ -571,7 +571,7 @@ static void client_setup(unsigned i)
     ex_memory(&a->central[WORLD_CLASS], sizeof a->central[0]);
     ex_memory(&a->keep, sizeof a->keep);
     ex_memory(&a->conn.lock, sizeof a->conn.lock);
-    ex_memory(&a->conn.fd, offsetof(struct connection, in) - offsetof(struct connection, fd));
+    ex_memory(&a->conn.fd, offsetof(struct connection, ahead) - offsetof(struct connection, fd));
     for (struct msg *m = &a->conn.in; m; m = m == &a->conn.in ? &a->conn.out : NULL) {
         ex_memory(m, offsetof(struct msg, heap_id));
         ex_memory(&m->tag, offsetof(struct msg, list) + LIST * sizeof m->list[0] -
@@ -580,14 +580,16 @@ static void client_setup(unsigned i)
         ex_memory(&m->expected, 2 * sizeof m->expected);
     }
     ex_memory(&a->conn.ahead, offsetof(struct ahead, list) + LIST * sizeof a->conn.ahead.list[0]);
-    ex_memory(&a->trim_serial, (size_t)((uint8_t *)&a->tx_ready[4] - (uint8_t *)&a->trim_serial));
+    ex_memory(&a->trim_serial, offsetof(struct arena, pins) - offsetof(struct arena, trim_serial));
+    ex_memory(a->tx_ready, 4 * sizeof a->tx_ready[0]);
     ex_memory(&a->tx_ready_count, sizeof a->tx_ready_count);
     ex_memory(a->tx_resolved, 4 * sizeof a->tx_resolved[0]);
     ex_memory(&a->tx_resolved_count, sizeof a->tx_resolved_count);
     ex_private(
         &a->keep,
         sizeof a->keep); /* figures, by atomic additions: their order changes nothing but bounds */
-    ex_private(&a->trim_serial, (size_t)((uint8_t *)&a->tx_ready[4] - (uint8_t *)&a->trim_serial));
+    ex_private(&a->trim_serial, offsetof(struct arena, pins) - offsetof(struct arena, trim_serial));
+    ex_private(a->tx_ready, 4 * sizeof a->tx_ready[0]);
     if (options.single[i]) {
         ex_private(&a->conn.lock, sizeof a->conn.lock);
         ex_private(&a->central[WORLD_CLASS], sizeof a->central[0]);
