@@ -35,6 +35,8 @@ enum {
     LEASE_FEW_PAGES = 8,           /* 64 KiB: what a lease asks for of a class that has little */
     LEASE_MAX_PAGES = 128,         /* 1 MiB: the most that it asks for */
     HINT_LOOKS = 64,               /* full spans whose hints a refill looks at before it asks the daemon */
+    FREES_ONLY_SLOTS = 64,         /* of a magazine of a thread that only frees in its class, */
+    FREES_ONLY_BYTES = 64 << 10,   /* whichever is less */
     KEEP_FREE_MIN = 3 << 20,       /* bytes of free objects kept in stashes and leased spans */
     SHRINK_MIN = 256 << 10,        /* of a class: what is flushed below it is no shrinking */
     KEEP_FREE_LEAST = 1 << 20,     /* to which it is halved while a process shrinks */
@@ -83,6 +85,7 @@ struct mcache {
     uint32_t steal_cursor;
     uint32_t steal_pause;   /* growths that are refused unasked, after one that took from others */
     uint32_t sample_in;     /* allocations until the next sample; 0: not counted yet */
+    uint64_t refilled[4];   /* classes that this thread allocates in: a bit each */
     uint64_t used_serial[4];/* classes that refilled or flushed since the cursor passed them: a bit each */
     struct mcache *next_free;
     struct magazine magazines[256] __attribute__((aligned(64)));

@@ -74,7 +74,8 @@ void mcache_init(struct mcache *mc, struct arena *a, uint32_t number)
     }
 }
 
-static void mark_used(struct mcache *mc, unsigned span_class) { mc->used_serial[span_class / 64] |= 1ULL << span_class % 64; }
+static void mark(uint64_t bits[4], unsigned span_class) { bits[span_class / 64] |= 1ULL << span_class % 64; }
+static bool is_marked(const uint64_t bits[4], unsigned span_class) { return bits[span_class / 64] >> span_class % 64 & 1; }
 
 static void give_back(struct mcache *mc, unsigned span_class, uint32_t keep);
 
@@ -103,7 +104,7 @@ static bool steal(struct mcache *mc, uint64_t bytes)
     for (unsigned n = 0; n < SPAN_CLASS_COUNT && mc->budget_used + bytes > MCACHE_BUDGET; n++) {
         unsigned c = mc->steal_cursor = mc->steal_cursor + 1 < SPAN_CLASS_COUNT ? mc->steal_cursor + 1 : 2;
         uint32_t capacity = capacity_of(mc, c);
-        bool used = mc->used_serial[c / 64] >> c % 64 & 1;
+        bool used = is_marked(mc->used_serial, c);
         mc->used_serial[c / 64] &= ~(1ULL << c % 64);
         if (used || capacity <= capacity_first(c))
             continue;
@@ -133,7 +134,8 @@ static bool grow(struct mcache *mc, unsigned span_class)
 /* Fills an empty magazine: how many objects, or a negative errno. */
 static int refill(struct mcache *mc, unsigned span_class)
 {
-    mark_used(mc, span_class);
+    mark(mc->used_serial, span_class);
+    mark(mc->refilled, span_class);
     grow(mc, span_class);
     uint32_t half = capacity_of(mc, span_class) / 2;
     int got = lease_refill(mc->arena, span_class, mc->bases[span_class], half ? half : 1);
@@ -166,15 +168,24 @@ void mcache_flush_all(struct mcache *mc)
     }
 }
 
+/* A thread that only frees in a class does not need what it collects: the less it holds, the sooner and the warmer it is back
+ * with whom it came from. */
+static bool may_collect(const struct mcache *mc, unsigned span_class)
+{
+    uint32_t capacity = capacity_of(mc, span_class);
+    return is_marked(mc->refilled, span_class) ||
+           (capacity < FREES_ONLY_SLOTS && (uint64_t)capacity * class_table[span_class].size < FREES_ONLY_BYTES);
+}
+
 /* A push that found the magazine full. */
 static void make_room(struct mcache *mc, unsigned span_class)
 {
     struct magazine *m = &mc->magazines[span_class];
-    mark_used(mc, span_class);
+    mark(mc->used_serial, span_class);
     trim_if_asked(mc);
-    if (m->top < m->limit || grow(mc, span_class))
+    if (m->top < m->limit || (may_collect(mc, span_class) && grow(mc, span_class)))
         return;
-    give_back(mc, span_class, capacity_of(mc, span_class) / 2);
+    give_back(mc, span_class, is_marked(mc->refilled, span_class) ? capacity_of(mc, span_class) / 2 : 0);
 }
 
 void mcache_push(struct mcache *mc, unsigned span_class, void *object, uint16_t *word)
