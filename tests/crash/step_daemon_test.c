@@ -22,10 +22,10 @@
 
 #include "tests/e2e/harness.h"
 
-#include "daemon/core.h"
 #include "proto/msg.h"
 #include "shm/root.h"
 #include "tests/crash/step.h"
+#include "tests/daemon/fixture.h"
 
 enum {
     ROOTS = 16,
@@ -106,54 +106,20 @@ static void nothing_else_was_written(const char *name)
 
 /* ---- a core over them ------------------------------------------------------------------------ */
 
-static struct asked {
-    uint64_t first, pages;
-    bool grow;
-} asked[64];
-static unsigned asked_count;
-
-static int ask(uint64_t first, uint64_t pages, bool grow)
-{
-    if (asked_count == 64)
-        return -ENOMEM;
-    asked[asked_count++] = (struct asked){first, pages, grow};
-    return 0;
-}
-static int on_grow(void *context, uint64_t first, uint64_t pages)
-{
-    return (void)context, ask(first, pages, true);
-}
-static int on_give_back(void *context, uint64_t first, uint64_t pages)
-{
-    return (void)context, ask(first, pages, false);
-}
-static uint64_t allowance(void *context)
-{
-    return (void)context, 1 << 20;
-}
-static int back_units(void *context, uint64_t first, uint64_t units)
-{
-    return (void)context, (void)first, (void)units, 0;
-}
+static struct later later = {.allowance = 1 << 20};
 
 static int start(struct core *core, struct regions_at *r, char *why)
 {
     static const struct limits none;
-    const struct backing backing = {NULL, on_grow, allowance, on_give_back, back_units};
-    asked_count = 0;
+    const struct backing backing = later_backing(&later);
+    later.count = 0;
     return core_start(core, &r->heap, &backing, &none, 1, why);
 }
 
 static void answer(struct core *core)
 {
-    for (unsigned i = 0; i < asked_count; i++) {
-        struct asked a = asked[i];
-        if (a.grow)
-            core_grown(core, a.first, a.pages, 0, core->now_ns);
-        else
-            core_returned(core, a.first, a.pages, 0);
-    }
-    asked_count = 0;
+    while (later.count)
+        later_answer(core, later_take(&later, 0), 0);
 }
 
 /* ---- the heap that each operation begins with ------------------------------------------------ */
@@ -203,14 +169,12 @@ static void prepare(void)
 {
     static const uint8_t id[16] = "stepped daemon";
     struct core core;
-    struct client *a, *b;
     uint32_t tags[2];
     char why[256];
     heap_format(&live.heap, &geometry, id, 0x550000000000);
     assert_int_equal(start(&core, &live, why), 0);
     struct heap *h = &live.heap;
-    assert_int_equal(client_attach(&core, &(struct tag){.pid = 1, .uid = 7}, &a), 0);
-    assert_int_equal(client_attach(&core, &(struct tag){.pid = 2, .uid = 8}, &b), 0);
+    struct client *a = attach(&core, 1, 7), *b = attach(&core, 2, 8);
     tag_a = a->tag;
     tag_b = b->tag;
     assert_int_equal(client_tx_tags(&core, a, 2, tags), 2);

@@ -5,7 +5,7 @@
  * Method: the core is driven without a loop, with the time passed in; an hour is 3,600 calls. */
 #include <errno.h>
 
-#include "daemon/core.h"
+#include "tests/daemon/fixture.h"
 #include "tests/shm/fixture.h"
 
 enum { HEAP = 16 << 20 };
@@ -13,60 +13,25 @@ enum { HEAP = 16 << 20 };
 
 static struct fixture f;
 static struct core core;
+static struct later later = {.allowance = HEAP >> PAGE_SHIFT};
 static bool refuse;
-static struct {
-    uint64_t first, pages;
-    bool grow;
-} asked[256];
-static size_t asked_count;
-
-static int on_grow(void *context, uint64_t first, uint64_t pages)
-{
-    (void)context;
-    assert_true(asked_count < 256);
-    asked[asked_count].first = first, asked[asked_count].pages = pages, asked[asked_count++].grow = true;
-    return 0;
-}
-
-static int on_return(void *context, uint64_t first, uint64_t pages)
-{
-    (void)context;
-    assert_true(asked_count < 256);
-    asked[asked_count].first = first, asked[asked_count].pages = pages, asked[asked_count++].grow = false;
-    return 0;
-}
 
 static void answer_all(void)
 {
-    while (asked_count) {
-        asked_count--;
-        if (asked[asked_count].grow)
-            core_grown(&core, asked[asked_count].first, asked[asked_count].pages, refuse ? -ENOMEM : 0, core.now_ns);
-        else
-            core_returned(&core, asked[asked_count].first, asked[asked_count].pages, 0);
+    while (later.count) {
+        struct asked asked = later_take(&later, later.count - 1);
+        later_answer(&core, asked, asked.grow && refuse ? -ENOMEM : 0);
     }
-}
-
-static uint64_t on_allowance(void *context)
-{
-    (void)context;
-    return HEAP >> PAGE_SHIFT;
-}
-
-static int on_units(void *context, uint64_t unit, uint64_t units)
-{
-    (void)context, (void)unit, (void)units;
-    return 0;
 }
 
 static int setup(void **state)
 {
     char why[256];
-    struct backing backing = {NULL, on_grow, on_allowance, on_return, on_units};
+    struct backing backing = later_backing(&later);
     struct limits limits = {0};
     (void)state;
     fixture_init(&f, HEAP, 64);
-    asked_count = 0;
+    later.count = 0;
     refuse = false;
     assert_int_equal(core_start(&core, &f.h, &backing, &limits, SECOND, why), 0);
     return 0;
@@ -78,14 +43,6 @@ static int teardown(void **state)
     core_stop(&core);
     fixture_fini(&f);
     return 0;
-}
-
-static struct client *attach(void)
-{
-    struct tag identity = {.state = TAG_CLIENT, .pid = 1, .uid = 1};
-    struct client *client;
-    assert_int_equal(client_attach(&core, &identity, &client), 0);
-    return client;
 }
 
 static int lease(struct client *client, unsigned span_class, uint32_t *ret_first)
@@ -112,7 +69,7 @@ static void tick(void)
 
 static void a_client_that_says_nothing_for_an_hour_keeps_what_it_has(void **state)
 {
-    struct client *stopped = attach(), *other = attach();
+    struct client *stopped = attach(&core, 1, 1), *other = attach(&core, 1, 1);
     struct span_info span = {0};
     uint32_t first, its;
     (void)state;
@@ -141,7 +98,7 @@ static void a_client_that_says_nothing_for_an_hour_keeps_what_it_has(void **stat
 static void a_clock_that_jumps_refuses_no_memory_that_is_there(void **state)
 {
     static const int64_t jumps[] = {1, -7, 3600, -3600, 86400 * 365, -86400 * 365, 0};
-    struct client *client = attach();
+    struct client *client = attach(&core, 1, 1);
     uint32_t first;
     (void)state;
     core.now_ns = 86400 * 366 * SECOND;

@@ -6,40 +6,20 @@
  * any order, and has a bit a page of what has memory. Clients are the test: it writes state words as a lessee would. */
 #include <errno.h>
 
-#include "daemon/core.h"
+#include "tests/daemon/fixture.h"
 #include "tests/shm/fixture.h"
 
-enum { HEAP = 64 << 20, PAGES = HEAP / 8192, ASKED_MAX = 4096 };
-
-struct asked {
-    uint64_t first, pages;
-    bool grow;
-};
+enum { HEAP = 64 << 20, PAGES = HEAP / 8192 };
 
 static struct fixture f;
 static struct core core;
 static bool backed[PAGES];
-static struct asked asked[ASKED_MAX];
-static size_t asked_count;
+static struct later later = {.allowance = PAGES};
 static bool refuse_grow, refuse_return;
 static uint64_t seed;
 
-static int on_ask(uint64_t first, uint64_t pages, bool grow)
-{
-    assert_true(asked_count < ASKED_MAX);
-    asked[asked_count++] = (struct asked){first, pages, grow};
-    return 0;
-}
-
-static int on_grow(void *context, uint64_t first, uint64_t pages)
-{
-    (void)context;
-    return on_ask(first, pages, true);
-}
-
 static int on_return(void *context, uint64_t first, uint64_t pages)
 {
-    (void)context;
     for (uint64_t page = first; page < first + pages; page++) { /* the map says so before it is done */
         uint64_t entry = f.h.pages[page];
         if (page_entry_class(entry))
@@ -47,58 +27,43 @@ static int on_return(void *context, uint64_t first, uint64_t pages)
         else
             assert_true(entry == PAGE_COLD);
     }
-    return on_ask(first, pages, false);
-}
-
-static uint64_t on_allowance(void *context)
-{
-    (void)context;
-    return PAGES;
-}
-
-static int on_units(void *context, uint64_t unit, uint64_t units)
-{
-    (void)context, (void)unit, (void)units;
-    return 0;
+    return later_give_back(context, first, pages);
 }
 
 /* Does one of the things that were asked for, whichever, and tells the core. */
 static void answer_one(void)
 {
-    size_t i = random_below(&seed, asked_count);
-    struct asked a = asked[i];
-    asked[i] = asked[--asked_count];
+    struct asked a = later_take(&later, random_below(&seed, later.count));
     bool fail = a.grow ? refuse_grow : refuse_return;
     for (uint64_t page = a.first; !fail && page < a.first + a.pages; page++)
         backed[page] = a.grow;
-    if (a.grow)
-        core_grown(&core, a.first, a.pages, fail ? -ENOMEM : 0, ++core.now_ns);
-    else
-        core_returned(&core, a.first, a.pages, fail ? -EIO : 0);
+    core.now_ns += a.grow;
+    later_answer(&core, a, !fail ? 0 : a.grow ? -ENOMEM : -EIO);
 }
 
 static void answer_all(void)
 {
-    while (asked_count)
+    while (later.count)
         answer_one();
 }
 
 static void begin(void)
 {
     char why[256];
-    struct backing backing = {NULL, on_grow, on_allowance, on_return, on_units};
+    struct backing backing = later_backing(&later);
     struct limits limits = {0};
+    backing.give_back = on_return;
     assert_int_equal(core_start(&core, &f.h, &backing, &limits, 1000000000, why), 0);
 }
 
 /* The daemon dies with all that it had in flight: some of it was done, some not. */
 static void die_and_begin(void)
 {
-    for (size_t i = 0; i < asked_count; i++)
-        for (uint64_t page = asked[i].first; page < asked[i].first + asked[i].pages; page++)
+    for (const struct asked *a = later.asked; a < later.asked + later.count; a++)
+        for (uint64_t page = a->first; page < a->first + a->pages; page++)
             if (random_below(&seed, 2))
-                backed[page] = asked[i].grow;
-    asked_count = 0;
+                backed[page] = a->grow;
+    later.count = 0;
     core_stop(&core);
     begin();
 }
@@ -108,7 +73,7 @@ static int setup(void **state)
     (void)state;
     fixture_init(&f, HEAP, 64);
     memset(backed, 0, sizeof backed);
-    asked_count = 0;
+    later.count = 0;
     refuse_grow = refuse_return = false;
     seed = random_seed();
     begin();
@@ -121,14 +86,6 @@ static int teardown(void **state)
     core_stop(&core);
     fixture_fini(&f);
     return 0;
-}
-
-static struct client *attach(void)
-{
-    struct tag identity = {.state = TAG_CLIENT, .pid = 1, .uid = 1};
-    struct client *client;
-    assert_int_equal(client_attach(&core, &identity, &client), 0);
-    return client;
 }
 
 static void check_all(void)
@@ -197,16 +154,16 @@ static uint32_t half_used(struct client *client)
 
 static void pages_of_an_idle_span_go_back_and_come_again_before_it_is_leased(void **state)
 {
-    struct client *client = attach();
+    struct client *client = attach(&core, 1, 1);
     uint32_t first = half_used(client);
     (void)state;
     scavenge_turn(&core, TURN_SPANS, TURN_WORDS);
-    assert_int_equal(asked_count, 0); /* it was used a moment ago */
+    assert_int_equal(later.count, 0); /* it was used a moment ago */
     idle();
     scavenge_turn(&core, TURN_SPANS, TURN_WORDS);
-    assert_int_equal(asked_count, 1);
-    assert_int_equal(asked[0].first, first);
-    assert_int_equal(asked[0].pages, 3); /* 28672 bytes are three pages and a half */
+    assert_int_equal(later.count, 1);
+    assert_int_equal(later.asked[0].first, first);
+    assert_int_equal(later.asked[0].pages, 3); /* 28672 bytes are three pages and a half */
     assert_int_equal(core.dspans[first].list, LIST_BUSY);
     answer_all();
     assert_int_equal(core.dspans[first].list, LIST_RETURNED);
@@ -225,7 +182,7 @@ static void pages_of_an_idle_span_go_back_and_come_again_before_it_is_leased(voi
 
 static void a_span_that_becomes_wholly_free_while_busy_gives_its_pages_to_the_mheap_as_they_are(void **state)
 {
-    struct client *client = attach();
+    struct client *client = attach(&core, 1, 1);
     uint32_t first = half_used(client);
     (void)state;
     idle();
@@ -246,7 +203,7 @@ static void a_span_that_becomes_wholly_free_while_busy_gives_its_pages_to_the_mh
 
 static void a_punch_that_fails_leaves_the_span_as_it_was(void **state)
 {
-    struct client *client = attach();
+    struct client *client = attach(&core, 1, 1);
     uint32_t first = half_used(client);
     (void)state;
     idle();
@@ -261,7 +218,7 @@ static void a_punch_that_fails_leaves_the_span_as_it_was(void **state)
 
 static void a_growth_that_fails_keeps_the_mark(void **state)
 {
-    struct client *client = attach();
+    struct client *client = attach(&core, 1, 1);
     uint32_t first = half_used(client), out;
     bool fresh;
     (void)state;
@@ -280,7 +237,7 @@ static void a_growth_that_fails_keeps_the_mark(void **state)
 static void no_leased_page_is_without_memory_whatever_happens(void **state)
 {
     (void)state;
-    struct client *client = attach();
+    struct client *client = attach(&core, 1, 1);
     unsigned tag = client->tag;
     for (int step = 0; step < 4000; step++) {
         unsigned c = 2 + (unsigned)random_below(&seed, SPAN_CLASS_COUNT - 2);
@@ -321,7 +278,7 @@ static void no_leased_page_is_without_memory_whatever_happens(void **state)
             mheap_scavenge(&core.mheap, 2, 64, false);
             break;
         case 6:
-            if (asked_count)
+            if (later.count)
                 answer_one();
             break;
         default:

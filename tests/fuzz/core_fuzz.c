@@ -16,6 +16,7 @@
 #include "daemon/connection.h"
 #include "daemon/log.h"
 #include "shm/assert.h"
+#include "tests/daemon/fixture.h"
 
 static struct server server;
 static struct config config;
@@ -97,42 +98,19 @@ bool collector_holds_pages(const struct server *s) { return (void)s, false; }
 
 /* ---- the world -------------------------------------------------------------------------------------------------------------------- */
 
-static struct {
-    uint64_t first, pages;
-    bool grow;
-} flights[4096];
-static int flight_count;
-
-static int take_off(uint64_t first, uint64_t pages, bool grow)
-{
-    if (flight_count == 4096)
-        return -ENOMEM;
-    flights[flight_count].first = first;
-    flights[flight_count].pages = pages;
-    flights[flight_count++].grow = grow;
-    return 0;
-}
-
-static int grow(void *context, uint64_t first, uint64_t pages) { return (void)context, take_off(first, pages, true); }
-static int give_back(void *context, uint64_t first, uint64_t pages) { return (void)context, take_off(first, pages, false); }
-static uint64_t allowance(void *context) { return (void)context, 400; }
-static int back_units(void *context, uint64_t unit, uint64_t units) { return (void)context, (void)unit, (void)units, 0; }
+static struct later later = {.allowance = 400};
 
 static void land_all(void)
 {
-    while (flight_count) {
-        flight_count--;
-        if (flights[flight_count].grow)
-            core_grown(&server.core, flights[flight_count].first, flights[flight_count].pages, 0, server.core.now_ns);
-        else
-            core_returned(&server.core, flights[flight_count].first, flights[flight_count].pages, 0);
+    while (later.count) {
+        later_answer(&server.core, later_take(&later, later.count - 1), 0);
         server.core.progress++;
     }
 }
 
 static void start(void)
 {
-    const struct backing backing = {NULL, grow, allowance, give_back, back_units};
+    const struct backing backing = later_backing(&later);
     const uint8_t id[16] = {7};
     char why[256];
     if (!map) {
@@ -185,7 +163,7 @@ static void turns(void)
         connections_retry(&server);
         turn_end(&server.core);
         server.core.now_ns += 50000000;
-        if (!more && !server.pending_count && !flight_count && !server.jobs)
+        if (!more && !server.pending_count && !later.count && !server.jobs)
             return;
     }
 }
@@ -243,7 +221,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         free(server.jobs);
         server.jobs = next;
     }
-    flight_count = 0;
+    later.count = 0;
     core_stop(&server.core);
     return 0;
 }
