@@ -237,7 +237,7 @@ static inline struct mcache *mcache_of(const struct arena *a)
 }
 
 /* The state word of the small object that begins at offset `at`, and the magazine of its class; false: something else is
- * there, or nothing. One multiplication tells the index and whether it is exact: as in class_exact(). */
+ * there, or nothing. One multiplication tells the index and whether it is exact. */
 static inline bool word_of_small(const struct arena *a, struct mcache *mc, uint64_t at, uint16_t **ret_word,
                                  struct magazine **ret_m)
 {
@@ -246,7 +246,7 @@ static inline bool word_of_small(const struct arena *a, struct mcache *mc, uint6
     uint64_t entry = load_relaxed(&a->pages[at >> PAGE_SHIFT]);
     struct magazine *m = (struct magazine *)(void *)((char *)mc->magazines + (entry & PAGE_CLASS_BITS));
     uint64_t product = (page_entry_before(entry) + (at & (PAGE_SIZE - 1))) * m->magic, index = product >> 32;
-    if (unlikely((uint32_t)product >= (uint32_t)m->magic || index >= m->objects))
+    if (unlikely(!class_exact(product, m->magic) || index >= m->objects))
         return false;
     *ret_m = m;
     *ret_word = a->words + (uint64_t)page_entry_unit(entry) * UNIT_WORDS + index;

@@ -2,6 +2,8 @@
 #ifndef SHM_SIZECLASS_H
 #define SHM_SIZECLASS_H
 
+#include <stdbool.h>
+
 #include "shm/layout.h"
 
 #define SMALL_MAX 32768u /* bytes: above it an object is a span of its own */
@@ -38,11 +40,12 @@ static inline uint32_t class_index(const struct class_info *info, uint64_t offse
     return (uint32_t)(offset * info->magic >> 32);
 }
 
-/* Does an object begin at `offset`? The low half of offset * magic is below magic just when size divides offset: with
- * e = magic * size - 2^32 < size, an offset q * size + r gives q * e + r * magic, and q * e <= offset < 2^17 <= magic. */
-static inline int class_exact(const struct class_info *info, uint64_t offset)
+/* Does an object begin at the offset whose product with the class's magic this is? Its low half is below magic just when
+ * size divides the offset: with e = magic * size - 2^32 < size, an offset q * size + r gives q * e + r * magic, and
+ * q * e <= offset < 2^17 <= magic. Its high half is the index. */
+static inline bool class_exact(uint64_t product, uint64_t magic)
 {
-    return (uint32_t)(offset * info->magic) < info->magic;
+    return (uint32_t)product < (uint32_t)magic;
 }
 
 /* Pages of a large object of `size` bytes: geometric, eight steps a doubling, so that at most 12.5 % is lost and freed
