@@ -121,9 +121,9 @@ $(B)/tests/fuzz/core_replay: $(call obj,tests/fuzz/core_fuzz.c tests/fuzz/replay
 # tests/explore/X_test.c: the product's code with the hooks of the explorer in place of shm/atomic.h, and never with a
 # sanitizer (stacks are copied and switched). What the scenarios never call may be missing
 EXPLORERS   := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/explore/*_test.c))
-EXPLORE_SRC := tests/explore/explore.c tests/explore/search.c tests/explore/world.c $(SHM_SRC) client/lease.c client/large.c client/mcache.c \
-               client/object.c client/tx.c client/site.c client/stack.c daemon/core.c daemon/clients.c daemon/mcentral.c \
-               daemon/mheap.c daemon/pagealloc.c daemon/reclaim.c daemon/sweep.c daemon/scavenge.c
+EXPLORE_SRC := $(addprefix tests/explore/,explore.c search.c wire.c world.c) $(SHM_SRC) \
+               $(addprefix client/,lease.c large.c mcache.c object.c tx.c site.c stack.c) \
+               $(addprefix daemon/,core.c clients.c mcentral.c mheap.c pagealloc.c reclaim.c sweep.c scavenge.c)
 EXPLORE_OBJ := $(patsubst %.c,$(B)/explore/%.o,$(EXPLORE_SRC))
 $(B)/explore/tests/explore/explore.o $(B)/explore/tests/explore/search.o: EXPLORE_FLAGS := -DEX_ENGINE -O2
 $(B)/explore/%.o: %.c

@@ -174,7 +174,8 @@ static int point_of(const void *p)
 
 static bool is_mutated(enum ex_mutation mutation, const char *function, const char *address)
 {
-    return ex_mutant_now && ex_mutant_now->mutation == mutation && strcmp(ex_mutant_now->function, function) == 0 &&
+    return ex_mutant_now && ex_mutant_now->mutation == mutation &&
+           strcmp(ex_mutant_now->function, function) == 0 &&
            (!ex_mutant_now->address || (address && strcmp(ex_mutant_now->address, address) == 0));
 }
 

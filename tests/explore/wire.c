@@ -1,0 +1,499 @@
+#include "tests/explore/wire.h"
+
+#include <stdio.h>
+
+enum { QUEUE = 6 };
+
+/* ---- the wire -------------------------------------------------------------------------------- */
+
+struct packet {
+    uint32_t type, id, epoch, span_class, pages, tag, flags, error, list_count;
+    uint32_t pad;
+    uint32_t list[WIRE_LIST];
+    uint64_t expected, desired;
+    char name[8];
+};
+
+static struct wire {
+    uint32_t up;      /* connected */
+    uint32_t greeted; /* the daemon's: HELLO was served, by this daemon */
+    uint32_t gone;    /* the daemon's: it has seen that the process is dead, or it said goodbye */
+    uint32_t in_count, out_count;
+    uint32_t serving;                    /* the daemon's: id of the request that it is at */
+    uint32_t listed;                     /* of RESUME, a bit a page */
+    struct packet in[QUEUE], out[QUEUE]; /* to the daemon, to the client */
+} wires[WORLD_CLIENTS + 1];
+
+static void packet_of(const struct msg *m, uint32_t type, struct packet *p)
+{
+    memset(p, 0, sizeof *p);
+    p->type = type;
+    p->epoch = m->epoch;
+    if (type == MSG_LEASE || type == MSG_LARGE) {
+        p->span_class = m->span_class;
+        p->pages = m->pages;
+    }
+    if (type == MSG_LEASE || type == MSG_RELEASE || type == MSG_RESUME || type == MSG_TX_COMMIT ||
+        type == MSG_GRANT || type == MSG_TAGS) {
+        p->list_count = m->list_count;
+        if (p->list_count > WIRE_LIST)
+            ex_violation("the world's packets are too short for a list of %u", m->list_count);
+        memcpy(p->list, m->list,
+               (p->list_count < WIRE_LIST ? p->list_count : WIRE_LIST) * sizeof *p->list);
+    }
+    if (type == MSG_RESUME)
+        p->flags = m->flags;
+    if (type == MSG_TX_COMMIT || type == MSG_HELLO)
+        p->tag = m->tag;
+    if (type == MSG_TX_COMMIT) {
+        p->expected = m->expected;
+        p->desired = m->desired;
+        memcpy(p->name, m->name, sizeof p->name - 1);
+    }
+}
+
+static void pop(struct packet *queue, uint32_t *count)
+{
+    memmove(queue, queue + 1, (*count - 1) * sizeof *queue);
+    memset(&queue[--*count], 0, sizeof *queue);
+}
+
+static bool has_room(void *w)
+{
+    return ((struct wire *)w)->in_count < QUEUE || !((struct wire *)w)->up;
+}
+static bool has_answer(void *w)
+{
+    return ((struct wire *)w)->out_count || !((struct wire *)w)->up;
+}
+
+static void serve(unsigned i);
+
+enum { ID_CALL = 1, ID_AHEAD }; /* at most one of each is on its way, so numbers need not grow */
+
+/* client/conn.c's sending and receiving; -EPIPE: lost. */
+static int send_out(struct arena *a, uint32_t type, uint32_t id)
+{
+    struct wire *w = &wires[ex_self()];
+    a->conn.out.epoch = a->conn.epoch;
+    ex_wait(has_room, w);
+    if (!w->up)
+        return -EPIPE;
+    packet_of(&a->conn.out, type, &w->in[w->in_count]);
+    w->in[w->in_count++].id = id;
+    if (!ex_running()) {
+        unsigned self = ex_self();
+        ex_heap_select(DAEMON);
+        serve(self);
+        ex_heap_select(self);
+    }
+    return 0;
+}
+
+static int receive_in(struct arena *a, uint32_t id)
+{
+    struct wire *w = &wires[ex_self()];
+    struct msg *in = &a->conn.in;
+    struct ahead *ahead = &a->conn.ahead;
+    for (;;) {
+        ex_wait(has_answer, w);
+        if (!w->out_count)
+            return -EPIPE;
+        struct packet p = w->out[0];
+        pop(w->out, &w->out_count);
+        in->type = p.type;
+        in->list_count = p.list_count;
+        memcpy(in->list, p.list, sizeof p.list);
+        in->flags = p.flags;
+        in->epoch = p.epoch;
+        if (ahead->id && p.id == ahead->id) { /* what was asked for ahead */
+            ahead->arrived = true;
+            ahead->error = p.type == MSG_ERROR ? (int)p.error : 0;
+            ahead->flags = p.flags;
+            ahead->count = p.list_count;
+            memcpy(ahead->list, p.list, sizeof p.list);
+            if (p.id == id)
+                return -ahead->error;
+            continue;
+        }
+        if (p.id == id)
+            return p.type == MSG_ERROR ? -(int)p.error : 0;
+    }
+}
+
+static int exchange(struct arena *a, uint32_t type)
+{
+    int rc = send_out(a, type, ID_CALL);
+    return rc < 0 ? rc : receive_in(a, ID_CALL);
+}
+
+static void drop(struct arena *a)
+{
+    a->conn.fd = -1;
+    a->conn.ahead.id = 0;
+}
+
+void conn_ask_ahead(struct arena *a)
+{
+    struct connection *c = &a->conn;
+    if (c->fd < 0 || c->ahead.id)
+        return;
+    if (send_out(a, MSG_LEASE, ID_AHEAD) < 0) {
+        drop(a);
+        return;
+    }
+    c->ahead.id = ID_AHEAD;
+    c->ahead.span_class = c->out.span_class;
+    c->ahead.arrived = false;
+}
+
+int conn_ahead(struct arena *a, unsigned span_class)
+{
+    struct connection *c = &a->conn;
+    if (!c->ahead.id || c->ahead.span_class != span_class)
+        return -ENOENT;
+    int rc = c->ahead.arrived ? -c->ahead.error : receive_in(a, c->ahead.id);
+    if (!c->ahead.arrived)
+        drop(a);
+    c->ahead.id = 0;
+    return rc;
+}
+
+void conn_lock(struct arena *a)
+{
+    pthread_mutex_lock(&a->conn.lock);
+}
+void conn_unlock(struct arena *a)
+{
+    pthread_mutex_unlock(&a->conn.lock);
+}
+const char *socket_path(const char *given, char *buf, size_t capacity)
+{
+    return (void)buf, (void)capacity, given;
+}
+
+static int reconnect(struct arena *a)
+{
+    struct connection *c = &a->conn;
+    struct wire *w = &wires[ex_self()];
+    for (;;) {
+        uint64_t cursor = 0;
+        drop(a);
+        w->up = 1;
+        w->greeted = 0;
+        memset(w->in, 0, sizeof w->in);
+        memset(w->out, 0, sizeof w->out);
+        w->in_count = w->out_count = 0;
+        c->out.tag = a->tag;
+        int rc = exchange(a, MSG_HELLO);
+        if (rc == 0)
+            c->epoch = c->in.epoch;
+        for (bool last = false; rc == 0 && !last;) {
+            /* as short packets as can be, so that a crash may come between two */
+            c->out.list_count = lease_list(a, &cursor, c->out.list, 1);
+            last = cursor >= a->heap.page_count;
+            c->out.flags = last ? RESUME_LAST : 0;
+            rc = exchange(a, MSG_RESUME);
+        }
+        c->fd = rc == 0 ? 1 : -1;
+        if (rc != -EPIPE)
+            return rc;
+    }
+}
+
+/* client/conn.c's, without its clock. */
+int conn_call(struct arena *a, uint32_t type, uint32_t expect)
+{
+    struct connection *c = &a->conn;
+    (void)expect;
+    for (;;) {
+        int rc = c->fd >= 0 ? exchange(a, type) : -EPIPE;
+        if (rc != -EPIPE)
+            return rc;
+        struct packet kept;
+        packet_of(&c->out, type, &kept);
+        rc = reconnect(a);
+        c->out.span_class = kept.span_class;
+        c->out.pages = kept.pages;
+        c->out.tag = kept.tag;
+        c->out.list_count = kept.list_count;
+        memcpy(c->out.list, kept.list, sizeof kept.list);
+        if (rc < 0)
+            return rc;
+        if (type == MSG_LEASE || type == MSG_LARGE)
+            c->out.list_count = 0;
+        if (type == MSG_TX_COMMIT && tag_state(&a->heap, c->out.tag) == TAG_TX_COMMITTED)
+            return 0;
+    }
+}
+
+int conn_tell(struct arena *a, uint32_t type)
+{
+    if (a->conn.fd < 0)
+        return -ENOTCONN;
+    int rc = send_out(a, type, 0);
+    if (rc < 0)
+        drop(a);
+    return rc;
+}
+
+/* ---- the daemon ------------------------------------------------------------------------------ */
+
+static uint32_t sweeps_left;
+static unsigned client_count;
+
+static struct client *client_of(unsigned i)
+{
+    unsigned tag = world_client(i)->tag;
+    return tag < TAG_COUNT ? world_core.clients[tag] : NULL;
+}
+
+static void answer(struct wire *w, const struct packet *p)
+{
+    if (!w->up || w->out_count == QUEUE)
+        return;
+    w->out[w->out_count] = *p;
+    w->out[w->out_count++].id = w->serving;
+}
+static void answer_ok(struct wire *w)
+{
+    answer(w, &(struct packet){.type = MSG_OK});
+}
+static void answer_error(struct wire *w, int rc)
+{
+    answer(w, &(struct packet){.type = MSG_ERROR, .error = (uint32_t)-rc});
+}
+
+static void on_hello(struct wire *w, struct client *client)
+{
+    if (!client || client->state == CLIENT_DYING) {
+        answer_error(w, -ESTALE);
+        return;
+    }
+    client->state = CLIENT_LIVE;
+    client->resuming = true;
+    w->greeted = 1;
+    w->listed = 0;
+    answer(w, &(struct packet){.type = MSG_WELCOME, .epoch = world_heap.header->epoch});
+}
+
+static void on_resume(struct wire *w, struct client *client, const struct packet *p)
+{
+    for (uint32_t i = 0; i < p->list_count; i++)
+        w->listed |= 1u << p->list[i];
+    bool last = (p->flags & RESUME_LAST) != 0;
+    if (ex_mutant() && ex_mutant()->mutation == MUTANT_BACKWARDS &&
+        strcmp(ex_mutant()->function, "on_resume") == 0)
+        last = true; /* takes back before all is listed */
+    if (last) {
+        const uint8_t listed[4] = {(uint8_t)w->listed, (uint8_t)(w->listed >> 8)};
+        uint64_t cursor = 0;
+        while (!client_take_back(&world_core, client, listed, &cursor))
+            ;
+        client->resuming = (p->flags & RESUME_LAST) == 0;
+    }
+    answer_ok(w);
+}
+
+static void take_back_list(struct wire *w, struct client *client, const struct packet *p)
+{
+    if (p->epoch != world_heap.header->epoch)
+        return;
+    for (uint32_t i = 0; i < p->list_count; i++)
+        if (mcentral_uncache_span(&world_core, client, p->list[i]) < 0)
+            ex_violation("client %u gave back span %u, which it had not leased",
+                         (unsigned)(w - wires), p->list[i]);
+}
+
+static void on_lease(struct wire *w, struct client *client, const struct packet *p)
+{
+    struct packet grant = {.type = MSG_GRANT, .epoch = world_heap.header->epoch};
+    bool fresh;
+    take_back_list(w, client, p);
+    if (p->epoch != world_heap.header->epoch) {
+        answer_error(w, -ESTALE);
+        return;
+    }
+    int count = mcentral_cache_span(&world_core, client, p->span_class, p->pages, grant.list,
+                                    WIRE_LIST, &fresh);
+    if (count < 0) {
+        answer_error(w, count == -EAGAIN ? -ENOMEM : count);
+        return;
+    }
+    grant.list_count = (uint32_t)count;
+    grant.flags = fresh ? GRANT_FRESH : 0;
+    answer(w, &grant);
+}
+
+static void on_commit(struct wire *w, struct client *client, const struct packet *p)
+{
+    for (uint32_t i = 0; i < p->list_count; i++)
+        if (client_tx_resolved(&world_core, client, p->list[i]) < 0)
+            ex_violation("a transaction was resolved that may not be");
+    int rc = client_tx_commit(&world_core, client, p->tag, p->name, p->expected, p->desired);
+    if (rc < 0)
+        answer_error(w, rc);
+    else
+        answer_ok(w);
+}
+
+static void serve(unsigned i)
+{
+    struct wire *w = &wires[i];
+    struct packet p = w->in[0];
+    struct client *client = client_of(i);
+    pop(w->in, &w->in_count);
+    w->serving = p.id;
+    if (p.type == MSG_HELLO)
+        on_hello(w, client);
+    else if (!w->greeted || !client || (client->resuming && p.type != MSG_RESUME))
+        answer_error(w, -EPERM);
+    else if (p.type == MSG_RESUME)
+        on_resume(w, client, &p);
+    else if (p.type == MSG_LEASE)
+        on_lease(w, client, &p);
+    else if (p.type == MSG_RELEASE)
+        take_back_list(w, client, &p);
+    else if (p.type == MSG_TX_COMMIT)
+        on_commit(w, client, &p);
+    else if (p.type == MSG_MODE)
+        answer_ok(w);
+    else
+        ex_violation("a packet of type %u", p.type);
+}
+
+static void see_death(unsigned i)
+{
+    struct client *client = client_of(i);
+    wires[i].gone = 1;
+    wires[i].up = 0;
+    wires[i].in_count = 0;
+    memset(wires[i].in, 0, sizeof wires[i].in);
+    if (client)
+        client_die(&world_core, client);
+}
+
+enum { EVENT_SERVE, EVENT_DEATH = 8, EVENT_TURN = 16, EVENT_SWEEP };
+
+static unsigned events(unsigned *out)
+{
+    unsigned n = 0;
+    for (unsigned i = 1; i <= client_count; i++) {
+        if (wires[i].gone)
+            continue;
+        if (wires[i].in_count && wires[i].up)
+            out[n++] = EVENT_SERVE + i;
+        if (ex_is_dead(i))
+            out[n++] = EVENT_DEATH + i;
+    }
+    if (world_core.reclaim.running || world_core.sweep_to_go)
+        out[n++] = EVENT_TURN;
+    if (sweeps_left && !world_core.sweep_to_go)
+        out[n++] = EVENT_SWEEP;
+    return n;
+}
+
+static bool has_events(void *unused)
+{
+    unsigned list[16];
+    (void)unused;
+    return events(list) != 0;
+}
+
+static void daemon_main(void *unused)
+{
+    (void)unused;
+    for (;;) {
+        unsigned list[16];
+        ex_wait(has_events, NULL);
+        unsigned what = list[ex_choose(events(list))];
+        if (what == EVENT_SWEEP) {
+            sweeps_left--;
+            sweep_cycle(&world_core);
+        } else if (what == EVENT_TURN)
+            core_turn(&world_core);
+        else if (what > EVENT_DEATH)
+            see_death(what - EVENT_DEATH);
+        else
+            serve(what - EVENT_SERVE);
+    }
+}
+
+static int no_growth(void *context, uint64_t first, uint64_t pages)
+{
+    return (void)context, (void)first, (void)pages, -ENOMEM;
+}
+static uint64_t no_allowance(void *context)
+{
+    return (void)context, 0;
+}
+static int no_units(void *context, uint64_t first, uint64_t units)
+{
+    return (void)context, (void)first, (void)units, 0;
+}
+
+void daemon_start(void)
+{
+    static const struct limits none;
+    const struct backing backing = {NULL, no_growth, no_allowance, no_growth, no_units};
+    char why[256];
+    int rc = core_start(&world_core, &world_heap, &backing, &none, 1, why);
+    if (rc < 0)
+        ex_violation("the daemon does not start: %s", why);
+}
+
+/* After a crash: server_start() and connections_find_dead(). */
+static void daemon_again(void *unused)
+{
+    (void)unused;
+    daemon_start();
+    for (unsigned i = 1; i <= client_count; i++) {
+        struct client *client = client_of(i);
+        if (client && client->state == CLIENT_DETACHED && ex_is_dead(i)) {
+            wires[i].gone = 1;
+            client_die(&world_core, client);
+        }
+    }
+    daemon_main(NULL);
+}
+
+static int daemon_thread;
+
+void daemon_run(void)
+{
+    daemon_thread = ex_thread("daemon", DAEMON, daemon_main, NULL, NULL);
+}
+
+void daemon_killed(void)
+{
+    memset(&world_core, 0, sizeof world_core);
+    ex_heap_reset(DAEMON);
+    for (unsigned i = 1; i <= client_count; i++) { /* what it had answered can still be read */
+        wires[i].up = 0;
+        wires[i].greeted = 0;
+        wires[i].in_count = 0;
+        memset(wires[i].in, 0, sizeof wires[i].in);
+    }
+    ex_restart(daemon_thread, daemon_again, NULL);
+}
+
+/* ---- for the world --------------------------------------------------------------------------- */
+
+void wire_setup(const struct world_options *o)
+{
+    memset(wires, 0, sizeof wires);
+    client_count = o->clients;
+    sweeps_left = o->sweeps;
+    ex_memory(wires, sizeof wires[0] * (o->clients + 1));
+    ex_memory(&sweeps_left, sizeof sweeps_left);
+}
+
+void wire_connect(unsigned client)
+{
+    wires[client] = (struct wire){.up = 1, .greeted = 1};
+}
+
+bool world_is_connected(unsigned process)
+{
+    return wires[process].up;
+}
