@@ -1,7 +1,9 @@
 /* Goal: for as long as one likes, whoever is killed: no byte is lost, no check fails, nobody is held up. Method: processes
  * that allocate, grow, shrink and commit lists with roots are killed at random and replaced, the daemon too; one is
  * stopped for a minute; `check` runs every few seconds. A list is committed as a whole with its root, so it is there or
- * not; only this process, which is not killed, takes lists away. At the end all is freed, and what is still in use is lost.
+ * not; only this process, which is not killed, takes lists away. An object that a worker has published and not yet claimed
+ * outlives it, as is promised: so each notes what it is about to publish, and what the killed ones had noted is freed at
+ * the end, when nothing else is left. All is freed then, and what is still in use is lost.
  *
  *     make soak MINUTES=60 [SEED=...]
  *
@@ -19,11 +21,12 @@
 
 #include "tests/e2e/harness.h"
 
-enum { WORKERS = 4, SLOTS = 600, NAME = 48 };
+enum { WORKERS = 4, SLOTS = 600, NAME = 48, LEFT_MAX = 1 << 16 };
 
 struct board {
     _Atomic uint64_t operations, stop;
     _Atomic uint64_t lists[WORKERS]; /* the next list of each */
+    _Atomic arena_ref_t published[WORKERS]; /* what each is about to claim again; 0: nothing */
 };
 static struct board *board;
 static struct daemon d;
@@ -71,8 +74,12 @@ static int worker(void *argument)
             slots[k] = k < live ? arena_alloc(a, rnd(&s) % 60 ? rnd(&s) % 9000 : rnd(&s) % 600000) : NULL;
             if (k < live && !slots[k] && errno != ENOMEM)
                 return 11;
-            if (slots[k] && rnd(&s) % 16 == 0 && (arena_publish(a, slots[k]) != 0 || arena_claim(a, slots[k]) != 0))
-                return 12;
+            if (slots[k] && rnd(&s) % 16 == 0) {
+                atomic_store(&board->published[me], arena_ref(a, slots[k]));
+                if (arena_publish(a, slots[k]) != 0 || arena_claim(a, slots[k]) != 0)
+                    return 12;
+                atomic_store(&board->published[me], 0);
+            }
         }
         atomic_fetch_add(&board->operations, 50);
         if (rnd(&s) % 8)
@@ -114,6 +121,24 @@ static uint64_t take_away(arena_t *a, int owner, uint64_t list)
     return count;
 }
 
+static arena_ref_t left[LEFT_MAX]; /* published, perhaps, when its owner was killed */
+static uint64_t left_count;
+
+static void ignore(void *context, int error, const void *p, const char *message) { (void)context, (void)error, (void)p, (void)message; }
+
+/* Frees what the killed ones had published; nothing else is allocated any more. Its bytes. */
+static uint64_t free_left(arena_t *a)
+{
+    uint64_t bytes = 0;
+    arena_on_error(a, ignore, NULL); /* it had not been published yet, or was claimed already: reclaimed, and free */
+    for (uint64_t i = 0; i < left_count; i++) {
+        uint64_t before = stat_of(&d, "bytes_used");
+        arena_free(a, arena_ptr(a, left[i]));
+        bytes += before - stat_of(&d, "bytes_used");
+    }
+    return bytes;
+}
+
 static uint64_t now_s(void)
 {
     struct timespec ts;
@@ -129,6 +154,9 @@ static void kill_one(int i)
 {
     kill(pids[i], SIGKILL);
     assert_int_equal(reap(pids[i]), 128 + SIGKILL); /* else it had ended by itself, with what went wrong */
+    arena_ref_t published = atomic_exchange(&board->published[i], 0);
+    if (published && left_count < LEFT_MAX)
+        left[left_count++] = published;
     pids[i] = spawn(worker, (void *)(intptr_t)i);
     client_kills++;
 }
@@ -192,6 +220,9 @@ static void soak(void **state)
     for (int w = 0; w < WORKERS; w++)
         while (taken[w] <= atomic_load(&board->lists[w]))
             lists_taken += take_away(a, w, taken[w]++) != 0;
+    stat_await(&d, "clients", 1);
+    stat_await(&d, "objects_owned", 0);
+    uint64_t outlived = free_left(a);
     assert_int_equal(arena_close(a), 0);
     stat_await(&d, "clients", 0);
     stat_await(&d, "objects_owned", 0);
@@ -199,9 +230,10 @@ static void soak(void **state)
     uint64_t lost = stat_of(&d, "bytes_used");
     assert_int_equal(check_of(&d), 0);
     printf("soak: seed %llu, %llu s: %llu operations, %llu lists; survived %llu kills of clients, %llu of the daemon, %llu stops of a "
-           "minute; %llu checks; %llu bytes lost\n", (unsigned long long)first_seed, (unsigned long long)(now_s() - start),
+           "minute; %llu checks; %llu bytes had been published and outlived their makers; %llu bytes lost\n", (unsigned long long)first_seed, (unsigned long long)(now_s() - start),
            (unsigned long long)atomic_load(&board->operations), (unsigned long long)lists_taken, (unsigned long long)client_kills,
-           (unsigned long long)daemon_kills, (unsigned long long)stops, (unsigned long long)checks, (unsigned long long)lost);
+           (unsigned long long)daemon_kills, (unsigned long long)stops, (unsigned long long)checks, (unsigned long long)outlived,
+           (unsigned long long)lost);
     assert_int_equal(lost, 0);
     stat_await(&d, "spans", 0);
     daemon_clean(&d);
