@@ -14,7 +14,6 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "proto/msg.h"
@@ -25,28 +24,19 @@
 #include "tests/e2e/harness.h"
 
 static struct daemon d;
-static char dir[64];
+static char dir[80];
 
 static int setup(void **state)
 {
-    (void)state;
-    strcpy(dir, "/tmp/arena-keep-XXXXXX");
-    assert_non_null(mkdtemp(dir));
-    memset(&d, 0, sizeof d);
-    return 0;
+    temp_dir(dir, sizeof dir, "keep");
+    return daemon_setup(state, &d, NULL, NULL);
 }
 
 static int teardown(void **state)
 {
-    char out[64];
-    (void)state;
-    if (d.dir[0])
-        daemon_clean(&d);
-    run(out, sizeof out, "rm -rf %s", dir);
-    return 0;
+    daemon_teardown(state);
+    return temp_dir_remove(dir);
 }
-
-static const char *build_dir(void) { return getenv("ARENA_BUILD") ? getenv("ARENA_BUILD") : "build"; }
 
 /* The map of a heap behind a descriptor, to be changed. */
 static void view_map(int fd, struct heap *ret)
@@ -216,7 +206,7 @@ static void a_keeper_keeps_a_heap_that_cannot_be_trusted_and_does_not_serve_it(v
     assert_non_null(strstr(arena_reason(), "cannot be trusted"));
     assert_non_null(strstr(arena_reason(), "page count is not the size class's"));
     assert_int_equal(arena_root_set(a, "x", 0), -ENOTCONN);
-    assert_int_not_equal(run(out, sizeof out, "%s/arenactl --socket %s stat", build_dir(), d.socket), 0);
+    assert_int_not_equal(arenactl(&d, out, sizeof out, "stat"), 0);
     assert_int_equal(waitpid(d.pid, NULL, WNOHANG), 0); /* the keeper lives, and starts none again and again */
     pid_t refusing = daemon_serving(&d);
     for (int i = 0; i < 20; i++)
@@ -281,7 +271,7 @@ static void spoiled_files_are_named_kept_and_not_served(void **state)
         default: h.header->state_bytes++; break;
         }
         int status = run(out, sizeof out, "timeout 60 %s/arenad --foreground --socket %s --max 16M --backing %s",
-                         build_dir(), d.socket, dir);
+                         programs_dir(), d.socket, dir);
         if (status != 1 || !strstr(out, cases[i].says))
             fail_msg("case %zu: exit status %d, it said: %s", i, status, out);
         snprintf(path, sizeof path, "%s/heap", dir);
@@ -456,7 +446,7 @@ static void swaps_of_a_root_happen_once_each_though_the_daemon_is_killed(void **
 {
     (void)state;
     uint64_t seed = seed_get();
-    counting = mmap(NULL, sizeof *counting, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    counting = shared_memory(sizeof *counting);
     daemon_start(&d, "16M", NULL);
     pid_t pid = spawn(swapper, NULL);
     for (int i = 0; i < 30; i++) {

@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "tests/e2e/harness.h"
@@ -27,7 +26,7 @@ static struct board *board;
 static int setup(void **state)
 {
     (void)state;
-    board = mmap(NULL, sizeof *board, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    board = shared_memory(sizeof *board);
     seed = seed_get();
     return 0;
 }
@@ -170,7 +169,7 @@ static uint64_t walk_roots(arena_t *a)
 {
     static char out[4 << 20];
     uint64_t nodes = 0;
-    assert_int_equal(run(out, sizeof out, "%s/arenactl --socket %s roots", programs_dir(), d.socket), 0);
+    assert_int_equal(arenactl(&d, out, sizeof out, "roots"), 0);
     char *save = NULL;
     for (char *line = strtok_r(out, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
         char name[64];

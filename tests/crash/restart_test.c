@@ -7,8 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "tests/e2e/harness.h"
@@ -23,7 +21,7 @@ static uint64_t seed;
 static int setup(void **state)
 {
     (void)state;
-    board = mmap(NULL, sizeof *board, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    board = shared_memory(sizeof *board);
     seed = seed_get();
     return 0;
 }
@@ -82,10 +80,8 @@ static int worker(void *argument)
 static void await_steps(uint64_t more)
 {
     uint64_t until = atomic_load(&board->steps) + more;
-    while (atomic_load(&board->steps) < until && !atomic_load(&board->trouble)) {
-        struct timespec pause = {.tv_nsec = 1000000};
-        nanosleep(&pause, NULL); /* lets the others have the processor */
-    }
+    while (atomic_load(&board->steps) < until && !atomic_load(&board->trouble))
+        pause_us(1000);
 }
 
 static void finish(pid_t *pids, int count)

@@ -14,7 +14,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -189,14 +188,13 @@ static void soak(void **state)
     const char *minutes = getenv("MINUTES");
     uint64_t start = now_s(), until = start + (minutes ? strtoull(minutes, NULL, 10) : 1) * 60, checked = start;
     uint64_t taken[WORKERS] = {0}, first_seed = seed;
-    board = mmap(NULL, sizeof *board, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    board = shared_memory(sizeof *board);
     daemon_start(&d, "512M", NULL);
     for (int i = 0; i < WORKERS; i++)
         pids[i] = spawn(worker, (void *)(intptr_t)i);
     arena_t *a = open_heap(&d);
     for (uint64_t now; (now = now_s()) < until;) {
-        struct timespec pause = {.tv_nsec = (long)(5 + rnd(&seed) % 60) * 1000000};
-        nanosleep(&pause, NULL);
+        pause_us((unsigned)(5 + rnd(&seed) % 60) * 1000);
         int i = (int)(rnd(&seed) % WORKERS);
         if (i != stopped)
             kill_one(i);

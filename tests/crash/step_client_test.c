@@ -545,7 +545,7 @@ static int setup(void **state)
     (void)state;
     all = crash && strcmp(crash, "all") == 0;
     seed = seed_get();
-    board = mmap(NULL, sizeof *board, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    board = shared_memory(sizeof *board);
     daemon_start(&d, "4M", NULL);
     map_heap();
     monitor_open();

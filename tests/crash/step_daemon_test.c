@@ -53,18 +53,10 @@ static struct used {
 static unsigned used_count;
 static size_t used_bytes;
 
-static void *shared_map(uint64_t bytes)
-{
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE,
-                   -1, 0);
-    assert_true(p != MAP_FAILED);
-    return p;
-}
-
 static void regions_new(struct regions_at *r)
 {
-    r->map = shared_map(geometry.map_bytes);
-    r->state = shared_map(geometry.state_bytes);
+    r->map = shared_memory(geometry.map_bytes);
+    r->state = shared_memory(geometry.state_bytes);
     heap_view(&r->heap, &geometry, NULL, r->map, r->state);
 }
 
@@ -724,8 +716,8 @@ static int setup(void **state)
     kept = malloc(used_bytes * KEPT_MAX);
     whole_map = malloc(geometry.map_bytes);
     whole_state = malloc(geometry.state_bytes);
-    trapped = shared_map(sizeof *trapped);
-    trapped_bytes = shared_map(512 * used_bytes);
+    trapped = shared_memory(sizeof *trapped);
+    trapped_bytes = shared_memory(512 * used_bytes);
     save(&live, begin);
     return 0;
 }

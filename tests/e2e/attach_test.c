@@ -18,16 +18,7 @@ static struct daemon d;
 
 static int setup(void **state)
 {
-    (void)state;
-    daemon_start(&d, "256M", NULL);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    daemon_clean(&d);
-    return 0;
+    return daemon_setup(state, &d, "256M", NULL);
 }
 
 static void a_second_open_shares_the_mapping_and_is_counted(void **state)
@@ -409,5 +400,5 @@ int main(void)
         cmocka_unit_test(a_daemon_that_went_away_is_enotconn_and_another_heap_is_estale),
         cmocka_unit_test(an_open_that_loses_its_connection_tries_again),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, setup, daemon_teardown);
 }

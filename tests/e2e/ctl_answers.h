@@ -11,7 +11,7 @@ static char out[4 << 20];
 
 static inline int ctl(const struct daemon *d, const char *command)
 {
-    return run(out, sizeof out, "%s/arenactl --socket '%s' %s", programs_dir(), d->socket, command);
+    return arenactl(d, out, sizeof out, "%s", command);
 }
 
 static inline bool is_utf8(const char *text)

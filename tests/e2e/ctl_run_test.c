@@ -141,7 +141,7 @@ static void exec_killed_takes_command_and_heap_with_it(void **state)
     close(fd);
     while (rmdir(dir) < 0) { /* the guard removes socket and directory */
         assert_int_equal(errno, ENOTEMPTY);
-        usleep(2000); /* between two questions */
+        pause_us(2000);
     }
     mkdir(dir, 0700);
 }

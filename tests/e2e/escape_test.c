@@ -34,20 +34,10 @@ static void on_error(void *context, int error, const void *p, const char *messag
 
 static int setup(void **state)
 {
-    (void)state;
-    daemon_start(&d, "64M", NULL);
     setenv("ARENA_DEBUG", "escape", 1);
-    a = open_heap(&d);
+    daemon_setup(state, &d, "64M", &a);
     arena_on_error(a, on_error, NULL);
     s = arena_stack(a);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    arena_close(a);
-    daemon_clean(&d);
     return 0;
 }
 
@@ -321,5 +311,5 @@ int main(void)
         cmocka_unit_test(what_escapes_properly_is_not_reported),
         cmocka_unit_test(without_a_handler_it_aborts),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, setup, daemon_teardown);
 }

@@ -7,7 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "tests/e2e/harness.h"
@@ -19,16 +18,7 @@ static char out[4 << 20];
 
 static int setup(void **state)
 {
-    (void)state;
-    daemon_start(&d, "256M", NULL);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    daemon_clean(&d);
-    return 0;
+    return daemon_setup(state, &d, "256M", NULL);
 }
 
 /* The sum of a numeric field over all rows that a command prints, times another field if it is given. */
@@ -36,7 +26,7 @@ static uint64_t sum_of(const char *command, const char *field, const char *times
 {
     char key[64], key_times[64];
     uint64_t sum = 0;
-    assert_int_equal(run(out, sizeof out, "%s/arenactl --socket %s %s --json", programs_dir(), d.socket, command), 0);
+    assert_int_equal(arenactl(&d, out, sizeof out, "%s --json", command), 0);
     snprintf(key, sizeof key, "\"%s\":", field);
     snprintf(key_times, sizeof key_times, "\"%s\":", times ? times : "");
     for (char *row = strchr(out, '{'); row; row = strchr(row + 1, '{')) {
@@ -50,7 +40,7 @@ static uint64_t sum_of(const char *command, const char *field, const char *times
 static uint64_t row_count(const char *command)
 {
     uint64_t rows = 0;
-    assert_int_equal(run(out, sizeof out, "%s/arenactl --socket %s %s --json", programs_dir(), d.socket, command), 0);
+    assert_int_equal(arenactl(&d, out, sizeof out, "%s --json", command), 0);
     for (char *row = strchr(out, '{'); row; row = strchr(row + 1, '{'))
         rows++;
     return rows;
@@ -100,8 +90,7 @@ static void compare_with_rows(void)
 {
     const char *what = NULL;
     for (int tries = 0; tries < 100 && (what = disagreement()) != NULL; tries++) {
-        struct timespec pause = {.tv_nsec = 20000000};
-        nanosleep(&pause, NULL);
+        pause_us(20000);
     }
     if (what)
         fail_msg("two ways to %s differ", what);
@@ -197,5 +186,5 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_figure_is_what_was_counted),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, setup, daemon_teardown);
 }

@@ -10,7 +10,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <unistd.h>
 
@@ -40,19 +39,9 @@ static uint64_t seed;
 
 static int setup(void **state)
 {
-    (void)state;
-    board = mmap(NULL, sizeof *board, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    board = shared_memory(sizeof *board);
     seed = seed_get();
-    return 0;
-}
-
-static int teardown_daemon(void **state)
-{
-    (void)state;
-    if (d.pid > 0)
-        daemon_stop(&d);
-    daemon_clean(&d);
-    return 0;
+    return daemon_setup(state, &d, NULL, NULL);
 }
 
 static void die_if(bool bad, int status)
@@ -357,9 +346,9 @@ static void the_daemon_may_die_at_any_instruction_of_a_collection(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_teardown(clients_that_pin_work_on_while_others_pass_safepoints, teardown_daemon),
-        cmocka_unit_test_teardown(workers_may_die_at_any_instruction_of_a_collection, teardown_daemon),
-        cmocka_unit_test_teardown(the_daemon_may_die_at_any_instruction_of_a_collection, teardown_daemon),
+        cmocka_unit_test_teardown(clients_that_pin_work_on_while_others_pass_safepoints, daemon_teardown),
+        cmocka_unit_test_teardown(workers_may_die_at_any_instruction_of_a_collection, daemon_teardown),
+        cmocka_unit_test_teardown(the_daemon_may_die_at_any_instruction_of_a_collection, daemon_teardown),
     };
     return cmocka_run_group_tests(tests, setup, NULL);
 }

@@ -19,18 +19,8 @@ static uint64_t seed;
 
 static int setup(void **state)
 {
-    (void)state;
     seed = seed_get();
-    return 0;
-}
-
-static int teardown_daemon(void **state)
-{
-    (void)state;
-    if (d.pid > 0)
-        daemon_stop(&d);
-    daemon_clean(&d);
-    return 0;
+    return daemon_setup(state, &d, NULL, NULL);
 }
 
 static struct arena_gc_stats collect(arena_t *a, unsigned flags)
@@ -249,7 +239,7 @@ static void it_is_refused_while_a_client_has_declared_nothing_and_says_who(void 
     assert_int_equal(stats.blocker_pid, pid);
     assert_int_equal(strncmp(stats.blocker_command, "gc_test", 7), 0);
     assert_int_equal(arena_gc(a, 0, NULL), -EBUSY);
-    assert_int_equal(run(out, sizeof out, "%s/arenactl --socket %s gc", getenv("ARENA_BUILD") ? getenv("ARENA_BUILD") : "build", d.socket), 1);
+    assert_int_equal(arenactl(&d, out, sizeof out, "gc"), 1);
     snprintf(name, sizeof name, "%d", (int)pid);
     assert_non_null(strstr(out, name));
     assert_non_null(strstr(out, "gc_test"));
@@ -283,7 +273,6 @@ static void the_report_says_where_it_was(void **state)
 {
     static char out[16384];
     char pid[64];
-    const char *build = getenv("ARENA_BUILD") ? getenv("ARENA_BUILD") : "build";
     (void)state;
     daemon_start(&d, "64M", NULL);
     arena_t *a = open_heap(&d);
@@ -292,7 +281,7 @@ static void the_report_says_where_it_was(void **state)
     for (int i = 0; i < 7; i++)
         published(a, 12, ARENA_NOSCAN);
     assert_int_equal(arena_safepoint(a, ARENA_SAFEPOINT), 0);
-    assert_int_equal(run(out, sizeof out, "%s/arenactl --socket %s gc --dry-run --json | tr -d ' \\t\\n'", build, d.socket), 0);
+    assert_int_equal(arenactl(&d, out, sizeof out, "gc --dry-run --json | tr -d ' \\t\\n'"), 0);
     snprintf(pid, sizeof pid, "\"pid\":%d,", (int)getpid());
     assert_non_null(strstr(out, "\"result\":\"dryrun\""));
     assert_non_null(strstr(out, "\"size\":64,\"noscan\":0,\"objects\":10,\"bytes\":640}"));
@@ -301,7 +290,7 @@ static void the_report_says_where_it_was(void **state)
     assert_non_null(strstr(out, "\"objects\":17,\"bytes\":724"));
     arena_close(a);
     stat_await(&d, "clients", 0);
-    assert_int_equal(run(out, sizeof out, "%s/arenactl --socket %s gc", build, d.socket), 0);
+    assert_int_equal(arenactl(&d, out, sizeof out, "gc"), 0);
     assert_non_null(strstr(out, "freed 17 objects"));
     assert_non_null(strstr(out, "(gone)"));
     assert_int_equal(stat_of(&d, "objects_used"), 0);
@@ -561,7 +550,7 @@ static void one_graph(int kills)
 static void random_graphs_of_many_processes_agree_with_a_second_way(void **state)
 {
     (void)state;
-    graph = mmap(NULL, sizeof *graph, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    graph = shared_memory(sizeof *graph);
     daemon_start(&d, "1G", NULL);
     for (int round = 0; round < 6; round++)
         one_graph(round % 4);
@@ -571,12 +560,12 @@ static void random_graphs_of_many_processes_agree_with_a_second_way(void **state
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_teardown(what_roots_lead_to_stays_and_the_rest_is_freed, teardown_daemon),
-        cmocka_unit_test_teardown(owned_objects_and_open_transactions_are_roots, teardown_daemon),
-        cmocka_unit_test_teardown(pins_are_counted_and_end_with_their_process, teardown_daemon),
-        cmocka_unit_test_teardown(it_is_refused_while_a_client_has_declared_nothing_and_says_who, teardown_daemon),
-        cmocka_unit_test_teardown(the_report_says_where_it_was, teardown_daemon),
-        cmocka_unit_test_teardown(random_graphs_of_many_processes_agree_with_a_second_way, teardown_daemon),
+        cmocka_unit_test_teardown(what_roots_lead_to_stays_and_the_rest_is_freed, daemon_teardown),
+        cmocka_unit_test_teardown(owned_objects_and_open_transactions_are_roots, daemon_teardown),
+        cmocka_unit_test_teardown(pins_are_counted_and_end_with_their_process, daemon_teardown),
+        cmocka_unit_test_teardown(it_is_refused_while_a_client_has_declared_nothing_and_says_who, daemon_teardown),
+        cmocka_unit_test_teardown(the_report_says_where_it_was, daemon_teardown),
+        cmocka_unit_test_teardown(random_graphs_of_many_processes_agree_with_a_second_way, daemon_teardown),
     };
     return cmocka_run_group_tests(tests, setup, NULL);
 }

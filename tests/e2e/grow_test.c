@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "tests/e2e/harness.h"
@@ -17,18 +16,7 @@ static arena_t *a;
 
 static int setup(void **state)
 {
-    (void)state;
-    daemon_start(&d, "128M", NULL);
-    a = open_heap(&d);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    arena_close(a);
-    daemon_clean(&d);
-    return 0;
+    return daemon_setup(state, &d, "128M", &a);
 }
 
 static void a_buffer_holds_what_was_put_in(void **state)
@@ -283,7 +271,7 @@ static void death_while_growing_leaves_nothing(void **state)
 {
     (void)state;
     uint64_t seed = seed_get();
-    steps = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    steps = shared_memory(sizeof *steps);
     for (int i = 0; i < 40; i++) {
         uint64_t until = rnd(&seed) % 60;
         atomic_store(steps, 0);
@@ -305,9 +293,9 @@ static void a_daemon_that_follows_finds_what_grew_and_shrank(void **state)
 {
     (void)state;
     struct daemon r;
-    char dir[] = "/tmp/arena-grow-XXXXXX", block[1 << 16], *texts[8];
+    char dir[80], block[1 << 16], *texts[8];
     memset(block, 'r', sizeof block);
-    assert_non_null(mkdtemp(dir));
+    temp_dir(dir, sizeof dir, "grow");
     daemon_start(&r, "128M", "--keeper=no", "--backing", dir, NULL);
     arena_t *mine = open_heap(&r);
     arena_buf_t b;
@@ -333,7 +321,7 @@ static void a_daemon_that_follows_finds_what_grew_and_shrank(void **state)
     stat_await(&r, "objects_owned", 0);
     assert_int_equal(check_of(&r), 0);
     daemon_clean(&r);
-    run(block, sizeof block, "rm -rf %s", dir);
+    temp_dir_remove(dir);
 }
 
 int main(void)
@@ -348,5 +336,5 @@ int main(void)
         cmocka_unit_test(death_while_growing_leaves_nothing),
         cmocka_unit_test(a_daemon_that_follows_finds_what_grew_and_shrank),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, setup, daemon_teardown);
 }

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -81,6 +82,29 @@ void temp_dir(char *out, size_t capacity, const char *name)
     assert_non_null(mkdtemp(out));
 }
 
+int temp_dir_remove(const char *dir)
+{
+    char out[256];
+    int status = run(out, sizeof out, "rm -rf '%s'", dir);
+    if (status)
+        fprintf(stderr, "cannot remove %s: %s\n", dir, out);
+    return status;
+}
+
+void *shared_memory(size_t bytes)
+{
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE,
+                   -1, 0);
+    assert_true(p != MAP_FAILED);
+    return p;
+}
+
+void pause_us(unsigned us)
+{
+    struct timespec pause = {.tv_sec = us / 1000000, .tv_nsec = us % 1000000 * 1000L};
+    nanosleep(&pause, NULL);
+}
+
 void daemon_start(struct daemon *d, const char *max, ...)
 {
     va_list args;
@@ -125,12 +149,32 @@ void daemon_kill(struct daemon *d)
 
 void daemon_clean(struct daemon *d)
 {
-    char command[300];
     if (d->pid > 0)
         daemon_stop(d);
-    snprintf(command, sizeof command, "rm -rf '%s'", d->dir);
-    if (system(command) != 0)
-        fprintf(stderr, "cannot remove %s\n", d->dir);
+    temp_dir_remove(d->dir);
+}
+
+int daemon_setup(void **state, struct daemon *d, const char *max, arena_t **heap)
+{
+    if (max)
+        daemon_start(d, max, NULL);
+    else
+        memset(d, 0, sizeof *d);
+    d->heap = heap;
+    if (heap)
+        *heap = open_heap(d);
+    *state = d;
+    return 0;
+}
+
+int daemon_teardown(void **state)
+{
+    struct daemon *d = *state;
+    if (d->heap)
+        arena_close(*d->heap);
+    if (d->dir[0])
+        daemon_clean(d);
+    return 0;
 }
 
 pid_t daemon_serving(const struct daemon *d)
@@ -178,14 +222,24 @@ int run(char *out, size_t capacity, const char *format, ...)
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
-uint64_t stat_of(const struct daemon *d, const char *name)
+int arenactl(const struct daemon *d, char *out, size_t capacity, const char *format, ...)
+{
+    char command[1024];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(command, sizeof command, format, args);
+    va_end(args);
+    return run(out, capacity, "%s/arenactl --socket '%s' %s", programs_dir(), d->socket, command);
+}
+
+uint64_t figure_of(const struct daemon *d, const char *command, const char *name)
 {
     static char out[16384];
     char key[64];
-    int status = run(out, sizeof out, "%s/arenactl --socket %s stat --json", programs_dir(), d->socket);
+    int status = arenactl(d, out, sizeof out, "%s --json", command);
     if (status != 0) {
         print_log(d);
-        fail_msg("arenactl stat: status %d: %s", status, out);
+        fail_msg("arenactl %s: status %d: %s", command, status, out);
     }
     snprintf(key, sizeof key, "\"%s\":", name);
     const char *at = strstr(out, key);
@@ -194,16 +248,20 @@ uint64_t stat_of(const struct daemon *d, const char *name)
     return strtoull(at + strlen(key), NULL, 10);
 }
 
+uint64_t stat_of(const struct daemon *d, const char *name)
+{
+    return figure_of(d, "stat", name);
+}
+
 void stat_await(const struct daemon *d, const char *name, uint64_t value)
 {
     uint64_t now;
     for (unsigned tries = 0; (now = stat_of(d, name)) != value; tries++) {
-        struct timespec pause = {.tv_nsec = tries < 100 ? 1000000 : 20000000};
         if (tries > 5000) {
             print_log(d);
             fail_msg("%s stays %llu, should become %llu", name, (unsigned long long)now, (unsigned long long)value);
         }
-        nanosleep(&pause, NULL); /* lets the daemon have the processor between two questions */
+        pause_us(tries < 100 ? 1000 : 20000);
     }
 }
 
@@ -211,18 +269,17 @@ void await_counter(_Atomic uint64_t *counter, uint64_t until, pid_t pid)
 {
     while (atomic_load(counter) < until) {
         siginfo_t info = {.si_pid = 0};
-        struct timespec pause = {.tv_nsec = 50000};
         if (waitid(P_PID, (id_t)pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == pid)
             fail_msg("the process that should count to %llu ended at %llu: status %d", (unsigned long long)until,
                      (unsigned long long)atomic_load(counter), info.si_status);
-        nanosleep(&pause, NULL);
+        pause_us(50);
     }
 }
 
 int check_of(const struct daemon *d)
 {
     static char out[16384];
-    int status = run(out, sizeof out, "%s/arenactl --socket %s check", programs_dir(), d->socket);
+    int status = arenactl(d, out, sizeof out, "check");
     if (status) {
         fprintf(stderr, "check: %s\n", out);
         print_log(d);

@@ -25,8 +25,9 @@ enum { LESS = 1 };
 #endif
 
 struct daemon {
-    pid_t pid;        /* of what was started: the keeper, or the daemon with --keeper=no */
+    pid_t pid; /* of what was started: the keeper, or the daemon with --keeper=no */
     char dir[80], socket[100], log[100];
+    arena_t **heap; /* closed by daemon_teardown(); NULL: none */
 };
 
 /* Starts build/arenad --foreground on a socket of its own with the given further options (NULL ends). */
@@ -38,11 +39,22 @@ int daemon_stop(struct daemon *d);
 void daemon_kill(struct daemon *d); /* SIGKILL, and waits */
 void daemon_clean(struct daemon *d); /* removes the directory */
 
+/* The setup of a group or of a test: a daemon is started, the heap is opened in *heap, *state is the
+ * daemon. With max NULL the test itself starts it, with heap NULL it opens the heap. (Not for a group
+ * whose tests have an initial state each: cmocka would give them the group's.) */
+int daemon_setup(void **state, struct daemon *d, const char *max, arena_t **heap);
+/* What is left of both is closed, stopped and removed. */
+int daemon_teardown(void **state);
+
 /* The pid that accepts connections: behind a keeper, its child. */
 pid_t daemon_serving(const struct daemon *d);
 int daemon_fd_count(const struct daemon *d);
 
-/* A figure of arena_stats by a connection of the harness's own, through arenactl stat --json. */
+/* arenactl with a command and its options: its exit status. */
+int arenactl(const struct daemon *d, char *out, size_t capacity, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+/* The first figure of that name in what arenactl COMMAND --json prints; of arena_stats. */
+uint64_t figure_of(const struct daemon *d, const char *command, const char *name);
 uint64_t stat_of(const struct daemon *d, const char *name);
 /* Waits until a figure is what it should be; figures of the reclaiming pass come by turns. Ends when the daemon does. */
 void stat_await(const struct daemon *d, const char *name, uint64_t value);
@@ -52,8 +64,15 @@ int check_of(const struct daemon *d);
 /* Waits until a counter in shared memory is at least `until`; fails when the process that counts has ended before. */
 void await_counter(_Atomic uint64_t *counter, uint64_t until, pid_t pid);
 
+/* Zeros that spawned processes share. */
+void *shared_memory(size_t bytes);
+
+/* Between two looks: others have the processor. */
+void pause_us(unsigned us);
+
 /* Makes a directory of the test's own below $TMPDIR. */
 void temp_dir(char *out, size_t capacity, const char *name);
+int temp_dir_remove(const char *dir); /* with all that is in it: 0 */
 
 /* $ARENA_BUILD, else build: where the programs are. */
 const char *programs_dir(void);

@@ -17,8 +17,7 @@ static char conf[64];
 
 static int setup(void **state)
 {
-    (void)state;
-    memset(&d, 0, sizeof d);
+    daemon_setup(state, &d, NULL, NULL);
     strcpy(conf, "/tmp/arena-limits-XXXXXX");
     int fd = mkstemp(conf);
     close(fd);
@@ -27,11 +26,8 @@ static int setup(void **state)
 
 static int teardown(void **state)
 {
-    (void)state;
-    if (d.dir[0])
-        daemon_clean(&d);
     unlink(conf);
-    return 0;
+    return daemon_teardown(state);
 }
 
 static void write_conf(const char *text)
@@ -42,16 +38,7 @@ static void write_conf(const char *text)
     fclose(f);
 }
 
-static uint64_t limit_of(const char *name)
-{
-    char out[4096], key[64];
-    const char *dir = getenv("ARENA_BUILD");
-    assert_int_equal(run(out, sizeof out, "%s/arenactl --socket %s limits --json", dir ? dir : "build", d.socket), 0);
-    snprintf(key, sizeof key, "\"%s\":", name);
-    const char *at = strstr(out, key);
-    assert_non_null(at);
-    return strtoull(at + strlen(key), NULL, 10);
-}
+static uint64_t limit_of(const char *name) { return figure_of(&d, "limits", name); }
 
 static void limit_await(const char *name, uint64_t value)
 {

@@ -24,18 +24,8 @@ static void on_error(void *context, int error, const void *p, const char *messag
 
 static int setup(void **state)
 {
-    (void)state;
-    daemon_start(&d, "3G", NULL);
-    a = open_heap(&d);
+    daemon_setup(state, &d, "3G", &a);
     arena_on_error(a, on_error, NULL);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    arena_close(a);
-    daemon_clean(&d);
     return 0;
 }
 
@@ -311,5 +301,5 @@ int main(void)
         cmocka_unit_test(batches_are_whole),
         cmocka_unit_test(threads_come_and_go_and_leave_nothing),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, setup, daemon_teardown);
 }

@@ -25,17 +25,9 @@ static char file[200];
 
 static int setup(void **state)
 {
-    (void)state;
-    daemon_start(&d, "64M", NULL);
+    daemon_setup(state, &d, "64M", NULL);
     setenv("ARENA_PROFILE", "1", 1);
     setenv("ARENA_PROFILE_DIR", d.dir, 1);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    daemon_clean(&d);
     return 0;
 }
 
@@ -122,8 +114,7 @@ static cJSON *report(pid_t pid)
 {
     static char out[1 << 20];
     snprintf(file, sizeof file, "%s/arena-%d.prof", d.dir, (int)pid);
-    const char *build = getenv("ARENA_BUILD");
-    if (run(out, sizeof out, "%s/arenactl escape --json %s", build ? build : "build", file) != 0)
+    if (run(out, sizeof out, "%s/arenactl escape --json %s", programs_dir(), file) != 0)
         fail_msg("arenactl escape: %s", out);
     cJSON *rows = cJSON_Parse(out);
     assert_non_null(rows);
@@ -242,7 +233,7 @@ static void folded_stacks_pprof_and_bad_files(void **state)
 {
     (void)state;
     char out[20000], name[250];
-    const char *build = getenv("ARENA_BUILD") ? getenv("ARENA_BUILD") : "build";
+    const char *build = programs_dir();
     pid_t pid = spawn(program, NULL);
     assert_int_equal(reap(pid), 0);
     snprintf(file, sizeof file, "%s/arena-%d.prof", d.dir, (int)pid);
@@ -408,5 +399,5 @@ int main(void)
         cmocka_unit_test(a_forked_child_has_a_profile_of_its_own),
         cmocka_unit_test(death_frees_what_was_sampled),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, setup, daemon_teardown);
 }

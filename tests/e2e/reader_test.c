@@ -240,7 +240,7 @@ static void who_is_not_on_the_list_is_told_so(void **state)
 
 static int setup(void **state)
 {
-    (void)state;
+    *state = &d;
     other_user = geteuid() == 0;
     if (other_user) { /* root without the right to become another, as in some containers? */
         pid_t pid = fork();
@@ -255,18 +255,11 @@ static int setup(void **state)
     return chmod(d.dir, 0755);
 }
 
-static int teardown(void **state)
-{
-    (void)state;
-    daemon_clean(&d);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_reader_of_another_user_cannot_write_by_any_way),
         cmocka_unit_test(who_is_not_on_the_list_is_told_so),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, setup, daemon_teardown);
 }

@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "tests/e2e/harness.h"
@@ -29,18 +28,9 @@ static uint64_t seed;
 
 static int setup(void **state)
 {
-    (void)state;
-    daemon_start(&d, "4G", NULL);
-    rings = mmap(NULL, sizeof *rings * WORKERS, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    rings = shared_memory(sizeof *rings * WORKERS);
     seed = seed_get();
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    daemon_clean(&d);
-    return 0;
+    return daemon_setup(state, &d, "4G", NULL);
 }
 
 static size_t mixed_size(uint64_t *s)
@@ -200,7 +190,7 @@ static void *second_thread(void *a)
 static void of_two_racing_frees_one_is_refused(void **state)
 {
     (void)state;
-    duel = mmap(NULL, sizeof *duel, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    duel = shared_memory(sizeof *duel);
     pid_t pid = spawn(second_fighter, NULL); /* between processes */
     arena_t *a = open_heap(&d);
     arena_on_error(a, count_refused, NULL);
@@ -224,5 +214,5 @@ int main(void)
         cmocka_unit_test(ten_million_objects_pass_through_rings),
         cmocka_unit_test(of_two_racing_frees_one_is_refused),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, setup, daemon_teardown);
 }

@@ -41,13 +41,11 @@ static int setup(void **state)
 
 static int teardown(void **state)
 {
-    char out[256];
     (void)state;
     close(notify_fd);
     for (int i = 0; i < stored_count; i++)
         close(stored[i]);
-    run(out, sizeof out, "rm -rf '%s'", dir);
-    return 0;
+    return temp_dir_remove(dir);
 }
 
 static void store(const char *text, int fd)

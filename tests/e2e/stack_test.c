@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "tests/e2e/harness.h"
@@ -18,18 +17,7 @@ static arena_t *a;
 
 static int setup(void **state)
 {
-    (void)state;
-    daemon_start(&d, "256M", NULL);
-    a = open_heap(&d);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    arena_close(a);
-    daemon_clean(&d);
-    return 0;
+    return daemon_setup(state, &d, "256M", &a);
 }
 
 static void a_stack_begins_small_doubles_and_halves(void **state)
@@ -426,7 +414,7 @@ static void death_at_any_point_leaves_nothing(void **state)
 {
     (void)state;
     uint64_t seed = seed_get();
-    steps = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    steps = shared_memory(sizeof *steps);
     for (int i = 0; i < 60; i++) {
         uint64_t until = rnd(&seed) % 400;
         atomic_store(steps, 0);
@@ -521,5 +509,5 @@ int main(void)
         cmocka_unit_test(death_at_any_point_leaves_nothing),
         cmocka_unit_test(debug_mode_finds_stale_pointers_and_too_many_small_frames),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, setup, daemon_teardown);
 }

@@ -30,9 +30,8 @@ static int setup(void **state)
 
 static int teardown(void **state)
 {
-    char out[64];
     (void)state;
-    return run(out, sizeof out, "rm -rf '%s'", dir);
+    return temp_dir_remove(dir);
 }
 
 /* Runs arenad; what it starts is this process's to wait for (a daemon in the background has no parent otherwise). The

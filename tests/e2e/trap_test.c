@@ -21,17 +21,7 @@ static struct daemon d;
 
 static int setup(void **state)
 {
-    (void)state;
-    memset(&d, 0, sizeof d);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    if (d.dir[0])
-        daemon_clean(&d);
-    return 0;
+    return daemon_setup(state, &d, NULL, NULL);
 }
 
 /* ---- one process only allocates, another only frees ------------------------------------------------------------------------- */
@@ -84,7 +74,7 @@ static void a_process_that_only_frees_does_not_make_the_heap_grow(void **state)
     (void)state;
     const char *text = getenv("TRAP_MIB");
     uint64_t bytes = (text ? strtoull(text, NULL, 10) : 96) << 20, most = 0;
-    ring = mmap(NULL, sizeof *ring, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    ring = shared_memory(sizeof *ring);
     ring->live = bytes / OBJECT;
     ring->total = ring->live * 4;
     daemon_start(&d, "2G", NULL);
@@ -344,9 +334,9 @@ static void signals_during_every_call_are_not_noticed(void **state)
 static void a_full_disk_behind_the_directory_is_enomem_and_passes(void **state)
 {
     (void)state;
-    char dir[] = "/tmp/arena-full-XXXXXX", out[256];
+    char dir[80], out[256];
     void *p, *first = NULL;
-    assert_non_null(mkdtemp(dir));
+    temp_dir(dir, sizeof dir, "full");
     if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
         mount("arena", dir, "tmpfs", 0, "size=40m") < 0) {
         rmdir(dir);
@@ -383,7 +373,7 @@ static void a_full_disk_behind_the_directory_is_enomem_and_passes(void **state)
     rmdir(dir);
 }
 
-#define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+#define TEST(f) cmocka_unit_test_setup_teardown(f, setup, daemon_teardown)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
