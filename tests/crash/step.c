@@ -206,7 +206,8 @@ static void try_it(void *unused)
     STEP_MARK();
 }
 
-const char *step_refused(void)
+/* NULL, or why this machine does not allow it. */
+static const char *refused(void)
 {
 #if !defined(__x86_64__)
     return "single steps are decoded for x86-64 only";
@@ -220,4 +221,24 @@ const char *step_refused(void)
     step_kill(&s);
     return step == STEP_GONE ? "single steps are refused here" : NULL;
 #endif
+}
+
+bool step_all;
+uint64_t step_seed;
+
+int step_main(const char *group, struct CMUnitTest *tests, unsigned count, CMFixtureFunction setup,
+              CMFixtureFunction teardown)
+{
+    const char *only = getenv("ONLY"), *crash = getenv("CRASH"), *why = refused();
+    unsigned n = 0;
+    if (why) {
+        printf("skipped: %s\n", why);
+        return 77;
+    }
+    for (unsigned i = 0; i < count; i++)
+        if (!only || i == count - 1 || strstr(tests[i].name, only))
+            tests[n++] = tests[i];
+    step_all = crash && strcmp(crash, "all") == 0;
+    step_seed = seed_get();
+    return _cmocka_run_group_tests(group, tests, n, setup, teardown);
 }

@@ -1,13 +1,12 @@
-/* Runs a function in a process of its own, one instruction at a time (ptrace, x86-64).
+/* Runs a function in a process of its own, one instruction at a time (ptrace, x86-64); and what the
+ * tests that do so take from the environment.
  *
  * The function calls STEP_MARK() where the stepping is to begin and where it is to end. The tracer
  * and the process run on one CPU: it is several times faster. */
 #ifndef TESTS_CRASH_STEP_H
 #define TESTS_CRASH_STEP_H
 
-#include <stdbool.h>
-#include <stdint.h>
-#include <sys/types.h>
+#include "tests/e2e/harness.h"
 
 #if defined(__x86_64__)
 #define STEP_MARK() __asm__ volatile("int3" ::: "memory")
@@ -25,9 +24,6 @@ struct stepper {
 
 enum step { STEP_PLAIN, STEP_SYSTEM_CALL, STEP_MARKED, STEP_GONE };
 
-/* NULL, or why this machine does not allow it: to be skipped with that text. */
-const char *step_refused(void);
-
 /* To the first mark. False: it ended before. */
 bool step_start(struct stepper *s, void (*fn)(void *), void *argument);
 /* The same in a second thread of the process, which ends where fn returns; the second mark may be
@@ -40,6 +36,13 @@ enum step step_one(struct stepper *s);
 bool step_at_system_call(const struct stepper *s);
 /* SIGKILL, and waits. */
 void step_kill(struct stepper *s);
+/* A main() of `count` tests, one an operation, but for the last. It runs that one and those whose
+ * name contains ONLY=; skipped, with the reason, where this machine does not allow single steps. */
+int step_main(const char *group, struct CMUnitTest *tests, unsigned count, CMFixtureFunction setup,
+              CMFixtureFunction teardown);
+extern bool step_all;      /* CRASH=all: every point, not a sample */
+extern uint64_t step_seed; /* SEED=: of the sample */
+
 /* "function+offset" or "file+offset" of an address in this program; static memory. */
 const char *step_place(uint64_t ip);
 

@@ -42,8 +42,6 @@ enum {
 };
 
 static struct daemon d;
-static uint64_t seed;
-static bool all;
 
 /* ---- the regions, as the daemon has them open ------------------------------------------------ */
 
@@ -511,13 +509,13 @@ static void each_instruction_of_an_operation(void **state)
     if (why)
         fail_msg("%s, done: %s", op->name, why);
     for (uint64_t i = WORDS_LOOKED_AT; i < heap.unit_count * UNIT_WORDS;
-         i += all ? 1 : heap.unit_count * UNIT_WORDS)
+         i += step_all ? 1 : heap.unit_count * UNIT_WORDS)
         assert_int_equal(heap.words[i], WORD_FREE);
     clean(&base);
-    for (uint64_t i = 0; i < (all ? n.merged + 1 : SAMPLE); i++)
-        kill_one(op, UINT64_MAX, all ? i : rnd(&seed) % (n.merged + 1), &n);
-    for (uint64_t i = 0; n.raw <= SHORT && i < (all ? n.raw + 1 : SAMPLE); i++)
-        kill_one(op, all ? i : rnd(&seed) % (n.raw + 1), UINT64_MAX, &n);
+    for (uint64_t i = 0; i < (step_all ? n.merged + 1 : SAMPLE); i++)
+        kill_one(op, UINT64_MAX, step_all ? i : rnd(&step_seed) % (n.merged + 1), &n);
+    for (uint64_t i = 0; n.raw <= SHORT && i < (step_all ? n.raw + 1 : SAMPLE); i++)
+        kill_one(op, step_all ? i : rnd(&step_seed) % (n.raw + 1), UINT64_MAX, &n);
     printf("%-26s %6llu instructions, %4llu points that differ, %4llu clients killed\n", op->name,
            (unsigned long long)n.raw, (unsigned long long)n.merged + 1,
            (unsigned long long)n.killed);
@@ -541,10 +539,7 @@ static void the_figures(void **state)
 
 static int setup(void **state)
 {
-    const char *crash = getenv("CRASH");
     (void)state;
-    all = crash && strcmp(crash, "all") == 0;
-    seed = seed_get();
     board = shared_memory(sizeof *board);
     daemon_start(&d, "4M", NULL);
     map_heap();
@@ -567,16 +562,9 @@ static int teardown(void **state)
 int main(void)
 {
     struct CMUnitTest tests[OPS + 1];
-    const char *only = getenv("ONLY"), *refused = step_refused();
-    unsigned n = 0;
-    if (refused) {
-        printf("skipped: %s\n", refused);
-        return 77;
-    }
     for (unsigned i = 0; i < OPS; i++)
-        if (!only || strstr(ops[i].name, only))
-            tests[n++] = (struct CMUnitTest){ops[i].name, each_instruction_of_an_operation, NULL,
-                                             NULL, (void *)(uintptr_t)&ops[i]};
-    tests[n++] = (struct CMUnitTest)cmocka_unit_test(the_figures);
-    return _cmocka_run_group_tests("step_client", tests, n, setup, teardown);
+        tests[i] = (struct CMUnitTest){ops[i].name, each_instruction_of_an_operation, NULL, NULL,
+                                       (void *)(uintptr_t)&ops[i]};
+    tests[OPS] = (struct CMUnitTest)cmocka_unit_test(the_figures);
+    return step_main("step_client", tests, OPS + 1, setup, teardown);
 }

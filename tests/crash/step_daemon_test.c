@@ -648,8 +648,6 @@ static void trap_rebuild(const struct op *op, const uint8_t *from, struct counts
     n->raw += trapped->count;
 }
 
-static uint64_t seed;
-
 static void each_instruction_of_an_operation(void **state)
 {
     struct op *op = *state;
@@ -660,22 +658,20 @@ static void each_instruction_of_an_operation(void **state)
     kept_count = 0;
     step_through(op, op->name, run_op, op, begin, true, &n);
     nothing_else_was_written(op->name);
-    kill_in_earnest(op, rnd(&seed) % (n.raw + 1), &n);
-    const char *all = getenv("CRASH");
+    kill_in_earnest(op, rnd(&step_seed) % (n.raw + 1), &n);
     struct counts writes = {0, 0, 0}, rebuild = {0, 0, 0};
-    bool whole = all && strcmp(all, "all") == 0;
     for (uint32_t i = 0; i < kept_count;
          i++) /* the next daemon dies too, over what this one left */
-        if (whole || kept_count < 8 || rnd(&seed) % kept_count < 8)
+        if (step_all || kept_count < 8 || rnd(&step_seed) % kept_count < 8)
             trap_rebuild(op, kept + i * used_bytes, &writes);
-    if (whole && kept_count)
-        step_through(op, "rebuild", run_rebuild, NULL, kept + rnd(&seed) % kept_count * used_bytes,
-                     false, &rebuild);
+    if (step_all && kept_count)
+        step_through(op, "rebuild", run_rebuild, NULL,
+                     kept + rnd(&step_seed) % kept_count * used_bytes, false, &rebuild);
     printf("%-26s %6llu instructions, %3llu points that differ; rebuilds over them: %5llu writes, "
            "%5llu that differ",
            op->name, (unsigned long long)n.raw, (unsigned long long)n.merged,
            (unsigned long long)writes.raw, (unsigned long long)writes.merged);
-    printf(whole ? "; one stepped: %llu instructions, %llu points\n" : "\n",
+    printf(step_all ? "; one stepped: %llu instructions, %llu points\n" : "\n",
            (unsigned long long)rebuild.raw, (unsigned long long)rebuild.merged);
     n.merged += writes.merged;
     rebuild.raw += rebuild.raw ? 0 : writes.raw;
@@ -698,7 +694,6 @@ static void the_figures(void **state)
 static int setup(void **state)
 {
     (void)state;
-    seed = seed_get();
     assert_int_equal(geometry_init(&geometry, 1 << 20, ROOTS), 0);
     regions_new(&live);
     regions_new(&copy);
@@ -725,16 +720,9 @@ static int setup(void **state)
 int main(void)
 {
     struct CMUnitTest tests[OPS + 1];
-    const char *only = getenv("ONLY"), *refused = step_refused();
-    unsigned n = 0;
-    if (refused) {
-        printf("skipped: %s\n", refused);
-        return 77;
-    }
     for (unsigned i = 0; i < OPS; i++)
-        if (!only || strstr(ops[i].name, only))
-            tests[n++] = (struct CMUnitTest){ops[i].name, each_instruction_of_an_operation, NULL,
-                                             NULL, &ops[i]};
-    tests[n++] = (struct CMUnitTest)cmocka_unit_test(the_figures);
-    return _cmocka_run_group_tests("step_daemon", tests, n, setup, NULL);
+        tests[i] = (struct CMUnitTest){ops[i].name, each_instruction_of_an_operation, NULL, NULL,
+                                       &ops[i]};
+    tests[OPS] = (struct CMUnitTest)cmocka_unit_test(the_figures);
+    return step_main("step_daemon", tests, OPS + 1, setup, NULL);
 }
