@@ -3,7 +3,7 @@
  * Goal: whatever was freed and taken, each question has the answer that a plain array of booleans
  * gives, and the summaries are what the bits say. Method: random operations beside such a model,
  * for counts around each node boundary, with densities from nearly empty to nearly full; then
- * edges, 2^32 - 1 units, and corruptions that the check must see. The seed is printed; ARENA_SEED
+ * edges, 2^32 - 1 units, and corruptions that the check must see. The seed is printed; SEED
  * replays it.
  */
 #include <setjmp.h>
@@ -14,26 +14,18 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
 #include "daemon/pagealloc.h"
+#include "tests/random.h"
 
-static uint64_t random_state;
+static uint64_t seed;
 
-static uint64_t random_next(void)
+static uint64_t below(uint64_t n)
 {
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 7;
-    random_state ^= random_state << 17;
-    return random_state;
-}
-
-static uint64_t random_below(uint64_t n)
-{
-    return random_next() % n;
+    return random_below(&seed, n);
 }
 
 /* ---- the model ---------------------------------------------------------------------------- */
@@ -69,8 +61,7 @@ static uint64_t model_prev(uint64_t before, uint64_t limit, uint64_t *ret_first)
 
 static void compare_walks(const struct pagealloc *p)
 {
-    uint64_t from = random_below(p->count), limit = 1 + random_below(p->count), first = 77,
-             model_first = from;
+    uint64_t from = below(p->count), limit = 1 + below(p->count), first = 77, model_first = from;
     while (model_first < p->count && !model[model_first])
         model_first++;
     uint64_t run = model_run(p->count, model_first);
@@ -79,11 +70,11 @@ static void compare_walks(const struct pagealloc *p)
     if (run)
         assert_int_equal(first, model_first);
     assert_int_equal(pagealloc_next_taken(p, from), from + model_run(p->count, from));
-    uint64_t before = random_below(p->count + 1), length = model_prev(before, limit, &model_first);
+    uint64_t before = below(p->count + 1), length = model_prev(before, limit, &model_first);
     assert_int_equal(pagealloc_prev_run(p, before, limit, &first), length);
     if (length)
         assert_int_equal(first, model_first);
-    uint64_t count = 1 + random_below(p->count - from), free = 0;
+    uint64_t count = 1 + below(p->count - from), free = 0;
     for (uint64_t i = 0; i < count; i++)
         free += model[from + i];
     assert_int_equal(pagealloc_all_free(p, from, count), free == count);
@@ -92,9 +83,8 @@ static void compare_walks(const struct pagealloc *p)
 
 static void compare_finds(const struct pagealloc *p)
 {
-    uint64_t want = random_below(4) ? 1 + random_below(p->count < 40 ? p->count : 40)
-                                    : 1 + random_below(p->count);
-    uint64_t align = 1ULL << random_below(random_below(2) ? 3 : 10);
+    uint64_t want = below(4) ? 1 + below(p->count < 40 ? p->count : 40) : 1 + below(p->count);
+    uint64_t align = 1ULL << below(below(2) ? 3 : 10);
     assert_int_equal(pagealloc_find(p, want, 1), model_find(p->count, want, 1));
     assert_int_equal(pagealloc_find(p, want, align), model_find(p->count, want, align));
 }
@@ -102,11 +92,11 @@ static void compare_finds(const struct pagealloc *p)
 /* Frees or takes a run at a random place, as long as the model allows, at most `most`. */
 static void change(struct pagealloc *p, uint64_t most, int keep_percent)
 {
-    uint64_t at = random_below(p->count), n = 1, want = 1 + random_below(most);
+    uint64_t at = below(p->count), n = 1, want = 1 + below(most);
     bool free = model[at];
     while (n < want && at + n < p->count && model[at + n] == free)
         n++;
-    if (random_below(100) < (uint64_t)keep_percent && free)
+    if (below(100) < (uint64_t)keep_percent && free)
         return;
     if (free)
         pagealloc_take(p, at, n);
@@ -124,7 +114,7 @@ static void run_against_model(uint64_t count, int rounds)
     assert_non_null(model);
     for (int i = 0; i < rounds; i++) {
         bool long_runs = i / 100 % 3 == 2;
-        change(&p, long_runs ? count : 1 + random_below(70), i / 500 % 2 ? 80 : 0);
+        change(&p, long_runs ? count : 1 + below(70), i / 500 % 2 ? 80 : 0);
         if (i % 4 == 0)
             compare_walks(&p);
         if (i % 8 == 0)
@@ -332,11 +322,7 @@ static void a_call_that_contradicts_the_set_ends_the_process(void **state)
 
 int main(void)
 {
-    const char *seed = getenv("ARENA_SEED");
-    random_state =
-        seed ? strtoull(seed, NULL, 0) : (uint64_t)time(NULL) * 2654435761u ^ (uint64_t)getpid();
-    random_state |= !random_state;
-    printf("ARENA_SEED=%llu\n", (unsigned long long)random_state);
+    seed = seed_get();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(random_operations_give_what_a_plain_array_gives),
         cmocka_unit_test(neighbours_that_are_freed_in_any_order_are_one_run),

@@ -75,7 +75,7 @@ static int setup(void **state)
     memset(backed, 0, sizeof backed);
     later.count = 0;
     refuse_grow = refuse_return = false;
-    seed = random_seed();
+    seed = seed_get();
     begin();
     return 0;
 }

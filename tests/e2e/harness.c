@@ -317,22 +317,3 @@ int reap(pid_t pid)
             return -1;
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
-
-uint64_t seed_get(void)
-{
-    const char *text = getenv("SEED");
-    struct timespec ts;
-    clock_gettime(CLOCK_REALTIME, &ts);
-    uint64_t seed = text ? strtoull(text, NULL, 0) : (uint64_t)ts.tv_nsec * 2654435761u + (uint64_t)ts.tv_sec;
-    seed |= 1;
-    fprintf(stderr, "SEED=%llu\n", (unsigned long long)seed);
-    return seed;
-}
-
-uint64_t rnd(uint64_t *state)
-{
-    *state ^= *state << 13;
-    *state ^= *state >> 7;
-    *state ^= *state << 17;
-    return *state * 2685821657736338717ULL >> 11;
-}

@@ -16,6 +16,7 @@
 #include <cmocka.h>
 
 #include "client/arena.h"
+#include "tests/random.h"
 
 /* A sanitizer's build does less of what is done millions of times. */
 #if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
@@ -82,10 +83,6 @@ arena_t *open_heap(const struct daemon *d);
 /* Runs fn in a process of its own; the exit status is its return value. */
 pid_t spawn(int (*fn)(void *argument), void *argument);
 int reap(pid_t pid); /* exit status, or 128 + signal */
-
-/* Repeatable randomness: SEED= or fresh; printed. */
-uint64_t seed_get(void);
-uint64_t rnd(uint64_t *state);
 
 /* Runs a command line, collects what it prints (both streams): its exit status. */
 int run(char *out, size_t capacity, const char *format, ...) __attribute__((format(printf, 3, 4)));

@@ -4,7 +4,7 @@
  * with a line that names message and field; and no packet, however it was made, costs more than its
  * length in memory or more than two levels of stack. Method: the tests follow the table, so that a
  * new message is tested as soon as it is there; packets that the encoder would never write are
- * built byte by byte. The seed is printed; ARENA_SEED replays it.
+ * built byte by byte. The seed is printed; SEED replays it.
  */
 #include "tests/shm/fixture.h"
 
@@ -197,7 +197,7 @@ static void every_message_reads_back_with_each_field_at_both_ends_of_its_range(v
 
 static void every_message_reads_back_with_random_values(void **state)
 {
-    uint64_t seed = random_seed();
+    uint64_t seed = seed_get();
     (void)state;
     for (int round = 0; round < 20000; round++) {
         const struct message *message = &messages[random_below(&seed, MESSAGES)];
@@ -682,7 +682,7 @@ static uint64_t elements(const msgpack_object *o)
  * by chance. */
 static void the_precheck_and_msgpack_agree_on_what_is_whole(void **state)
 {
-    uint64_t seed = random_seed(), whole = 0;
+    uint64_t seed = seed_get(), whole = 0;
     (void)state;
     for (int round = 0; round < 300000; round++) {
         size_t bytes = 1 + random_below(&seed, 24), end = 0;
@@ -714,7 +714,7 @@ static void the_precheck_and_msgpack_agree_on_what_is_whole(void **state)
 static void
 packets_with_random_damage_are_read_or_refused_and_what_is_read_is_in_range(void **state)
 {
-    uint64_t seed = random_seed();
+    uint64_t seed = seed_get();
     (void)state;
     for (int round = 0; round < 100000; round++) {
         const struct message *message = &messages[random_below(&seed, MESSAGES)];

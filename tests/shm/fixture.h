@@ -1,5 +1,4 @@
-/* For the unit tests of shm/: a heap of zeroed private memory, and random numbers whose seed is
- * printed. */
+/* For the unit tests of shm/: a heap of zeroed private memory. */
 #ifndef TESTS_SHM_FIXTURE_H
 #define TESTS_SHM_FIXTURE_H
 
@@ -11,12 +10,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
 #include "shm/layout.h"
+#include "tests/random.h"
 
 struct fixture {
     struct geometry g;
@@ -47,29 +46,6 @@ static inline void fixture_fini(struct fixture *f)
 {
     munmap(f->map, f->g.map_bytes);
     munmap(f->state, f->g.state_bytes);
-}
-
-static inline uint64_t random_seed(void)
-{
-    const char *given = getenv("ARENA_SEED");
-    uint64_t seed =
-        given ? strtoull(given, NULL, 0) : (uint64_t)time(NULL) * 2654435761u ^ (uint64_t)getpid();
-    seed |= !seed;
-    printf("ARENA_SEED=%llu\n", (unsigned long long)seed);
-    return seed;
-}
-
-static inline uint64_t random_next(uint64_t *state)
-{
-    *state ^= *state << 13;
-    *state ^= *state >> 7;
-    *state ^= *state << 17;
-    return *state;
-}
-
-static inline uint64_t random_below(uint64_t *state, uint64_t n)
-{
-    return random_next(state) % n;
 }
 
 #endif

@@ -68,7 +68,7 @@ static void compare(const struct fixture *f, const uint64_t *model)
 static void lookups_say_what_a_plain_list_says(void **state)
 {
     static const uint32_t slots[] = {1, 2, 7, 63, 65, 130, 256, 1000};
-    uint64_t seed = random_seed();
+    uint64_t seed = seed_get();
     (void)state;
     for (size_t s = 0; s < sizeof slots / sizeof slots[0]; s++) {
         struct fixture f;
@@ -246,7 +246,7 @@ static void *reader_1(void *argument)
 static void readers_see_whole_entries_and_never_miss_a_root_that_stays(void **state)
 {
     static struct race r;
-    uint64_t seed = random_seed();
+    uint64_t seed = seed_get();
     char name[ROOT_NAME];
     pthread_t threads[2];
     (void)state;
