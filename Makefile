@@ -225,7 +225,8 @@ lint: ## cppcheck and clang-tidy
 	@cppcheck --quiet --std=c11 --enable=warning,performance,portability --inline-suppr --error-exitcode=1 \
     --suppress=missingIncludeSystem --suppress=nullPointerRedundantCheck -I. \
 	    --include=tests/lint/cppcheck.h -D_GNU_SOURCE -DARENA_VERSION='"$(VERSION)"' $(LINT_SRC)
-	@clang-tidy --quiet --warnings-as-errors='*' $(LINT_SRC) -- $(CPPFLAGS) -std=gnu11 2>/dev/null
+	@printf '%s\n' $(LINT_SRC) | xargs -n 1 -P "$$(nproc)" sh -c 'clang-tidy --quiet --warnings-as-errors="*" "$$0" -- \
+	    -I. -D_GNU_SOURCE -DARENA_VERSION=\"$(VERSION)\" -std=gnu11 2>/dev/null || { echo "$$0: clang-tidy"; exit 1; }'
 
 FUZZ_SECONDS ?= 60
 .PHONY: fuzz
