@@ -9,7 +9,6 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "tests/e2e/harness.h"
@@ -359,26 +358,20 @@ static int drops_a_few(void *argument)
 static void an_open_that_loses_its_connection_tries_again(void **state)
 {
     (void)state;
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
     struct daemon late;
     struct arena_options options = ARENA_OPTIONS_INIT;
-    const char *path = address.sun_path;
+    char path[108];
     arena_t *a;
     daemon_start(&late, "64M", NULL);
-    snprintf(address.sun_path, sizeof address.sun_path, "%s/first", late.dir);
-    int fd = socket(AF_UNIX, SOCK_SEQPACKET, 0);
-    assert_int_equal(bind(fd, (struct sockaddr *)&address, sizeof address), 0);
-    assert_int_equal(listen(fd, 16), 0);
+    snprintf(path, sizeof path, "%s/first", late.dir);
+    int fd = bind_socket(path, SOCK_SEQPACKET);
     pid_t pid = spawn(drops_a_few, &fd);
     close(fd);
     /* when the listener is gone nobody is there: that is said, at once */
     int rc = arena_open(&a, path, NULL);
     assert_true(rc == -ECONNREFUSED);
     assert_int_equal(reap(pid), 0);
-    fd = socket(AF_UNIX, SOCK_SEQPACKET, 0); /* one that never answers: not longer than timeout_ms */
-    unlink(path);
-    assert_int_equal(bind(fd, (struct sockaddr *)&address, sizeof address), 0);
-    assert_int_equal(listen(fd, 16), 0);
+    fd = bind_socket(path, SOCK_SEQPACKET); /* it never answers: not longer than timeout_ms */
     options.timeout_ms = 100;
     assert_int_equal(arena_open(&a, path, &options), -ENOTCONN);
     close(fd);

@@ -5,7 +5,6 @@
 #include <errno.h>
 #include <signal.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "proto/msg.h"
@@ -85,16 +84,11 @@ static void a_daemon_that_is_none_of_ours_gets_one_line(void **state)
                                         [NONSENSE] = "are both of one version?",
                                         [NO_ROWS] = "the daemon answered nothing"};
     struct daemon d = {0};
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
     (void)state;
     temp_dir(d.dir, sizeof d.dir, "ctl");
     snprintf(d.socket, sizeof d.socket, "%s/s", d.dir);
-    strcpy(address.sun_path, d.socket);
     for (fake_manner = 0; fake_manner < MANNERS; fake_manner++) {
-        int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-        unlink(d.socket);
-        assert_int_equal(bind(fd, (struct sockaddr *)&address, sizeof address), 0);
-        assert_int_equal(listen(fd, 8), 0);
+        int fd = bind_socket(d.socket, SOCK_SEQPACKET);
         pid_t pid = spawn(fake_daemon, &fd);
         close(fd);
         assert_int_equal(ctl(&d, "stat"), 3);

@@ -10,6 +10,8 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -294,6 +296,19 @@ arena_t *open_heap(const struct daemon *d)
     if (rc < 0)
         fail_msg("arena_open: %s", strerror(-rc));
     return a;
+}
+
+int bind_socket(const char *path, int type)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, type, 0);
+    assert_true(strlen(path) < sizeof address.sun_path);
+    strcpy(address.sun_path, path);
+    unlink(path);
+    assert_int_equal(bind(fd, (struct sockaddr *)&address, sizeof address), 0);
+    if (type == SOCK_SEQPACKET)
+        assert_int_equal(listen(fd, 16), 0);
+    return fd;
 }
 
 pid_t spawn(int (*fn)(void *argument), void *argument)

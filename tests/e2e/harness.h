@@ -80,6 +80,9 @@ const char *programs_dir(void);
 
 arena_t *open_heap(const struct daemon *d);
 
+/* A socket of the test's own at a path, in place of what was there; one of SOCK_SEQPACKET listens. */
+int bind_socket(const char *path, int type);
+
 /* Runs fn in a process of its own; the exit status is its return value. */
 pid_t spawn(int (*fn)(void *argument), void *argument);
 int reap(pid_t pid); /* exit status, or 128 + signal */

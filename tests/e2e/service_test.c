@@ -9,7 +9,6 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "tests/e2e/harness.h"
@@ -18,23 +17,18 @@ static char dir[96];
 static int notify_fd, stored[8], stored_count;
 static char stored_names[8][16];
 
-static int bind_socket(const char *name, int type)
+static int bind_in_dir(const char *name, int type)
 {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    int fd = socket(AF_UNIX, type, 0);
-    snprintf(address.sun_path, sizeof address.sun_path, "%s/%s", dir, name);
-    unlink(address.sun_path);
-    assert_int_equal(bind(fd, (struct sockaddr *)&address, sizeof address), 0);
-    if (type == SOCK_SEQPACKET)
-        assert_int_equal(listen(fd, 16), 0);
-    return fd;
+    char path[108];
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    return bind_socket(path, type);
 }
 
 static int setup(void **state)
 {
     (void)state;
     temp_dir(dir, sizeof dir, "service");
-    notify_fd = bind_socket("notify", SOCK_DGRAM);
+    notify_fd = bind_in_dir("notify", SOCK_DGRAM);
     stored_count = 0;
     return 0;
 }
@@ -117,7 +111,7 @@ static pid_t start_service(int listen_fd, const char *watchdog_us)
 static void it_says_ready_status_watchdog_reload_and_stopping(void **state)
 {
     (void)state;
-    int listen_fd = bind_socket("s", SOCK_SEQPACKET);
+    int listen_fd = bind_in_dir("s", SOCK_SEQPACKET);
     pid_t pid = start_service(listen_fd, "200000");
     await_notice("READY=1");
     await_notice("STATUS=");
@@ -137,7 +131,7 @@ static void the_descriptor_store_brings_the_heap_back_after_kill_9(void **state)
     arena_t *a;
     arena_ref_t ref;
     (void)state;
-    int listen_fd = bind_socket("s", SOCK_SEQPACKET);
+    int listen_fd = bind_in_dir("s", SOCK_SEQPACKET);
     pid_t pid = start_service(listen_fd, NULL);
     await_notice("READY=1");
     assert_int_equal(stored_count, 3); /* heap, map, state: before it was ready */
