@@ -46,7 +46,8 @@ struct ctl {
     const struct command *command;
     char **rest;
     int rest_count;
-    int fd; /* -1: not connected */
+    int fd;      /* -1: not connected */
+    bool closed; /* the last call failed because the daemon had closed the connection */
     uint32_t next_id;
     int (*wait)(struct ctl *ctl); /* called before each reply is waited for; not 0: give up, saying nothing */
     bool hold_errors;             /* the line that says what failed is kept in `error` and not printed */

@@ -13,14 +13,19 @@
 
 static uint8_t packet[MSG_MAX];
 
+static void print_error(const struct ctl *ctl)
+{
+    if (!ctl->hold_errors)
+        fprintf(stderr, "arenactl: %s\n", ctl->error);
+}
+
 int ctl_fail(struct ctl *ctl, const char *format, ...)
 {
     va_list args;
     va_start(args, format);
     vsnprintf(ctl->error, sizeof ctl->error, format, args);
     va_end(args);
-    if (!ctl->hold_errors)
-        fprintf(stderr, "arenactl: %s\n", ctl->error);
+    print_error(ctl);
     return CTL_UNREACHABLE;
 }
 
@@ -34,7 +39,8 @@ int ctl_call(struct ctl *ctl, struct msg *m, struct msg *ret, uint32_t expect)
         if (ctl->wait && ctl->wait(ctl) != 0)
             return CTL_UNREACHABLE;
         ssize_t got = packet_receive(ctl->fd, packet, sizeof packet, NULL, 0, NULL, 0);
-        if (got <= 0)
+        ctl->closed = got <= 0;
+        if (ctl->closed)
             return ctl_fail(
                 ctl,
                 "the daemon closed the connection%s%s: has it ended? See its log, and try again",
@@ -73,25 +79,46 @@ const char *ctl_socket(const struct ctl *ctl, char *buf, size_t capacity)
     return socket_path(ctl->socket, buf, capacity);
 }
 
-int ctl_connect(struct ctl *ctl)
+static int say_hello(struct ctl *ctl)
 {
     static struct msg m, reply;
-    char buf[256];
-    if (ctl->fd >= 0)
-        return 0;
-    const char *path = ctl_socket(ctl, buf, sizeof buf);
-    ctl->fd = conn_connect(path);
-    if (ctl->fd < 0) {
-        int error = -ctl->fd;
-        ctl->fd = -1;
-        return ctl_fail(ctl, "no daemon at %s: %s; %s", clean(path, false), strerror(error),
-                        advice(error));
-    }
     m.type = MSG_HELLO;
     m.version_min = m.version = PROTO_VERSION;
     m.layout = LAYOUT_VERSION;
     m.flags = HELLO_MONITOR;
     return ctl_call(ctl, &m, &reply, MSG_OK);
+}
+
+/* A daemon that ends leaves its newest connections without an answer: it is tried again, until nobody is there or another
+ * daemon is. */
+int ctl_connect(struct ctl *ctl)
+{
+    enum { TRIES = 3 };
+    const bool hold_errors = ctl->hold_errors;
+    char buf[256];
+    if (ctl->fd >= 0)
+        return 0;
+    const char *path = ctl_socket(ctl, buf, sizeof buf);
+    for (int tries = 1;; tries++) {
+        ctl->fd = conn_connect(path);
+        if (ctl->fd < 0) {
+            int error = -ctl->fd;
+            ctl->fd = -1;
+            return ctl_fail(ctl, "no daemon at %s: %s; %s", clean(path, false), strerror(error),
+                            advice(error));
+        }
+        ctl->closed = false;
+        ctl->hold_errors = true;
+        int rc = say_hello(ctl);
+        ctl->hold_errors = hold_errors;
+        if (rc == 0)
+            return 0;
+        ctl_disconnect(ctl);
+        if (!ctl->closed || tries == TRIES) {
+            print_error(ctl);
+            return rc;
+        }
+    }
 }
 
 void ctl_disconnect(struct ctl *ctl)

@@ -503,8 +503,11 @@ static void a_daemon_without_descriptors_says_so_and_serves_the_rest(void **stat
     }
     assert_true(told);
     await_steps(500);
+    int left = daemon_fd_count(&d) - (count - 1); /* the last one was refused */
     while (count > 0)
         close(fds[--count]);
+    while (daemon_fd_count(&d) > left) /* until it has seen that they are gone, it takes no other */
+        assert_int_equal(daemon_serving(&d), serving);
     stat_await(&d, "clients", 2);
     others_are_well();
     daemon_is_the_same();
