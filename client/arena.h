@@ -56,7 +56,8 @@ enum { ARENA_READ_ONLY = 1 }; /* arena_options.flags: no writable mapping of any
 struct arena_options {
     size_t size;     /* of this structure: set by ARENA_OPTIONS_INIT, so that it can grow */
     unsigned flags;  /* ARENA_READ_ONLY */
-    int timeout_ms;  /* longest wait for a daemon that is gone; 0: 30000, -1: for ever */
+    int timeout_ms;  /* longest wait for a daemon that is gone; 0: 30000, -1: for ever. While this process was stopped it
+                        has not waited */
 };
 #define ARENA_OPTIONS_INIT { sizeof(struct arena_options), 0, 0 }
 

@@ -319,9 +319,14 @@ int conn_tell(struct arena *a, uint32_t type); /* no reply */
 void conn_ask_ahead(struct arena *a);
 int conn_ahead(struct arena *a, unsigned span_class);
 int conn_connect(const char *path);
-void conn_look_up(int fd); /* receives return now and then, so that a deadline is looked at */
-int64_t conn_now_ms(void);
-int64_t conn_deadline(const struct arena *a); /* timeout_ms from now */
+void conn_look_up(int fd); /* receives return now and then, so that patience is looked at */
+/* How long a call still waits for a daemon: timeout_ms at first. Each look counts the time since the one before, but no more
+ * than 200 ms: a process that was stopped meanwhile has not waited. */
+struct patience {
+    int64_t left_ms, seen_ms;
+};
+struct patience conn_patience(const struct arena *a);
+bool conn_waits(struct patience *p); /* false: no more */
 void conn_init(struct connection *c, int fd);
 void reason_set(const char *text); /* what arena_reason() says to this thread */
 const char *socket_path(const char *given, char *buf, size_t capacity);

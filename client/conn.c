@@ -77,16 +77,25 @@ PUBLIC const char *arena_reason(void) { return reason; }
 void conn_lock(struct arena *a) { pthread_mutex_lock(&a->conn.lock); }
 void conn_unlock(struct arena *a) { pthread_mutex_unlock(&a->conn.lock); }
 
-int64_t conn_now_ms(void)
+static int64_t now_ms(void)
 {
     struct timespec ts;
     clock_gettime(CLOCK_MONOTONIC, &ts);
     return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
 }
 
-int64_t conn_deadline(const struct arena *a)
+struct patience conn_patience(const struct arena *a)
 {
-    return a->timeout_ms < 0 ? INT64_MAX : conn_now_ms() + (a->timeout_ms ? a->timeout_ms : 30000);
+    return (struct patience){.left_ms = a->timeout_ms < 0 ? INT64_MAX : a->timeout_ms ? a->timeout_ms : 30000, .seen_ms = now_ms()};
+}
+
+bool conn_waits(struct patience *p)
+{
+    enum { LOOK_MS = 200 };
+    int64_t now = now_ms(), spent = now - p->seen_ms;
+    p->seen_ms = now;
+    p->left_ms -= spent < LOOK_MS ? spent : LOOK_MS;
+    return p->left_ms > 0;
 }
 
 static void drop(struct connection *c)
@@ -124,14 +133,14 @@ static int send_out(struct arena *a, uint32_t type, uint32_t id)
 }
 
 /* Receives until the reply to `id` is there; notices on the way are noted. 0, the error in it, or -EPIPE: lost. */
-static int receive_in(struct arena *a, uint32_t id, uint32_t expect, int64_t deadline)
+static int receive_in(struct arena *a, uint32_t id, uint32_t expect, struct patience *patience)
 {
     struct connection *c = &a->conn;
     char why[MSG_TEXT_MAX + 1];
     for (;;) {
         ssize_t got = packet_receive(c->fd, c->packet, sizeof c->packet, NULL, 0, NULL, 0);
         if (got == -EAGAIN) { /* SO_RCVTIMEO: the daemon is there and says nothing */
-            if (conn_now_ms() >= deadline)
+            if (!conn_waits(patience))
                 return -ETIMEDOUT;
             continue;
         }
@@ -160,17 +169,17 @@ static int receive_in(struct arena *a, uint32_t id, uint32_t expect, int64_t dea
     }
 }
 
-static int exchange(struct arena *a, uint32_t type, uint32_t expect, int64_t deadline)
+static int exchange(struct arena *a, uint32_t type, uint32_t expect, struct patience *patience)
 {
     uint32_t id = next_id(&a->conn);
     int rc = send_out(a, type, id);
     if (rc < 0)
         return rc == -EINVAL ? rc : -EPIPE;
-    return receive_in(a, id, expect, deadline);
+    return receive_in(a, id, expect, patience);
 }
 
 /* HELLO with the tag that this process has, and its leases. */
-static int resume(struct arena *a, int64_t deadline)
+static int resume(struct arena *a, struct patience *patience)
 {
     struct connection *c = &a->conn;
     uint64_t cursor = 0;
@@ -180,20 +189,20 @@ static int resume(struct arena *a, int64_t deadline)
     c->out.heap_id = a->heap.header->heap_id;
     c->out.heap_id_bytes = 16;
     c->out.tag = a->tag;
-    int rc = exchange(a, MSG_HELLO, MSG_WELCOME, deadline);
+    int rc = exchange(a, MSG_HELLO, MSG_WELCOME, patience);
     if (rc < 0)
         return rc;
     c->epoch = c->in.epoch;
     do {
         c->out.list_count = lease_list(a, &cursor, c->out.list, 4000);
         c->out.flags = cursor >= a->heap.page_count ? RESUME_LAST : 0;
-        rc = exchange(a, MSG_RESUME, MSG_OK, deadline);
+        rc = exchange(a, MSG_RESUME, MSG_OK, patience);
     } while (rc == 0 && cursor < a->heap.page_count);
     return rc;
 }
 
-/* Waits for a daemon, at most until the deadline, and resumes. 0, -ENOTCONN, -ESTALE. */
-static int reconnect(struct arena *a, int64_t deadline)
+/* Waits for a daemon, as long as there is patience, and resumes. 0, -ENOTCONN, -ESTALE. */
+static int reconnect(struct arena *a, struct patience *patience)
 {
     struct connection *c = &a->conn;
     unsigned pause_ms = 1;
@@ -203,7 +212,7 @@ static int reconnect(struct arena *a, int64_t deadline)
         if (fd >= 0) {
             conn_look_up(fd);
             c->fd = fd;
-            rc = resume(a, deadline);
+            rc = resume(a, patience);
             if (rc == 0)
                 return 0;
             drop(c);
@@ -215,7 +224,7 @@ static int reconnect(struct arena *a, int64_t deadline)
             if (rc != -EPIPE && rc != -ETIMEDOUT && rc != -EMFILE && rc != -ENOMEM)
                 return -ENOTCONN;
         }
-        if (conn_now_ms() >= deadline)
+        if (!conn_waits(patience))
             return -ENOTCONN;
         struct timespec pause = {.tv_nsec = (long)pause_ms * 1000000};
         nanosleep(&pause, NULL);
@@ -239,13 +248,13 @@ static bool was_done(const struct arena *a, uint32_t type)
 int conn_call(struct arena *a, uint32_t type, uint32_t expect)
 {
     struct connection *c = &a->conn;
-    int64_t deadline = 0;
     if (c->stale)
         return -ESTALE;
+    struct patience patience = conn_patience(a);
     for (bool again = false;; again = true) {
         int rc = -EPIPE;
         if (c->fd >= 0)
-            rc = exchange(a, type, expect, deadline ? deadline : (deadline = conn_deadline(a)));
+            rc = exchange(a, type, expect, &patience);
         if (rc != -EPIPE && rc != -ETIMEDOUT && rc != -EPROTO)
             return rc;
         if (rc == -ETIMEDOUT) { /* what it may still answer is settled by the next RESUME */
@@ -259,7 +268,7 @@ int conn_call(struct arena *a, uint32_t type, uint32_t expect)
             return -ENOTCONN;
         }
         c->kept = c->out; /* resume() uses conn.out */
-        rc = reconnect(a, deadline ? deadline : (deadline = conn_deadline(a)));
+        rc = reconnect(a, &patience);
         c->out = c->kept;
         if (rc < 0)
             return rc;
@@ -290,7 +299,8 @@ int conn_ahead(struct arena *a, unsigned span_class)
     struct connection *c = &a->conn;
     if (!c->ahead.id || c->ahead.span_class != span_class)
         return -ENOENT;
-    int rc = c->ahead.arrived ? -c->ahead.error : receive_in(a, c->ahead.id, MSG_GRANT, conn_deadline(a));
+    struct patience patience = conn_patience(a);
+    int rc = c->ahead.arrived ? -c->ahead.error : receive_in(a, c->ahead.id, MSG_GRANT, &patience);
     if (!c->ahead.arrived) /* lost, or given up */
         drop(c);
     c->ahead.id = 0;

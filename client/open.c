@@ -21,7 +21,7 @@ uint32_t fork_generation = 1;
 /* ---- HELLO ------------------------------------------------------------------------------------------------------------------------------ */
 
 /* The next packet. A daemon that refuses closes at once, and that may be noticed before its reason is read. */
-static ssize_t receive(struct connection *c, int fds[4], int *ret_count, int64_t deadline)
+static ssize_t receive(struct connection *c, int fds[4], int *ret_count, struct patience *patience)
 {
     bool reset = false;
     for (;;) {
@@ -30,14 +30,14 @@ static ssize_t receive(struct connection *c, int fds[4], int *ret_count, int64_t
             reset = true;
         else if (got != -EAGAIN)
             return got == 0 || got == -ECONNRESET ? -EPIPE : got;
-        else if (conn_now_ms() >= deadline)
+        else if (!conn_waits(patience))
             return -ENOTCONN;
     }
 }
 
 /* Sends HELLO as a new client and takes the reply with its descriptors: their number, -EPIPE: the connection was lost, or
  * another negative errno. */
-static int hello(struct connection *c, unsigned flags, int fds[4], int64_t deadline)
+static int hello(struct connection *c, unsigned flags, int fds[4], struct patience *patience)
 {
     char why[MSG_TEXT_MAX + 1];
     int count = 0;
@@ -52,7 +52,7 @@ static int hello(struct connection *c, unsigned flags, int fds[4], int64_t deadl
     int rc = bytes < 0 ? bytes : packet_send(c->fd, c->packet, (size_t)bytes, NULL, 0, 0);
     if (rc < 0 && rc != -EPIPE && rc != -ECONNRESET) /* lost: its reason may be there to be read */
         return rc;
-    ssize_t got = receive(c, fds, &count, deadline);
+    ssize_t got = receive(c, fds, &count, patience);
     if (got < 0)
         return (int)got;
     rc = msg_decode(&c->in, c->packet, (size_t)got, why);
@@ -72,20 +72,20 @@ static int hello(struct connection *c, unsigned flags, int fds[4], int64_t deadl
  * stopped for long - and, if there was a daemon before, also while nobody is there; at most timeout_ms. As hello(). */
 static int greet(struct arena *a, bool was_there, int fds[4])
 {
-    int64_t deadline = conn_deadline(a);
+    struct patience patience = conn_patience(a);
     for (;;) {
         int rc = conn_connect(a->socket);
         if (rc < 0 && !(was_there && (rc == -ENOENT || rc == -ECONNREFUSED)))
             return rc;
         conn_init(&a->conn, rc < 0 ? -1 : rc);
         if (rc >= 0) {
-            rc = hello(&a->conn, a->read_only ? ARENA_READ_ONLY : 0, fds, deadline);
+            rc = hello(&a->conn, a->read_only ? ARENA_READ_ONLY : 0, fds, &patience);
             if (rc != -EPIPE)
                 return rc;
             close(a->conn.fd);
             a->conn.fd = -1;
         }
-        if (conn_now_ms() >= deadline)
+        if (!conn_waits(&patience))
             return -ENOTCONN;
         struct timespec pause = {.tv_nsec = 5000000};
         nanosleep(&pause, NULL);

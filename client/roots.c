@@ -21,7 +21,7 @@ static int64_t now_ms(void)
 PUBLIC int arena_root_get(arena_t *a, const char *name, arena_ref_t *ref)
 {
     uint64_t found;
-    int64_t deadline = 0;
+    struct patience patience = {0, 0};
     if (!ref || root_name_check(name) < 0)
         return -EINVAL;
     if (heap_is_stale(a))
@@ -34,9 +34,9 @@ PUBLIC int arena_root_get(arena_t *a, const char *name, arena_ref_t *ref)
             return rc;
         if (tries < 1000)
             continue;
-        if (deadline == 0) /* a daemon that died within an update: its successor puts it right */
-            deadline = a->timeout_ms < 0 ? INT64_MAX : now_ms() + (a->timeout_ms ? a->timeout_ms : 30000);
-        else if (now_ms() > deadline)
+        if (tries == 1000) /* a daemon that died within an update: its successor puts it right */
+            patience = conn_patience(a);
+        else if (!conn_waits(&patience))
             return -ENOTCONN;
         sched_yield();
     }

@@ -2,12 +2,16 @@
  * work on. Method: processes killed with SIGKILL at a moment that a counter in shared memory chooses at random, while
  * others allocate; afterwards check, figures, and a walk over what the roots reach. Both ways to a pidfd. */
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "tests/e2e/harness.h"
@@ -248,6 +252,58 @@ static void a_stopped_client_is_never_reclaimed(void **state)
     daemon_clean(&d);
 }
 
+static int opens_patiently(void *argument)
+{
+    struct arena_options options = ARENA_OPTIONS_INIT;
+    arena_t *a;
+    options.timeout_ms = *(int *)argument;
+    return -arena_open(&a, d.socket, &options);
+}
+
+/* A number of /proc/PID/FILE behind `before`; fails when the process has ended. */
+static long proc_number(pid_t pid, const char *file, const char *before)
+{
+    char path[64], text[4096];
+    siginfo_t info = {.si_pid = 0};
+    assert_int_equal(waitid(P_PID, (id_t)pid, &info, WEXITED | WNOHANG | WNOWAIT), 0);
+    assert_int_equal(info.si_pid, 0);
+    snprintf(path, sizeof path, "/proc/%d/%s", (int)pid, file);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    assert_true(fd >= 0);
+    ssize_t n = read(fd, text, sizeof text - 1);
+    close(fd);
+    text[n > 0 ? n : 0] = 0;
+    char *at = strstr(text, before);
+    return at ? strtol(at + strlen(before), NULL, 10) : -1;
+}
+
+/* timeout_ms is what a process has waited, not what passed while it was stopped. */
+static void a_client_that_was_stopped_has_not_waited(void **state)
+{
+    struct timespec from, now;
+    int timeout_ms = 3000;
+    (void)state;
+    daemon_start(&d, "64M", NULL);
+    pid_t serving = daemon_serving(&d);
+    kill(serving, SIGSTOP);
+    pid_t pid = spawn(opens_patiently, &timeout_ms);
+    while (proc_number(pid, "syscall", "") != SYS_recvmsg)
+        ;
+    kill(pid, SIGSTOP);
+    clock_gettime(CLOCK_MONOTONIC, &from);
+    do {
+        pause_us(100000);
+        clock_gettime(CLOCK_MONOTONIC, &now);
+    } while (now.tv_sec * 1000 + now.tv_nsec / 1000000 < from.tv_sec * 1000 + from.tv_nsec / 1000000 + timeout_ms);
+    long looks = proc_number(pid, "status", "\nvoluntary_ctxt_switches:");
+    kill(pid, SIGCONT);
+    while (proc_number(pid, "status", "\nvoluntary_ctxt_switches:") < looks + 2) /* it has looked at the time, and waits again */
+        ;
+    kill(serving, SIGCONT);
+    assert_int_equal(reap(pid), 0);
+    daemon_clean(&d);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -255,6 +311,7 @@ int main(void)
         cmocka_unit_test(the_same_without_peer_pidfds),
         cmocka_unit_test(killed_transactions_appear_whole_or_not_at_all),
         cmocka_unit_test(a_stopped_client_is_never_reclaimed),
+        cmocka_unit_test(a_client_that_was_stopped_has_not_waited),
     };
     return cmocka_run_group_tests(tests, setup, NULL);
 }
