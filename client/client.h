@@ -275,8 +275,9 @@ void mcache_flush_all(struct mcache *mc);
 void mcache_push(struct mcache *mc, unsigned span_class, void *object, uint16_t *word); /* its word is CACHED already */
 void *alloc_class(struct mcache *mc, unsigned span_class, unsigned flags, size_t size);
 
-/* What a word that became FREE tells the daemon, and a grant that it made of it tells another thread, is an order between
- * this process's threads that goes through another process: ThreadSanitizer cannot see it. */
+/* What a word that became FREE tells the daemon or another process, and a grant of it or a reference to what was made there
+ * tells another thread, is an order between this process's threads that goes through another process: ThreadSanitizer
+ * cannot see it. */
 #ifdef __SANITIZE_THREAD__
 void __tsan_acquire(void *at);
 void __tsan_release(void *at);

@@ -299,6 +299,7 @@ PUBLIC arena_ref_t arena_ref(const arena_t *a, const void *p)
 
 PUBLIC void *arena_ptr(const arena_t *a, arena_ref_t ref)
 {
+    AFTER_GRANT(a); /* it may have come from another process, and that have had the object of one of our threads */
     return ref && ref < a->heap_bytes ? a->base + ref : NULL;
 }
 
