@@ -236,11 +236,15 @@ int mheap_take_next(struct mheap *m, uint64_t first, uint64_t pages, uint64_t no
 }
 
 /* Where units are to be had: in the line that `next` points into, else in lines of their own, else anywhere. */
-static uint64_t find_units(const struct mheap *m, uint32_t units, uint32_t next)
+static uint64_t find_units(struct mheap *m, uint32_t units, uint32_t next)
 {
+    uint32_t whole = (units + LINE_UNITS - 1) / LINE_UNITS * LINE_UNITS;
     if (next % LINE_UNITS && next % LINE_UNITS + units <= LINE_UNITS && pagealloc_all_free(&m->units, next, units))
         return next;
-    uint64_t unit = pagealloc_find(&m->units, (units + LINE_UNITS - 1) / LINE_UNITS * LINE_UNITS, LINE_UNITS);
+    /* what was passed over for one span of a grant is not looked at again for the next */
+    uint64_t unit = pagealloc_find_above(&m->units, whole >= m->lines_units ? m->lines_from : 0, whole, LINE_UNITS);
+    m->lines_units = whole;
+    m->lines_from = unit != PAGEALLOC_NONE ? unit : m->units.count;
     return unit != PAGEALLOC_NONE ? unit : pagealloc_find(&m->units, units, 1);
 }
 
@@ -266,6 +270,7 @@ void mheap_free_units(struct mheap *m, uint32_t unit, uint32_t units)
 {
     pagealloc_free(&m->units, unit, units);
     m->units_used -= units;
+    m->lines_from = 0;
 }
 
 /* ---- scavenging ---------------------------------------------------------------------------------------------------------- */

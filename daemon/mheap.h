@@ -41,6 +41,8 @@ struct mheap {
     uint64_t returning_pages;
     uint64_t top;            /* no page at or above it was ever used: bounds all walks */
     uint64_t units_used;
+    uint32_t lines_units;    /* no whole lines of so many units begin below lines_from */
+    uint64_t lines_from;
     uint64_t reserve_pages;  /* warm pages that are kept */
     uint64_t grew_at_ns;     /* the last growth's begin */
     unsigned burst;          /* growths in close succession, see grow_step() */

@@ -293,11 +293,42 @@ static uint64_t find_from(const struct pagealloc *p, uint64_t from, uint64_t cou
     return PAGEALLOC_NONE;
 }
 
+/* The lowest run of `count` free pages, at most 64, at a multiple of `align`, none of which begins below `from`. By words
+ * and not by runs: a client can make millions of runs that are long enough and hold no aligned one. */
+static uint64_t find_aligned(const struct pagealloc *p, uint64_t from, uint64_t count, uint64_t align)
+{
+    uint64_t words = (p->count + 63) / 64, stride = align > 64 ? align / 64 : 1;
+    uint64_t starts = align < 64 ? UINT64_MAX / ((1ULL << align) - 1) : 1; /* each align-th bit */
+    for (uint64_t i = from / 64 / stride * stride; i < words;) {
+        if (!p->bits[i]) {
+            uint64_t free = next(p, i * 64, true) / 64 / stride * stride;
+            i = free > i ? free : i + stride;
+            continue;
+        }
+        unsigned __int128 run = (unsigned __int128)(i + 1 < words ? p->bits[i + 1] : 0) << 64 | p->bits[i];
+        for (uint64_t n = 1, more; n < count; n += more) { /* a bit is left where n free pages begin */
+            more = n < count - n ? n : count - n;
+            run &= run >> more;
+        }
+        if ((uint64_t)run & starts)
+            return i * 64 + (uint64_t)__builtin_ctzll((uint64_t)run & starts);
+        i += stride;
+    }
+    return PAGEALLOC_NONE;
+}
+
 uint64_t pagealloc_find(const struct pagealloc *p, uint64_t count, uint64_t align)
+{
+    return pagealloc_find_above(p, 0, count, align);
+}
+
+uint64_t pagealloc_find_above(const struct pagealloc *p, uint64_t from, uint64_t count, uint64_t align)
 {
     if (count == 0 || count > p->count)
         return PAGEALLOC_NONE;
-    uint64_t at = find_from(p, 0, count);
+    uint64_t at = find_from(p, from, count);
+    if (at != PAGEALLOC_NONE && align > 1 && count <= 64)
+        return find_aligned(p, at, count, align);
     while (at != PAGEALLOC_NONE && align > 1) { /* each run that is long enough, until one holds an aligned one */
         uint64_t taken = next(p, at, false), aligned = (at + align - 1) / align * align;
         if (aligned + count <= taken)

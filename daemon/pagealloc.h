@@ -37,6 +37,8 @@ void pagealloc_take(struct pagealloc *p, uint64_t first, uint64_t count); /* all
 
 /* The lowest run of `count` free pages at a multiple of align (a power of two); takes nothing. PAGEALLOC_NONE */
 uint64_t pagealloc_find(const struct pagealloc *p, uint64_t count, uint64_t align);
+/* The same for a caller who knows that none begins below `from`. */
+uint64_t pagealloc_find_above(const struct pagealloc *p, uint64_t from, uint64_t count, uint64_t align);
 
 bool pagealloc_all_free(const struct pagealloc *p, uint64_t first, uint64_t count);
 bool pagealloc_any_free(const struct pagealloc *p, uint64_t first, uint64_t count);
