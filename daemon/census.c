@@ -406,8 +406,10 @@ static void limits_row(struct census *census)
     const struct limits *l = &census->core->limits;
     msgpack_packer pk;
     msgpack_packer_init(&pk, &census->rows, msgpack_sbuffer_write);
-    msgpack_pack_map(&pk, 11);
+    msgpack_pack_map(&pk, 13);
     put_number(&pk, "turn_words_most", census->core->turn_most.words);
+    put_number(&pk, "turn_entries_most", census->core->turn_most.entries);
+    put_number(&pk, "turn_backed_most", census->core->turn_most.backed);
     put_number(&pk, "turn_packets_most", census->core->turn_most.packets);
     put_number(&pk, "turn_retries_most", census->core->turn_most.retries);
     put_number(&pk, "client_bytes", l->client_bytes);

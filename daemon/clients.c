@@ -137,7 +137,7 @@ bool client_take_back(struct core *core, struct client *client, const uint8_t *l
             continue;
         }
         if (load_relaxed(&core->heap.spans[page].lessee) == client->tag && !(listed[page / 8] >> (page % 8) & 1)) {
-            words += span.objects;
+            words += span.objects + span.page_count;
             mcentral_uncache_span(core, client, page);
         }
         page += span.page_count;

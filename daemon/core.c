@@ -190,8 +190,15 @@ static void raise_to(uint64_t *most, uint64_t value) { *most = value > *most ? v
 void turn_end(struct core *core)
 {
     struct turn *t = &core->turn, *most = &core->turn_most;
-    ASSERT(t->packets <= TURN_PACKETS && t->retries <= TURN_RETRIES && t->words <= TURN_WORDS + PACKET_WORDS);
+    /* by one packet: all pages of the heap given back, then those that a sweep looks at, then all granted again */
+    uint64_t packet_entries = core->heap.page_count + (TURN_WORDS + core->heap.page_count) + core->heap.page_count;
+    ASSERT(t->packets <= TURN_PACKETS && t->retries <= TURN_RETRIES);
+    ASSERT(t->words <= TURN_WORDS + PACKET_WORDS);
+    ASSERT(t->backed <= TURN_BACKED + PACKET_BACKED);
+    ASSERT(t->entries <= TURN_ENTRIES + packet_entries);
     raise_to(&most->words, t->words);
+    raise_to(&most->entries, t->entries);
+    raise_to(&most->backed, t->backed);
     raise_to(&most->packets, t->packets);
     raise_to(&most->retries, t->retries);
     *t = (struct turn){0};

@@ -99,9 +99,13 @@ struct reclaim {
 /* Work of one turn of the loop: what was done since turn_end(), and the most that any turn has done. No client can make a
  * turn longer than the bounds below, whatever it sends and writes: turn_end() asserts them. */
 struct turn {
-    uint64_t words;   /* state words read for packets and requests that wait: those of a pass are bounded by the pass */
+    /* for packets and requests that wait; what a pass does is bounded by the pass */
+    uint64_t words;   /* state words read or cleared */
+    uint64_t entries; /* of pages, written */
+    uint64_t backed;  /* bytes of state words backed on the loop; heap pages are backed off it */
     uint64_t packets; /* read from sockets */
     uint64_t retries; /* of requests that wait for memory */
+    uint64_t trims;   /* asked for */
 };
 
 struct core {
@@ -131,9 +135,12 @@ struct core {
     void *wake_context;
 };
 
-/* Budgets: work a turn of the loop. A test asserts that no turn exceeds them. */
+/* Budgets: work a turn of the loop. Once a turn has done so much, no other packet is read and no request tried in it:
+ * turn_has_room(). PACKET_*: what one packet or retry may cost at most. tests/crash/turn_test.c comes near to each. */
 enum {
-    TURN_WORDS = 65536,      /* state words read by a pass, a sweep or a census */
+    TURN_WORDS = 65536,      /* state words read or cleared; also by a pass, a sweep or a census, where a page counts as one */
+    TURN_ENTRIES = 8192,     /* page entries written */
+    TURN_BACKED = 1 << 20,   /* bytes of state words backed */
     TURN_SPANS = 4096,       /* spans visited */
     TURN_HINTS = 262144,     /* hint bytes looked at */
     LEASE_SWEEP_SPANS = 256, /* spans counted by a refill that finds nonempty empty */
@@ -142,8 +149,13 @@ enum {
     TURN_PACKETS = 256,      /* packets read */
     TURN_RETRIES = 64,       /* requests tried again */
     SPAN_WORDS_MAX = 2048,   /* objects of a span */
-    PACKET_WORDS = RETURN_SPANS_MAX * SPAN_WORDS_MAX + TURN_WORDS + SPAN_WORDS_MAX, /* that one packet or retry may cost, at most;
-                                once a turn has read TURN_WORDS, no other packet is read and no request tried in it */
+    BACKED_STEP = 1 << 18,   /* bytes of state words backed at a time */
+
+    /* what it gives back is counted, then a sweep looks, then what is granted is cleared */
+    PACKET_WORDS = RETURN_SPANS_MAX * SPAN_WORDS_MAX + TURN_WORDS + SPAN_WORDS_MAX + LEASE_SPANS_MAX * SPAN_WORDS_MAX,
+    /* All behind what is backed is free, and spans of one class take the lowest lines there: the words of a grant follow
+     * one another, SPAN_WORDS_MAX words a span being whole lines. Then the end of a step. */
+    PACKET_BACKED = LEASE_SPANS_MAX * SPAN_WORDS_MAX * 2 + BACKED_STEP,
 };
 
 /* Rebuilds all private state from the map and the words. 0, -ENOMEM, or -EUCLEAN with `ret_why` (256 bytes): the heap
@@ -156,7 +168,11 @@ void core_stop(struct core *core);
 bool core_turn(struct core *core);
 
 /* More may be done for clients in this turn. */
-static inline bool turn_has_room(const struct core *core) { return core->turn.words < TURN_WORDS; }
+static inline bool turn_has_room(const struct core *core)
+{
+    const struct turn *t = &core->turn;
+    return t->words < TURN_WORDS && t->entries < TURN_ENTRIES && t->backed < TURN_BACKED;
+}
 void turn_end(struct core *core);
 
 /* ---- mcentral.c ------------------------------------------------------------------------------------------------------ */

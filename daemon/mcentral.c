@@ -146,6 +146,8 @@ static int cut(struct core *core, struct client *client, unsigned span_class, ui
     span_write(&core->heap, first, pages, span_class, unit, client->tag, 0, UINT32_MAX);
     core->dspans[first] = (struct dspan){.next = SPAN_END, .prev = SPAN_END, .free = (uint16_t)objects};
     core->spans++;
+    core->turn.words += objects;
+    core->turn.entries += pages;
     *ret_first = first;
     return 0;
 }
@@ -309,6 +311,7 @@ int mcentral_uncache_span(struct core *core, struct client *client, uint64_t fir
     for (uint32_t i = 0; i < span.page_count && i < 16; i++)
         hint_clear(&core->heap.hints[first + i]); /* by an exchange, and then the count */
     core->turn.words += span.objects;
+    core->turn.entries += span.page_count; /* should it be wholly free */
     mcentral_place(core, &span, span_count_free(&span));
     return 0;
 }
@@ -325,6 +328,7 @@ static void shrink(struct core *core, struct client *client, const struct span_i
     for (uint32_t i = pages; i < span->page_count; i++)
         store_relaxed(&core->heap.pages[span->first + i], PAGE_WARM);
     mheap_free(&core->mheap, span->first + pages, fewer, true);
+    core->turn.entries += fewer;
     client->leased_pages -= fewer;
     client->charged_pages -= fewer;
     client->account->charged_pages -= fewer;
@@ -352,6 +356,7 @@ int mcentral_extend(struct core *core, struct client *client, uint64_t first, ui
     for (uint32_t i = span.page_count; i < pages; i++) /* die: entries that no record covers; cleared at the next start */
         store_relaxed(&core->heap.pages[first + i], page_entry_make(span.span_class, record->unit, i));
     store_release(&record->page_count, pages);
+    core->turn.entries += more;
     client->leased_pages += more;
     client->charged_pages += more;
     client->account->charged_pages += more;

@@ -135,7 +135,7 @@ bool reclaim_turn(struct core *core, uint32_t words)
             continue;
         }
         passed += span.page_count; /* before it may be uncut */
-        done += span.objects + 1;
+        done += span.objects + span.page_count; /* entries are written when it is uncut */
         reclaim_span(core, &span);
     }
     r->words += done;

@@ -114,22 +114,45 @@ static uint64_t backing_allowance(void *context)
     return s->allowance_pages;
 }
 
+/* The next `units` units of state words behind those that are backed. */
+static int back_units(struct server *s, uint64_t units)
+{
+    const struct heap *h = &s->core.heap;
+    uint64_t from = s->regions.state_backed_to;
+    uint64_t at = (uint64_t)((uint8_t *)(h->words + from * UNIT_WORDS) - h->hints);
+    int rc = region_back(&s->regions, REGION_STATE, at, units * UNIT_BYTES);
+    if (rc == 0)
+        s->regions.state_backed_to = from + units;
+    return rc;
+}
+
 static int backing_units(void *context, uint64_t unit, uint64_t units)
 {
-    enum { STEP_UNITS = 1 << 14 }; /* 256 KiB */
     struct server *s = context;
-    struct heap *h = &s->core.heap;
     while (unit + units > s->regions.state_backed_to) {
-        uint64_t from = s->regions.state_backed_to, step = STEP_UNITS;
-        if (from + step > h->unit_count)
-            step = h->unit_count - from;
-        uint64_t at = (uint64_t)((uint8_t *)(h->words + from * UNIT_WORDS) - h->hints);
-        int rc = region_back(&s->regions, REGION_STATE, at, step * UNIT_BYTES);
+        uint64_t step = BACKED_STEP / UNIT_BYTES, left = s->core.heap.unit_count - s->regions.state_backed_to;
+        step = step < left ? step : left;
+        int rc = back_units(s, step);
         if (rc < 0)
             return rc;
-        s->regions.state_backed_to += step;
+        s->core.turn.backed += step * UNIT_BYTES;
     }
     return 0;
+}
+
+/* What an earlier daemon had backed, at once and not by the first packet: up to its last unit in use. Of a file, holes
+ * that a client has made meanwhile too; if that cannot be, they are mended as any others. */
+static void back_units_again(struct server *s)
+{
+    uint64_t first, count = s->core.heap.unit_count;
+    uint64_t run = pagealloc_prev_run(&s->core.mheap.units, count, count, &first);
+    uint64_t used = run && first + run == count ? first : count;
+    if (!s->core.mheap.units_used)
+        return;
+    int rc = back_units(s, used);
+    if (rc < 0)
+        log_event(LOG_LEVEL_WARNING, "start", "what=\"state words\" error=\"%s\"", strerror(-rc));
+    s->regions.state_backed_to = used;
 }
 
 struct backing server_backing(struct server *s)
@@ -372,6 +395,7 @@ int server_start(struct server *s, struct config *config, int listen_fd)
     s->core.wake_root = wake_root;
     s->core.wake_context = s;
     s->core.mheap.reserve_pages = config->reserve >> PAGE_SHIFT;
+    back_units_again(s);
     rc = collector_start(s);
     if (rc < 0)
         return rc;

@@ -26,9 +26,9 @@ uint32_t sweep_some(struct core *core, uint32_t spans, uint32_t hints, unsigned 
 {
     struct heap *h = &core->heap;
     uint32_t counted = 0;
-    uint64_t words = 0;
+    uint64_t words = 0, pages = 0;
     uint64_t to_go = core->mheap.top < hints ? core->mheap.top : hints;
-    while (to_go && counted < spans && words < TURN_WORDS && !(want && core->central[want].nonempty_first != SPAN_END)) {
+    while (to_go && counted < spans && words + pages < TURN_WORDS && !(want && core->central[want].nonempty_first != SPAN_END)) {
         if (core->sweep_cursor >= core->mheap.top)
             core->sweep_cursor = 0;
         uint64_t from = core->sweep_cursor;
@@ -53,10 +53,13 @@ uint32_t sweep_some(struct core *core, uint32_t spans, uint32_t hints, unsigned 
             hint_clear(&h->hints[first + i]); /* by an exchange, and then the count */
         hint_clear(&h->hints[page]);
         words += span.objects;
+        pages += span.page_count;
         mcentral_place(core, &span, span_count_free(&span));
     }
-    if (want) /* for a client; a pass of its own is bounded above */
+    if (want) { /* for a client; a pass of its own is bounded above */
         core->turn.words += words;
+        core->turn.entries += pages;
+    }
     return counted;
 }
 

@@ -152,7 +152,7 @@ static const char *limit_text(uint64_t limit, bool bytes)
     return bytes ? human(limit) : text;
 }
 
-/* The limits, and how far each user is. */
+/* The limits, the most that a turn of the daemon has done, and how far each user is. */
 int cmd_limits(struct ctl *ctl)
 {
     cJSON *limits = ctl_row(ctl, INFO_LIMITS), *users = limits ? ctl_rows(ctl, INFO_USERS) : NULL;
@@ -169,8 +169,13 @@ int cmd_limits(struct ctl *ctl)
         return CTL_OK;
     }
     cJSON_ArrayForEach(item, limits)
-        printf("%-14s %12s\n", item->string,
-               limit_text(row_number(limits, item->string), strstr(item->string, "bytes")));
+    {
+        uint64_t value = row_number(limits, item->string);
+        if (strncmp(item->string, "turn_", 5) == 0)
+            printf("%-18s %12" PRIu64 "\n", item->string, value);
+        else
+            printf("%-18s %12s\n", item->string, limit_text(value, strstr(item->string, "bytes")));
+    }
     printf("\n%-20s %9s %9s %9s %9s\n", "USER", "CLIENTS", "BYTES", "SPANS", "ROOTS");
     cJSON_ArrayForEach(row, users) printf(
         "%-20s %9" PRIu64 " %9s %9" PRIu64 " %9" PRIu64 "\n", user_name(row_number(row, "uid")),
