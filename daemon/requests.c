@@ -537,9 +537,11 @@ static void on_trim(struct connection *c)
 {
     struct server *s = c->server;
     uint32_t id = in.id;
-    s->trim_sent_ns = s->core.now_ns;
-    s->core.trim_serial++;
-    connections_notice(s, NOTICE_TRIM, s->core.trim_serial, NULL);
+    if (s->core.turn.trims++ == 0) { /* all are told once a turn, however many ask for it */
+        s->trim_sent_ns = s->core.now_ns;
+        s->core.trim_serial++;
+        connections_notice(s, NOTICE_TRIM, s->core.trim_serial, NULL);
+    }
     server_trim(s);
     reply_ok(c, id, 0);
 }
