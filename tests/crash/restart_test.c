@@ -12,7 +12,7 @@
 #include "tests/e2e/harness.h"
 
 struct board {
-    _Atomic uint64_t steps, stop, trouble;
+    _Atomic uint64_t opened, steps, stop, trouble;
 };
 static struct board *board;
 static struct daemon d;
@@ -35,6 +35,7 @@ static int worker(void *argument)
     arena_ref_t old = 0;
     char name[32];
     arena_t *a = open_heap(&d);
+    atomic_fetch_add(&board->opened, 1);
     snprintf(name, sizeof name, "list-%d", (int)(intptr_t)argument);
     while (!atomic_load(&board->stop)) {
         int rc;
@@ -130,6 +131,8 @@ static void a_backing_directory_brings_the_heap_back(void **state)
     pid_t pids[2];
     for (int i = 0; i < 2; i++)
         pids[i] = spawn(worker, (void *)(intptr_t)(i + 1));
+    for (uint64_t i = 0; i < 2; i++) /* an orderly stop takes the socket away: who opens the heap then finds none */
+        await_counter(&board->opened, i + 1, pids[i]);
     for (int i = 0; i < 10; i++) {
         await_steps(rnd(&seed) % 40);
         if (i % 2)
