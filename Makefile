@@ -94,6 +94,10 @@ $(E2E_TESTS): $(B)/tests/%: $(B)/obj/tests/%.o $(HARNESS_OBJ) $(SHM_OBJ) $(PROTO
 # arenactl's JSON is read by a parser
 $(B)/tests/e2e/ctl_test: TEST_LIBS += $(call PKG,libs,libcjson)
 
+# a client that speaks the protocol itself
+RAW_TESTS   := $(addprefix $(B)/tests/crash/,hostile_test keep_test)
+$(RAW_TESTS): $(call obj,tests/crash/raw.c)
+
 # every instruction: single steps, and for the daemon's its core over regions that the test keeps
 STEP_TESTS  := $(B)/tests/crash/step_client_test $(B)/tests/crash/step_daemon_test
 $(STEP_TESTS): $(call obj,tests/crash/step.c)

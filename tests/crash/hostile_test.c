@@ -13,7 +13,6 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -22,6 +21,7 @@
 #include "shm/layout.h"
 #include "shm/span.h"
 #include "shm/state.h"
+#include "tests/crash/raw.h"
 #include "tests/e2e/harness.h"
 
 static struct daemon d;
@@ -98,85 +98,6 @@ static void others_are_well(void)
 
 static void daemon_is_the_same(void) { assert_int_equal(daemon_serving(&d), serving); }
 
-/* ---- a client of our own ---------------------------------------------------------------------------------------------------------- */
-
-struct raw {
-    int fd, fds[4], fd_count;
-    uint32_t tag, epoch;
-    uint64_t mcache_bytes;
-    struct heap h;
-    struct geometry g;
-};
-static struct msg m;
-static uint8_t packet[MSG_MAX];
-
-static int raw_connect(void)
-{
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-    strncpy(address.sun_path, d.socket, sizeof address.sun_path - 1);
-    assert_int_equal(connect(fd, (struct sockaddr *)&address, sizeof address), 0);
-    return fd;
-}
-
-static int raw_send(int fd, uint32_t type, uint32_t id)
-{
-    m.type = type;
-    m.id = id;
-    int bytes = msg_encode(&m, packet, sizeof packet);
-    assert_true(bytes > 0);
-    return packet_send(fd, packet, (size_t)bytes, NULL, 0, 0);
-}
-
-/* The reply into m: its type, or 0 when the connection has ended. Notices are passed over. */
-static uint32_t raw_receive(struct raw *r)
-{
-    char why[MSG_TEXT_MAX + 1];
-    do {
-        ssize_t got = packet_receive(r->fd, packet, sizeof packet, r->fds, 4, &r->fd_count, 0);
-        if (got <= 0)
-            return 0;
-        assert_int_equal(msg_decode(&m, packet, (size_t)got, why), 0);
-    } while (m.type == MSG_NOTICE);
-    return m.type;
-}
-
-static void hello_fields(uint32_t flags)
-{
-    memset(&m, 0, sizeof m);
-    m.version_min = m.version = PROTO_VERSION;
-    m.layout = LAYOUT_VERSION;
-    m.flags = flags;
-}
-
-static void raw_open(struct raw *r)
-{
-    const char *why;
-    memset(r, 0, sizeof *r);
-    r->fd = raw_connect();
-    hello_fields(0);
-    assert_int_equal(raw_send(r->fd, MSG_HELLO, 1), 0);
-    assert_int_equal(raw_receive(r), MSG_WELCOME);
-    assert_int_equal(r->fd_count, 4);
-    r->tag = m.tag;
-    r->epoch = m.epoch;
-    r->mcache_bytes = m.mcache_bytes;
-    void *map = mmap(NULL, m.map_bytes, PROT_READ, MAP_SHARED, r->fds[1], 0);
-    void *state = mmap(NULL, m.state_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, r->fds[2], 0);
-    assert_true(map != MAP_FAILED && state != MAP_FAILED);
-    assert_int_equal(heap_check_header(map, m.map_bytes, m.state_bytes, &r->g, &why), 0);
-    heap_view(&r->h, &r->g, NULL, map, state);
-}
-
-static void raw_close(struct raw *r)
-{
-    munmap(r->h.header, r->g.map_bytes);
-    munmap(r->h.hints, r->g.state_bytes);
-    for (int i = 0; i < 4; i++)
-        close(r->fds[i]);
-    close(r->fd);
-}
-
 /* ---- packets ------------------------------------------------------------------------------------------------------------------------ */
 
 /* A message of a client with fields at random, most of them plausible. */
@@ -236,7 +157,7 @@ static void garbage_packets_hurt_nobody_else(void **state)
     uint64_t s = seed;
     start("64M", "--trim-timeout", "10", true);
     for (int i = 0; i < 300; i++) {
-        struct raw r = {.fd = raw_connect()};
+        struct raw r = {.fd = raw_connect(d.socket)};
         if (i % 3) {
             hello_fields(0);
             raw_send(r.fd, MSG_HELLO, 1);
@@ -264,7 +185,7 @@ static int flipper(void *argument)
     bool everything = argument != NULL;
     uint64_t s = seed ^ 0x5555;
     struct raw r;
-    raw_open(&r);
+    raw_open(&r, d.socket);
     for (int round = 0; round < 40; round++) {
         m.epoch = r.epoch;
         m.span_class = 2 + (uint32_t)rnd(&s) % 100;
@@ -373,7 +294,7 @@ static void no_span_is_leased_to_two_live_clients(void **state)
     start("64M", "--trim-timeout", "1", false);
     memset(holds, 0, sizeof holds);
     for (int i = 0; i < 2; i++)
-        raw_open(&r[i]);
+        raw_open(&r[i], d.socket);
     for (int round = 0; round < 3000; round++) {
         int me = (int)(rnd(&s) % 2);
         struct raw *c = &r[me];
@@ -413,7 +334,7 @@ static void no_span_is_leased_to_two_live_clients(void **state)
             while (raw_receive(c))
                 ;
             close(c->fd);
-            c->fd = raw_connect();
+            c->fd = raw_connect(d.socket);
             hello_fields(0);
             m.tag = c->tag;
             m.heap_id = c->h.header->heap_id;
@@ -447,7 +368,7 @@ static void who_never_reads_is_not_read_from(void **state)
     struct raw r;
     uint64_t sent = 0;
     start("64M", "--trim-timeout", "10", true);
-    raw_open(&r);
+    raw_open(&r, d.socket);
     m.what = INFO_CLIENTS;
     m.cursor = 0;
     m.type = MSG_INFO;
@@ -476,7 +397,7 @@ static void who_says_nothing_is_cut_off(void **state)
     (void)state;
     struct raw r;
     start("16M", "--hello-timeout", "100", false);
-    r.fd = raw_connect();
+    r.fd = raw_connect(d.socket);
     assert_int_equal(raw_receive(&r), 0); /* it waits until the daemon hangs up */
     close(r.fd);
     daemon_clean(&d);
@@ -493,7 +414,7 @@ static void a_daemon_without_descriptors_says_so_and_serves_the_rest(void **stat
     await_steps(100);
     assert_int_equal(prlimit(serving, RLIMIT_NOFILE, &limit, NULL), 0);
     for (; count < 200 && !told; count++) {
-        r.fd = fds[count] = raw_connect();
+        r.fd = fds[count] = raw_connect(d.socket);
         ssize_t got = 1;
         hello_fields(HELLO_MONITOR);
         raw_send(r.fd, MSG_HELLO, 1);
@@ -519,7 +440,7 @@ static int takes_it_all(void *argument)
     int *fd = argument;
     struct raw r;
     uint64_t got = 0;
-    raw_open(&r);
+    raw_open(&r, d.socket);
     for (unsigned c = 4; c < 60;) {
         m.epoch = r.epoch;
         m.span_class = c;
@@ -605,7 +526,7 @@ static void files_that_a_client_cuts_off_are_made_whole(void **state)
     struct raw r;
     assert_non_null(mkdtemp(dir));
     start("16M", "--backing", dir, false);
-    raw_open(&r);
+    raw_open(&r, d.socket);
     for (int round = 0; round < 6; round++) {
         m.epoch = r.epoch;
         m.span_class = 10 + 2 * (uint32_t)round;

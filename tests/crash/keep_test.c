@@ -10,17 +10,15 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "proto/msg.h"
-#include "proto/packet.h"
 #include "shm/layout.h"
 #include "shm/span.h"
 #include "shm/tag.h"
+#include "tests/crash/raw.h"
 #include "tests/e2e/harness.h"
 
 static struct daemon d;
@@ -347,15 +345,6 @@ static void a_reused_pid_and_another_boot_are_not_mistaken(void **state)
 
 /* ---- versions --------------------------------------------------------------------------------------------------------------------- */
 
-static int raw_connect(void)
-{
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-    strncpy(address.sun_path, d.socket, sizeof address.sun_path - 1);
-    assert_int_equal(connect(fd, (struct sockaddr *)&address, sizeof address), 0);
-    return fd;
-}
-
 static void other_versions_are_refused_in_words(void **state)
 {
     static const struct {
@@ -366,30 +355,20 @@ static void other_versions_are_refused_in_words(void **state)
         {PROTO_VERSION, PROTO_VERSION, LAYOUT_VERSION - 1},
         {PROTO_VERSION, PROTO_VERSION, LAYOUT_VERSION + 1},
     };
-    static struct msg m;
-    static uint8_t packet[MSG_MAX];
-    char why[MSG_TEXT_MAX + 1];
     (void)state;
     daemon_start(&d, "16M", NULL);
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        int fd = raw_connect();
-        memset(&m, 0, sizeof m);
-        m.type = MSG_HELLO;
-        m.id = 9;
+        struct raw r = {.fd = raw_connect(d.socket)};
+        hello_fields(0);
         m.version_min = cases[i].version_min;
         m.version = cases[i].version;
         m.layout = cases[i].layout;
-        int bytes = msg_encode(&m, packet, sizeof packet);
-        assert_true(bytes > 0);
-        assert_int_equal(packet_send(fd, packet, (size_t)bytes, NULL, 0, 0), 0);
-        ssize_t got = packet_receive(fd, packet, sizeof packet, NULL, 0, NULL, 0);
-        assert_true(got > 0);
-        assert_int_equal(msg_decode(&m, packet, (size_t)got, why), 0);
-        assert_int_equal(m.type, MSG_ERROR);
+        assert_int_equal(raw_send(r.fd, MSG_HELLO, 9), 0);
+        assert_int_equal(raw_receive(&r), MSG_ERROR);
         assert_int_equal(m.id, 9);
         assert_int_equal(m.error, EPROTONOSUPPORT);
         assert_non_null(strstr(m.text, "use the library that came with it"));
-        close(fd);
+        close(r.fd);
     }
     /* a client that speaks several, this one among them, is served */
     assert_int_equal(stat_of(&d, "clients"), 0);
