@@ -95,7 +95,7 @@ $(E2E_TESTS): $(B)/tests/%: $(B)/obj/tests/%.o $(HARNESS_OBJ) $(SHM_OBJ) $(PROTO
 $(B)/tests/e2e/ctl_test: TEST_LIBS += $(call PKG,libs,libcjson)
 
 # a client that speaks the protocol itself
-RAW_TESTS   := $(addprefix $(B)/tests/crash/,hostile_test keep_test)
+RAW_TESTS   := $(addprefix $(B)/tests/crash/,hostile_test keep_test turn_test)
 $(RAW_TESTS): $(call obj,tests/crash/raw.c)
 
 # every instruction: single steps, and for the daemon's its core over regions that the test keeps
