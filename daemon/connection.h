@@ -39,7 +39,9 @@ struct pending {
     struct pending *next;
     struct connection *connection; /* NULL: it has gone */
     uint32_t type, id, span_class, pages, align, first;
-    uint64_t since_ns, sweep_serial, trim_serial;
+    uint64_t since_ns;
+    uint64_t swept_at; /* core.sweep_serial when a whole cycle that it waits for has ended */
+    enum { HOPE_SWEEP, HOPE_TRIM, HOPE_SWEEP_AGAIN } hope;
     bool ahead; /* of need: refused at once when memory is short */
 };
 

@@ -327,6 +327,7 @@ void mheap_returned(struct mheap *m, uint64_t first, uint64_t pages, int error)
         pagealloc_free(&m->warm, first, pages);
         return;
     }
+    m->failed_at_ns = 0; /* what the system has again may be had again */
     m->returned_total += pages;
     m->heap->header->pages_returned += pages;
 }

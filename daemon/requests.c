@@ -288,37 +288,65 @@ static void memory_error(struct connection *c, const struct pending *p, int rc)
         connection_error(c, p->id, rc, "%s", strerror(-rc));
 }
 
-/* Is there something left that may still bring memory? Starts it if so. */
-static bool still_hope(struct server *s, struct pending *p)
+/* A whole cycle from now on: of one that is under way, what it has passed is not looked at again. */
+static void want_sweep(const struct core *core, struct pending *p)
+{
+    p->swept_at = core->sweep_serial + 1 + (core->sweep_to_go != 0);
+}
+
+static bool is_swept(struct core *core, const struct pending *p)
+{
+    if (core->sweep_serial < p->swept_at && !core->sweep_to_go)
+        sweep_cycle(core);
+    return core->sweep_serial >= p->swept_at || !core->sweep_to_go; /* nothing is there to be swept */
+}
+
+/* Asks the others to trim, unless they were asked for another request just now and nothing has changed since: false. */
+static bool ask_to_trim(struct server *s, const struct pending *p)
 {
     struct core *core = &s->core;
     uint64_t now = core->now_ns;
-    if (core->reclaim.running)
-        return true;
-    if (p->sweep_serial == core->sweep_serial) {
-        if (!core->sweep_to_go)
-            sweep_cycle(core);
-        if (core->sweep_to_go)
-            return true;
-    }
-    if (p->trim_serial == UINT64_MAX) {
-        if (s->refused_progress == core->progress && now - s->refused_ns < 1000000000ULL)
-            return false; /* all were asked to trim for another request, and nothing has changed since */
-        if (!s->trim_sent_ns || now - s->trim_sent_ns > 1000000000ULL) {
-            s->trim_sent_ns = now;
-            core->trim_serial++;
-            connections_notice(s, NOTICE_TRIM, core->trim_serial, p->connection);
-        }
-        p->trim_serial = core->trim_serial;
-        p->sweep_serial = core->sweep_serial; /* what they give back is swept too */
-        return true;
-    }
-    if (now - s->trim_sent_ns > s->config->trim_timeout_ms * 1000000ULL)
+    if (s->refused_progress == core->progress && now - s->refused_ns < 1000000000ULL)
         return false;
-    for (struct connection *c = s->connections; c; c = c->next)
+    if (!s->trim_sent_ns || now - s->trim_sent_ns > 1000000000ULL) {
+        s->trim_sent_ns = now;
+        core->trim_serial++;
+        connections_notice(s, NOTICE_TRIM, core->trim_serial, p->connection);
+    }
+    return true;
+}
+
+static bool others_trim(const struct server *s, const struct pending *p)
+{
+    if (s->core.now_ns - s->trim_sent_ns > s->config->trim_timeout_ms * 1000000ULL)
+        return false;
+    for (const struct connection *c = s->connections; c; c = c->next)
         if (c->client && c != p->connection && c->client->trim_asked > c->client->trim_answered)
             return true;
     return false;
+}
+
+/* Is there something left that may still bring memory? Starts it if so: what runs already, a sweep, what the others give
+ * back when they are asked, and a sweep of that. */
+static bool still_hope(struct server *s, struct pending *p)
+{
+    struct core *core = &s->core;
+    if (core->reclaim.running || (s->works && core->now_ns - p->since_ns < s->config->trim_timeout_ms * 1000000ULL))
+        return true;
+    if (p->hope == HOPE_SWEEP) {
+        if (!is_swept(core, p))
+            return true;
+        if (!ask_to_trim(s, p))
+            return false;
+        p->hope = HOPE_TRIM;
+    }
+    if (p->hope == HOPE_TRIM) {
+        if (others_trim(s, p))
+            return true;
+        want_sweep(core, p);
+        p->hope = HOPE_SWEEP_AGAIN;
+    }
+    return !is_swept(core, p);
 }
 
 /* Tries a waiting request: true when it is done with. */
@@ -338,12 +366,8 @@ static bool pending_try(struct server *s, struct pending *p)
     }
     if (rc == -ENOMEM && p->type != MSG_EXTEND && still_hope(s, p))
         return false;
-    if (rc == -EDQUOT && p->type != MSG_EXTEND && p->sweep_serial == s->core.sweep_serial) {
-        if (!s->core.sweep_to_go)
-            sweep_cycle(&s->core); /* it may have freed what it is charged for */
-        if (s->core.sweep_to_go)
-            return false;
-    }
+    if (rc == -EDQUOT && p->type != MSG_EXTEND && !is_swept(&s->core, p))
+        return false; /* it may have freed what it is charged for */
     if (rc == -ENOMEM && p->type != MSG_EXTEND) {
         s->refused_progress = s->core.progress;
         s->refused_ns = s->core.now_ns;
@@ -357,7 +381,8 @@ static void on_memory(struct connection *c)
     struct server *s = c->server;
     struct pending p = {.connection = c, .type = in.type, .id = in.id, .span_class = in.span_class, .pages = in.pages,
                         .align = in.align, .first = in.first, .since_ns = s->core.now_ns,
-                        .ahead = in.type == MSG_LEASE && in.flags & LEASE_AHEAD, .sweep_serial = s->core.sweep_serial, .trim_serial = UINT64_MAX};
+                        .ahead = in.type == MSG_LEASE && in.flags & LEASE_AHEAD};
+    want_sweep(&s->core, &p);
     if (in.type == MSG_LARGE && (in.align & (in.align - 1))) {
         connection_error(c, in.id, EINVAL, "LARGE: align %u is not a power of two", in.align);
         return;

@@ -21,6 +21,7 @@ enum { IDLE_TICKS = 2 }; /* of the mheap, after which a span on nonempty is look
 static uint16_t free_pages(const struct span_info *span)
 {
     uint16_t mask = 0;
+    ASSERT(span->size); /* a large one has one object: it is never partly used */
     for (uint32_t i = 0; i < span->page_count && i < 16; i++) {
         uint64_t from = i * PAGE_SIZE / span->size, to = ((i + 1) * PAGE_SIZE - 1) / span->size;
         bool all = true;

@@ -64,6 +64,8 @@ static void work_done(uv_work_t *req, int status)
     int rc = status < 0 ? status : w->rc;
     if (w->grow && rc == 0)
         s->allowance_pages -= w->pages < s->allowance_pages ? w->pages : s->allowance_pages;
+    else if (rc == 0)
+        s->allowance_at_ns = 0; /* there is more now: to be asked anew */
     if (w->grow)
         core_grown(&s->core, w->first, w->pages, rc, s->core.now_ns);
     else

@@ -115,11 +115,32 @@ static void a_clock_that_jumps_refuses_no_memory_that_is_there(void **state)
     }
 }
 
+/* After a growth that failed others are refused unasked, for a while: but not when the system has been given something since. */
+static void what_was_given_back_may_be_had_again_at_once(void **state)
+{
+    struct client *client = attach(&core, 1, 1);
+    uint32_t leased[2048], count = 0;
+    (void)state;
+    refuse = false;
+    while (count < 2047 && lease(client, 40, &leased[count]) == 1)
+        refuse = ++count >= 100;
+    assert_in_range(count, 100, 2046);
+    assert_int_equal(lease(client, 40, &leased[count]), -ENOMEM);
+    refuse = false;
+    for (uint32_t i = 0; i < count; i++)
+        assert_int_equal(mcentral_uncache_span(&core, client, leased[i]), 0);
+    while (mheap_scavenge(&core.mheap, 0, 4096, true))
+        answer_all();
+    assert_int_equal(core.mheap.warm.free_count, 0);
+    assert_int_equal(lease(client, 40, &leased[0]), 1); /* no time has passed */
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(a_client_that_says_nothing_for_an_hour_keeps_what_it_has, setup, teardown),
         cmocka_unit_test_setup_teardown(a_clock_that_jumps_refuses_no_memory_that_is_there, setup, teardown),
+        cmocka_unit_test_setup_teardown(what_was_given_back_may_be_had_again_at_once, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
