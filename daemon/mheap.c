@@ -97,6 +97,23 @@ static int grow_range(struct mheap *m, uint64_t first, uint64_t pages)
     return 0;
 }
 
+/* How many of [first, first + pages) have no memory behind them. */
+static uint64_t cold_pages(const struct mheap *m, uint64_t first, uint64_t pages)
+{
+    uint64_t end = first + pages, at = first, cold = 0, warm_at;
+    while (at < end) {
+        if (pagealloc_all_free(&m->warm, at, 1)) {
+            uint64_t taken = pagealloc_next_taken(&m->warm, at);
+            at = taken < end ? taken : end;
+            continue;
+        }
+        uint64_t run = pagealloc_next_run(&m->warm, at, 1, &warm_at) && warm_at < end ? warm_at - at : end - at;
+        cold += run;
+        at += run;
+    }
+    return cold;
+}
+
 static void raise_top(struct mheap *m, uint64_t top)
 {
     if (top > m->top) {
@@ -184,12 +201,14 @@ int mheap_alloc(struct mheap *m, uint32_t pages, uint32_t align, uint64_t now_ns
         want = pages;
     if (m->growing_pages >= pages + step)
         return -EAGAIN; /* enough is on its way, or will be when that has come */
-    if (!mheap_may_grow(m, want, now_ns) && !mheap_may_grow(m, want = pages, now_ns))
-        return in_flight ? -EAGAIN : -ENOMEM;
+    if (!mheap_may_grow(m, want, now_ns))
+        want = pages;
     first = pagealloc_find(&m->free, want, align);
     if (first == PAGEALLOC_NONE)
         first = pagealloc_find(&m->free, want = pages, align);
     if (first == PAGEALLOC_NONE) /* what is in flight may complete a run */
+        return in_flight ? -EAGAIN : -ENOMEM;
+    if (!mheap_may_grow(m, cold_pages(m, first, want), now_ns)) /* what is warm of it is there already */
         return in_flight ? -EAGAIN : -ENOMEM;
     note_burst(m, now_ns);
     int rc = grow_range(m, first, want);
@@ -229,7 +248,7 @@ int mheap_take_next(struct mheap *m, uint64_t first, uint64_t pages, uint64_t no
         take(m, first, pages);
         return 0;
     }
-    if (!mheap_may_grow(m, pages, now_ns))
+    if (!mheap_may_grow(m, cold_pages(m, first, pages), now_ns))
         return -ENOMEM;
     int rc = grow_range(m, first, pages);
     return rc < 0 ? rc : -EAGAIN;

@@ -45,7 +45,7 @@ static void fill_all_ways(struct daemon *d, uint64_t least, size_t one_piece, in
             fail_msg("only %llu bytes in objects of %zu", (unsigned long long)bytes, sizes[i]);
         void *p = arena_alloc(a, one_piece);
         if (!p)
-            fail_msg("after objects of %zu: no %zu bytes in one piece: %s", sizes[i], one_piece, strerror(errno));
+            fail_msg("after objects of %zu: no %zu bytes in one piece: %s (%s)", sizes[i], one_piece, strerror(errno), arena_reason());
         memset(p, 1, one_piece);
         arena_free(a, p);
     }
