@@ -74,19 +74,23 @@ static int grow(struct mheap *m, uint64_t first, uint64_t pages)
     return 0;
 }
 
+/* The next pages of [at, end) without memory behind them: how many, and *ret_first; 0: none. */
+static uint64_t next_cold(const struct mheap *m, uint64_t at, uint64_t end, uint64_t *ret_first)
+{
+    uint64_t warm_at;
+    if (at < end && pagealloc_all_free(&m->warm, at, 1))
+        at = pagealloc_next_taken(&m->warm, at);
+    *ret_first = at;
+    if (at >= end)
+        return 0;
+    return pagealloc_next_run(&m->warm, at, 1, &warm_at) && warm_at < end ? warm_at - at : end - at;
+}
+
 /* Backs the cold parts of [first, first + pages): 0 or an error. */
 static int grow_range(struct mheap *m, uint64_t first, uint64_t pages)
 {
-    uint64_t end = first + pages, at = first;
-    while (at < end) {
-        uint64_t run;
-        if (pagealloc_all_free(&m->warm, at, 1)) {
-            uint64_t taken = pagealloc_next_taken(&m->warm, at);
-            at = taken < end ? taken : end;
-            continue;
-        }
-        uint64_t warm_at;
-        run = pagealloc_next_run(&m->warm, at, 1, &warm_at) && warm_at < end ? warm_at - at : end - at;
+    uint64_t end = first + pages, at = first, run;
+    while ((run = next_cold(m, at, end, &at)) > 0) {
         if (run > GROW_MAX)
             run = GROW_MAX;
         int rc = grow(m, at, run);
@@ -97,20 +101,11 @@ static int grow_range(struct mheap *m, uint64_t first, uint64_t pages)
     return 0;
 }
 
-/* How many of [first, first + pages) have no memory behind them. */
 static uint64_t cold_pages(const struct mheap *m, uint64_t first, uint64_t pages)
 {
-    uint64_t end = first + pages, at = first, cold = 0, warm_at;
-    while (at < end) {
-        if (pagealloc_all_free(&m->warm, at, 1)) {
-            uint64_t taken = pagealloc_next_taken(&m->warm, at);
-            at = taken < end ? taken : end;
-            continue;
-        }
-        uint64_t run = pagealloc_next_run(&m->warm, at, 1, &warm_at) && warm_at < end ? warm_at - at : end - at;
+    uint64_t end = first + pages, at = first, cold = 0, run;
+    for (; (run = next_cold(m, at, end, &at)) > 0; at += run)
         cold += run;
-        at += run;
-    }
     return cold;
 }
 

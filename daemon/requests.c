@@ -301,6 +301,13 @@ static bool is_swept(struct core *core, const struct pending *p)
     return core->sweep_serial >= p->swept_at || !core->sweep_to_go; /* nothing is there to be swept */
 }
 
+static void tell_to_trim(struct server *s, const struct connection *except)
+{
+    s->trim_sent_ns = s->core.now_ns;
+    s->core.trim_serial++;
+    connections_notice(s, NOTICE_TRIM, s->core.trim_serial, except);
+}
+
 /* Asks the others to trim, unless they were asked for another request just now and nothing has changed since: false. */
 static bool ask_to_trim(struct server *s, const struct pending *p)
 {
@@ -308,11 +315,8 @@ static bool ask_to_trim(struct server *s, const struct pending *p)
     uint64_t now = core->now_ns;
     if (s->refused_progress == core->progress && now - s->refused_ns < 1000000000ULL)
         return false;
-    if (!s->trim_sent_ns || now - s->trim_sent_ns > 1000000000ULL) {
-        s->trim_sent_ns = now;
-        core->trim_serial++;
-        connections_notice(s, NOTICE_TRIM, core->trim_serial, p->connection);
-    }
+    if (!s->trim_sent_ns || now - s->trim_sent_ns > 1000000000ULL)
+        tell_to_trim(s, p->connection);
     return true;
 }
 
@@ -562,11 +566,8 @@ static void on_trim(struct connection *c)
 {
     struct server *s = c->server;
     uint32_t id = in.id;
-    if (s->core.turn.trims++ == 0) { /* all are told once a turn, however many ask for it */
-        s->trim_sent_ns = s->core.now_ns;
-        s->core.trim_serial++;
-        connections_notice(s, NOTICE_TRIM, s->core.trim_serial, NULL);
-    }
+    if (s->core.turn.trims++ == 0) /* all are told once a turn, however many ask for it */
+        tell_to_trim(s, NULL);
     server_trim(s);
     reply_ok(c, id, 0);
 }
