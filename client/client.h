@@ -184,7 +184,8 @@ struct arena {
     uint32_t opens;
     struct mcache *free_mcaches;
     uint32_t mcache_count;
-    uint8_t *mcache_base;  /* addresses for MCACHES_MAX slots */
+    uint32_t mcache_slots; /* that there are addresses for */
+    uint8_t *mcache_base;
     int mcache_fd;
     struct lease *leases;  /* by page. sync: see struct lease */
     struct keep keep;

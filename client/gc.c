@@ -46,10 +46,12 @@ struct pins {
 
 int pins_init(struct arena *a)
 {
-    /* a forked child just forgets its parent's: another thread may have been in the middle of them */
-    a->pins = calloc(1, sizeof *a->pins);
+    if (!a->pins)
+        a->pins = malloc(sizeof *a->pins);
     if (!a->pins)
         return -ENOMEM;
+    memset(a->pins, 0, sizeof *a->pins); /* a forked child forgets its parent's: another thread may have been in the middle of
+        them */
     pthread_mutex_init(&a->pins->lock, NULL);
     return 0;
 }

@@ -327,7 +327,7 @@ PUBLIC int arena_close(arena_t *a)
     if (a->generation == fork_generation)
         say_bye(a);
     if (a->mcache_base)
-        munmap(a->mcache_base, (uint64_t)MCACHE_BYTES * MCACHES_MAX);
+        munmap(a->mcache_base, (uint64_t)MCACHE_BYTES * a->mcache_slots);
     arena_free_struct(a);
     return 0;
 }
@@ -347,6 +347,9 @@ int arena_reattach(struct arena *a)
         close(a->mcache_fd);
     a->conn.fd = a->mcache_fd = -1;
     a->free_mcaches = NULL;
+    if (a->mcache_base && a->mcache_count + 1 < a->mcache_slots) /* addresses of slots that were never mapped. Where one was, it
+        is not here, and something else may be; the next to the last was perhaps just being mapped */
+        munmap(a->mcache_base + (a->mcache_count + 1ULL) * MCACHE_BYTES, (a->mcache_slots - a->mcache_count - 1ULL) * MCACHE_BYTES);
     a->mcache_count = 0;
     a->mcache_base = NULL;
     a->tx_ready_count = a->tx_resolved_count = 0;

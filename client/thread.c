@@ -97,16 +97,28 @@ static int remember_thread(void)
     return rc ? -rc : 0;
 }
 
+/* Addresses for all slots in a row, nothing behind them yet. Where so many are not to be had - under valgrind, which has
+ * 128 GiB in all, or a limit of address space - for as many threads as there is room for. */
+static bool mcaches_reserve(struct arena *a)
+{
+    for (uint32_t slots = MCACHES_MAX; slots; slots /= 2) {
+        void *all = mmap(NULL, (uint64_t)MCACHE_BYTES * slots, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (all != MAP_FAILED) {
+            a->mcache_base = all;
+            a->mcache_slots = slots;
+            return true;
+        }
+    }
+    errno = ENOMEM;
+    return false;
+}
+
 static struct mcache *mcache_map(struct arena *a)
 {
-    if (!a->mcache_base) { /* addresses for all slots in a row: nothing behind them yet */
-        void *all = mmap(NULL, (uint64_t)MCACHE_BYTES * MCACHES_MAX, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (all == MAP_FAILED)
-            return NULL;
-        a->mcache_base = all;
-    }
+    if (!a->mcache_base && !mcaches_reserve(a))
+        return NULL;
     uint64_t at = (uint64_t)a->mcache_count * MCACHE_BYTES;
-    if (a->mcache_count == MCACHES_MAX) {
+    if (a->mcache_count == a->mcache_slots) {
         errno = EAGAIN;
         return NULL;
     }

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -89,6 +90,87 @@ static int opens_and_leaves(void *argument)
     if (argument)
         raise(SIGKILL);
     return arena_close(a) == 0 ? 0 : 3;
+}
+
+enum { LITTLE_THREADS = 100, THREAD_ADDRESSES = 32 << 20, ADDRESSES_LEFT = 1 << 30 };
+
+static pthread_barrier_t all_have_tried;
+
+static void *allocates_or_is_told(void *heap)
+{
+    void *p = arena_alloc(heap, 100);
+    int error = errno;
+    pthread_barrier_wait(&all_have_tried); /* nobody's place is another's before */
+    arena_free(heap, p);
+    return (void *)(intptr_t)(p ? 0 : error);
+}
+
+static uint64_t address_space(void) /* bytes */
+{
+    unsigned long long pages = 0;
+    FILE *f = fopen("/proc/self/statm", "re");
+    if (f && fscanf(f, "%llu", &pages) != 1)
+        pages = 0;
+    if (f)
+        fclose(f);
+    return pages * 4096;
+}
+
+/* As under `ulimit -v`, or valgrind. 0: every thread allocated, or was refused by EAGAIN. */
+static int has_little_address_space(void *argument)
+{
+    pthread_t threads[LITTLE_THREADS];
+    pthread_attr_t attr;
+    int served = 0;
+    (void)argument;
+    arena_t *a = open_heap(&d);
+    pthread_attr_init(&attr);
+    pthread_attr_setstacksize(&attr, 128 << 10);
+    pthread_barrier_init(&all_have_tried, NULL, LITTLE_THREADS);
+    struct rlimit limit = {.rlim_cur = address_space() + ADDRESSES_LEFT, .rlim_max = RLIM_INFINITY};
+    if (setrlimit(RLIMIT_AS, &limit) != 0)
+        return 1;
+    for (int i = 0; i < LITTLE_THREADS; i++)
+        if (pthread_create(&threads[i], &attr, allocates_or_is_told, a) != 0)
+            return 2;
+    for (int i = 0; i < LITTLE_THREADS; i++) {
+        void *error;
+        pthread_join(threads[i], &error);
+        if (error && (intptr_t)error != EAGAIN)
+            return 3;
+        served += !error;
+    }
+    return served >= ADDRESSES_LEFT / THREAD_ADDRESSES / 4 && served < LITTLE_THREADS && arena_alloc(a, 100) ? 0 : 4;
+}
+
+static void little_address_space_is_for_fewer_threads(void **state)
+{
+    (void)state;
+    assert_int_equal(reap(spawn(has_little_address_space, NULL)), 0);
+    stat_await(&d, "clients", 0);
+    assert_int_equal(check_of(&d), 0);
+}
+
+static int forks_once_more(void *argument)
+{
+    arena_t *a = argument;
+    static int generation;
+    static uint64_t first;
+    if (!arena_alloc(a, 100))
+        return errno;
+    first = first ? first : address_space();
+    if (++generation < 10)
+        return reap(spawn(forks_once_more, a));
+    return address_space() - first < 10ULL * 4 * THREAD_ADDRESSES ? 0 : 1;
+}
+
+static void a_childs_childs_child_has_as_many_addresses(void **state)
+{
+    (void)state;
+    arena_t *a = open_heap(&d);
+    assert_int_equal(reap(spawn(forks_once_more, a)), 0);
+    arena_close(a);
+    stat_await(&d, "clients", 0);
 }
 
 static void two_thousand_clients_leave_nothing_behind(void **state)
@@ -383,6 +465,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_second_open_shares_the_mapping_and_is_counted),
         cmocka_unit_test(a_forked_child_is_a_client_of_its_own),
+        cmocka_unit_test(little_address_space_is_for_fewer_threads),
+        cmocka_unit_test(a_childs_childs_child_has_as_many_addresses),
         cmocka_unit_test(two_thousand_clients_leave_nothing_behind),
         cmocka_unit_test(several_heaps_are_open_at_once_each_at_its_own_address),
         cmocka_unit_test(references_work_where_the_address_is_taken),
