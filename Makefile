@@ -80,7 +80,8 @@ $(B)/arenactl: $(CTL_OBJ) $(B)/libarena.a
 UNIT_SRC    := $(wildcard tests/shm/*_test.c tests/proto/*_test.c tests/daemon/*_test.c tests/client/*_test.c)
 E2E_SRC     := $(wildcard tests/e2e/*_test.c tests/crash/*_test.c)
 UNIT_TESTS  := $(patsubst tests/%.c,$(B)/tests/%,$(UNIT_SRC))
-E2E_TESTS   := $(patsubst tests/%.c,$(B)/tests/%,$(E2E_SRC))
+E2E_TESTS   := $(patsubst tests/%.c,$(B)/tests/%,$(E2E_SRC)) $(addprefix $(B)/tests/,e2e/object_inline_test \
+    e2e/steady_inline_test crash/kill_inline_test)
 HARNESS_OBJ := $(call obj,tests/e2e/harness.c)
 TEST_LIBS    = $(call PKG,libs,cmocka)
 
@@ -90,6 +91,11 @@ $(UNIT_TESTS): $(B)/tests/%: $(B)/obj/tests/%.o $(SHM_OBJ) $(PROTO_OBJ) $(DAEMON
 $(E2E_TESTS): $(B)/tests/%: $(B)/obj/tests/%.o $(HARNESS_OBJ) $(SHM_OBJ) $(PROTO_OBJ) $(B)/libarena.so
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -pthread -o $@ $(filter %.o,$^) -L$(B) -larena -Wl,-rpath,'$$ORIGIN/../..' $(LIB_LIBS) $(TEST_LIBS)
+
+# the same tests with the fast paths compiled into them
+$(B)/obj/tests/%_inline_test.o: tests/%_test.c
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(ALL_CFLAGS) -include client/arena_inline.h -MMD -MP -c -o $@ $<
 
 # arenactl's JSON is read by a parser
 $(B)/tests/e2e/ctl_test: TEST_LIBS += $(call PKG,libs,libcjson)
@@ -269,7 +275,7 @@ bench-rebuild: $(B)/tests/crash/rebuild
 # A worker program a peer, of the same sources, linked with the peer's shared library; a peer whose library is missing has
 # no worker, and the report says so. BENCH= rows or groups, PEERS=, REPS=, RUN_MS=, MINUTES=, OUT=: see tests/bench/bench.sh
 
-BENCH_PEERS := arena glibc jemalloc mimalloc tcmalloc boost ring
+BENCH_PEERS := arena inline glibc jemalloc mimalloc tcmalloc boost ring
 BENCH_SRC   := worker speed space service bench
 BENCH_DIR   := $(B)/bench
 BENCH_CC     = $(CC) $(CPPFLAGS) $(ALL_CFLAGS) -fno-builtin -fno-plt -MMD -MP
@@ -293,11 +299,15 @@ $(BENCH_DIR)/worker-$(1): $(call bench_objs,$(1)) $(BENCH_DIR)/obj-$(1)/peer_pri
 	$$(CC) $$(LDFLAGS) -pthread -Wl,-z,now -Wl,--no-as-needed -o $$@ $$^ $(bench_lib_$(1)) -lm
 endef
 $(foreach peer,glibc jemalloc mimalloc tcmalloc,$(eval $(call bench_private,$(peer))))
-$(eval $(call bench_peer,arena,-DPEER_ARENA))
+define bench_arena
+$(call bench_peer,$(1),-DPEER_ARENA $(2))
+$(BENCH_DIR)/worker-$(1): $(call bench_objs,$(1)) $(BENCH_DIR)/obj-$(1)/peer_arena.o $(SHM_OBJ) $(B)/libarena.so
+	$$(CC) $$(LDFLAGS) -pthread -Wl,-z,now -o $$@ $$(filter %.o,$$^) -L$(B) -larena -Wl,-rpath,'$$$$ORIGIN/..' -lm
+endef
+$(eval $(call bench_arena,arena))
+$(eval $(call bench_arena,inline,-DPEER_INLINE))
 $(eval $(call bench_peer,boost,-DPEER_BOOST))
 $(eval $(call bench_peer,ring,-DPEER_RING))
-$(BENCH_DIR)/worker-arena: $(call bench_objs,arena) $(BENCH_DIR)/obj-arena/peer_arena.o $(SHM_OBJ) $(B)/libarena.so
-	$(CC) $(LDFLAGS) -pthread -Wl,-z,now -o $@ $(filter %.o,$^) -L$(B) -larena -Wl,-rpath,'$$ORIGIN/..' -lm
 $(BENCH_DIR)/worker-ring: $(call bench_objs,ring) $(BENCH_DIR)/obj-ring/peer_ring.o
 	$(CC) $(LDFLAGS) -pthread -o $@ $^ -lm
 $(BENCH_DIR)/libbench_boost.so: tests/bench/peer_boost.cc

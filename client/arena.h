@@ -109,7 +109,8 @@ int arena_close(arena_t *a);
 /* ---- objects -------------------------------------------------------------------------------------------------- */
 
 /* A scan object (it may hold references), OWNED by this process; aligned to 16 bytes from 16 bytes on, below to 8.
- * size 0 is a unique object. Up to 32 KiB fast; above, a slow path with a cache of freed ones. */
+ * size 0 is a unique object. Up to 32 KiB fast; above, a slow path with a cache of freed ones. (arena_inline.h compiles
+ * the fast paths of arena_alloc and arena_free into their callers.) */
 void *arena_alloc(arena_t *a, size_t size);
 void *arena_alloc_flags(arena_t *a, size_t size, unsigned flags); /* EINVAL: unknown flags */
 void *arena_calloc(arena_t *a, size_t count, size_t size);        /* ENOMEM also when count * size overflows */

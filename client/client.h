@@ -23,6 +23,13 @@
 #include "shm/state.h"
 #include "shm/tag.h"
 
+/* The fast paths are in it, for programs that compile them into their loops; here with shm's names for the accesses. */
+#define ARENA_INLINE_INSIDE
+#define ARENA_INLINE_LOAD(p) load_relaxed(p)
+#define ARENA_INLINE_STORE(p, v) store_relaxed(p, v)
+#define ARENA_INLINE_SWAP(p, seen, v) cas_acq_rel(p, seen, v)
+#include "client/arena_inline.h"
+
 #define PUBLIC __attribute__((visibility("default")))
 
 enum {
@@ -49,28 +56,12 @@ enum {
 
 /* ---- the thread's mcache ------------------------------------------------------------------------------------------ */
 
-struct slot {
-    void *object;
-    uint16_t *word; /* its state word: saves the pop every look-up */
-};
-
-/* A LIFO array of free objects of one span class, [base, top) of [base, limit); the bases are in the mcache. Below base
- * stands a sentinel whose word is never CACHED: a pop that finds the magazine empty meets it, so that one comparison
- * tells both an empty magazine and a stale entry. What a free needs to know of the class stands beside it, in the same
- * cache line and as wide as it is used. sync: its thread */
-struct magazine {
-    struct slot *top, *limit;
-    uint64_t magic;   /* of the class, see class_info: constant; 0: no small objects */
-    uint64_t objects; /* of a span: constant */
-};
-
-_Static_assert(sizeof(struct magazine) == 32, "the class bits of a page entry are a magazine's place: word_of_small()");
-
 #define NO_WORD 0x10000u /* no state word is equal to it */
 
 struct transaction;
 
-/* In the client's mcache segment, 32 MiB of addresses a thread. sync: its thread, but for `trim` */
+/* In the client's mcache segment, 32 MiB of addresses a thread. sync: its thread, but for `trim`. The first
+ * four and the magazines are in arena_inline.h too */
 struct mcache {
     uint32_t expect;        /* what the word of an entry must be for the fast path: CACHED(tag); NO_WORD while every
                                allocation has more to do, as in a transaction with its log */
@@ -88,9 +79,19 @@ struct mcache {
     uint64_t refilled[4];   /* classes that this thread allocates in: a bit each */
     uint64_t used_serial[4];/* classes that refilled or flushed since the cursor passed them: a bit each */
     struct mcache *next_free;
-    struct magazine magazines[256] __attribute__((aligned(64)));
-    struct slot *bases[256];
+    struct arena_magazine magazines[256] __attribute__((aligned(64)));
+    struct arena_slot *bases[256];
 };
+
+#define SAME_PLACE(inside, outside, field) \
+    _Static_assert(offsetof(struct inside, field) == offsetof(struct outside, field), "arena_inline.h: another layout, another number")
+SAME_PLACE(mcache, arena_inline_mcache, expect);
+SAME_PLACE(mcache, arena_inline_mcache, own);
+SAME_PLACE(mcache, arena_inline_mcache, cached);
+SAME_PLACE(mcache, arena_inline_mcache, owned);
+SAME_PLACE(mcache, arena_inline_mcache, magazines);
+_Static_assert(sizeof(struct arena_magazine) == 32 && PAGE_CLASS_BITS == ARENA_INLINE_CLASS_BITS, "a page entry's class bits are a magazine's place");
+_Static_assert(PAGE_SIZE == ARENA_INLINE_PAGE && UNIT_WORDS == ARENA_INLINE_UNIT_WORDS && SMALL_MAX == ARENA_INLINE_SMALL_MAX, "");
 
 /* ---- the process's leases --------------------------------------------------------------------------------------------- */
 
@@ -114,7 +115,7 @@ struct central {
     pthread_mutex_t lock;
     bool ready;
     uint32_t first[LEASE_LISTS], last[LEASE_LISTS], count[LEASE_LISTS];
-    struct slot *stash;   /* entries that left their magazines, CACHED; the newest last. Private memory */
+    struct arena_slot *stash;   /* entries that left their magazines, CACHED; the newest last. Private memory */
     uint32_t stash_count, stash_capacity;
     uint32_t grant_spans; /* of the last lease, if it was cut fresh and nothing flushed since: the class grows */
     bool asked_ahead;     /* conn.ahead may be of this class */
@@ -169,11 +170,12 @@ struct connection {
 /* ---- a heap ----------------------------------------------------------------------------------------------------------- */
 
 struct arena {
-    /* hot, constant after arena_open */
+    /* hot, constant after arena_open; in arena_inline.h too */
     uint8_t *base;
     uint64_t heap_bytes;
     const uint64_t *pages;
     uint16_t *words;
+    const uint8_t *classes; /* size_class_table */
     uint64_t tls_at; /* where this heap's entry of tls_mcaches is, from the thread pointer */
     uint32_t index;  /* in tls_mcaches */
     uint16_t tag;
@@ -237,21 +239,21 @@ static inline struct mcache *mcache_of(const struct arena *a)
 #endif
 }
 
-/* The state word of the small object that begins at offset `at`, and the magazine of its class; false: something else is
- * there, or nothing. One multiplication tells the index and whether it is exact. */
-static inline bool word_of_small(const struct arena *a, struct mcache *mc, uint64_t at, uint16_t **ret_word,
-                                 struct magazine **ret_m)
+SAME_PLACE(arena, arena_inline_heap, base);
+SAME_PLACE(arena, arena_inline_heap, heap_bytes);
+SAME_PLACE(arena, arena_inline_heap, pages);
+SAME_PLACE(arena, arena_inline_heap, words);
+SAME_PLACE(arena, arena_inline_heap, classes);
+SAME_PLACE(arena, arena_inline_heap, tls_at);
+
+static inline const struct arena_inline_heap *hot_of(const struct arena *a) { return (const void *)a; }
+static inline struct arena_inline_mcache *hot_mcache(struct mcache *mc) { return (void *)mc; }
+
+/* The state word of the small object that begins at p; false: something else is there, or nothing. */
+static inline bool word_of_small(const struct arena *a, struct mcache *mc, const void *p, uint16_t **ret_word)
 {
-    if (unlikely(at >= a->heap_bytes))
-        return false;
-    uint64_t entry = load_relaxed(&a->pages[at >> PAGE_SHIFT]);
-    struct magazine *m = (struct magazine *)(void *)((char *)mc->magazines + (entry & PAGE_CLASS_BITS));
-    uint64_t product = (page_entry_before(entry) + (at & (PAGE_SIZE - 1))) * m->magic, index = product >> 32;
-    if (unlikely(!class_exact(product, m->magic) || index >= m->objects))
-        return false;
-    *ret_m = m;
-    *ret_word = a->words + (uint64_t)page_entry_unit(entry) * UNIT_WORDS + index;
-    return true;
+    struct arena_magazine *m;
+    return arena_inline_word(hot_of(a), hot_mcache(mc), (uint64_t)((const uint8_t *)p - a->base), ret_word, &m);
 }
 
 /* open.c */
@@ -293,9 +295,9 @@ void __tsan_release(void *at);
 int lease_init(struct arena *a);
 void lease_fini(struct arena *a);
 /* refill: up to `want` objects, each FREE -> CACHED(tag): their number, or a negative errno. */
-int lease_refill(struct arena *a, unsigned span_class, struct slot *out, uint32_t want);
+int lease_refill(struct arena *a, unsigned span_class, struct arena_slot *out, uint32_t want);
 /* flush: entries that have left their magazine, CACHED -> FREE, then the hints. */
-void lease_flush(struct arena *a, unsigned span_class, const struct slot *slots, uint32_t count);
+void lease_flush(struct arena *a, unsigned span_class, const struct arena_slot *slots, uint32_t count);
 void lease_release_all(struct arena *a);
 /* The first pages of all leases, in portions: for RESUME. Called with conn.lock held. */
 uint32_t lease_list(struct arena *a, uint64_t *cursor, uint32_t *out, uint32_t capacity);

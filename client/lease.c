@@ -179,7 +179,7 @@ static void adapt(struct arena *a, struct central *c)
     c->gave_back = c->flushed = c->stash_peak = 0;
 }
 
-static void flush_words(struct arena *a, struct central *c, const struct slot *slots, uint32_t count);
+static void flush_words(struct arena *a, struct central *c, const struct arena_slot *slots, uint32_t count);
 static bool accept_ahead(struct arena *a, struct central *c);
 
 static void stash_empty(struct arena *a, struct central *c)
@@ -252,7 +252,7 @@ static bool stash_grow(struct central *c, uint32_t count)
     uint32_t capacity = c->stash_capacity ? c->stash_capacity * 2 : 64;
     while (capacity < count)
         capacity *= 2;
-    struct slot *grown = realloc(c->stash, capacity * sizeof *grown);
+    struct arena_slot *grown = realloc(c->stash, capacity * sizeof *grown);
     if (!grown)
         return false;
     c->stash = grown;
@@ -261,7 +261,7 @@ static bool stash_grow(struct central *c, uint32_t count)
 }
 
 /* Keeps entries as they are, CACHED: no word is touched. False: that would be more than the process may keep. */
-static bool stash_put(struct arena *a, struct central *c, const struct slot *slots, uint32_t count)
+static bool stash_put(struct arena *a, struct central *c, const struct arena_slot *slots, uint32_t count)
 {
     uint64_t bytes = (uint64_t)count * class_table[c - a->central].size;
     if (load_relaxed(&a->keep.free_bytes) + bytes > load_relaxed(&a->keep.free_limit) ||
@@ -276,7 +276,7 @@ static bool stash_put(struct arena *a, struct central *c, const struct slot *slo
 }
 
 /* The newest entries, in the order in which they came. */
-static uint32_t stash_take(struct arena *a, struct central *c, struct slot *out, uint32_t want)
+static uint32_t stash_take(struct arena *a, struct central *c, struct arena_slot *out, uint32_t want)
 {
     uint32_t n = want < c->stash_count ? want : c->stash_count;
     if (n == 0)
@@ -291,7 +291,7 @@ static uint32_t stash_take(struct arena *a, struct central *c, struct slot *out,
 
 /* Takes FREE objects of one span from its cursor on. At the span's end it goes to `full`, or stays if something was
  * flushed behind the cursor meanwhile. */
-static uint32_t take_from(struct arena *a, struct central *c, uint32_t first, struct slot *out, uint32_t want)
+static uint32_t take_from(struct arena *a, struct central *c, uint32_t first, struct arena_slot *out, uint32_t want)
 {
     const struct class_info *info = &class_table[c - a->central];
     struct lease *l = &a->leases[first];
@@ -301,7 +301,7 @@ static uint32_t take_from(struct arena *a, struct central *c, uint32_t first, st
     uint32_t got = 0, i = l->cursor;
     for (; i < info->objects && got < want; i++)
         if (word_cache(&words[i], cached))
-            out[got++] = (struct slot){base + (uint64_t)i * info->size, &words[i]};
+            out[got++] = (struct arena_slot){base + (uint64_t)i * info->size, &words[i]};
     count_free(a, first, info, -(int)(got < l->free ? got : l->free));
     if (i < info->objects) {
         l->cursor = (uint16_t)i;
@@ -450,7 +450,7 @@ static void ask_ahead(struct arena *a, struct central *c)
     conn_unlock(a);
 }
 
-int lease_refill(struct arena *a, unsigned span_class, struct slot *out, uint32_t want)
+int lease_refill(struct arena *a, unsigned span_class, struct arena_slot *out, uint32_t want)
 {
     struct central *c = &a->central[span_class];
     uint32_t got = 0;
@@ -479,7 +479,7 @@ int lease_refill(struct arena *a, unsigned span_class, struct slot *out, uint32_
 /* ---- flush ------------------------------------------------------------------------------------------------------------------------------- */
 
 /* CACHED -> FREE, then the hint, of each. */
-static void flush_words(struct arena *a, struct central *c, const struct slot *slots, uint32_t count)
+static void flush_words(struct arena *a, struct central *c, const struct arena_slot *slots, uint32_t count)
 {
     unsigned span_class = (unsigned)(c - a->central);
     const struct class_info *info = &class_table[span_class];
@@ -515,7 +515,7 @@ static void flush_words(struct arena *a, struct central *c, const struct slot *s
         fetch_add_relaxed(&a->keep.missed_bytes, missed * info->size);
 }
 
-void lease_flush(struct arena *a, unsigned span_class, const struct slot *slots, uint32_t count)
+void lease_flush(struct arena *a, unsigned span_class, const struct arena_slot *slots, uint32_t count)
 {
     struct central *c = &a->central[span_class];
     pthread_mutex_lock(&c->lock);

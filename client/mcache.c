@@ -1,4 +1,4 @@
-/* The mcache: a thread's magazines, and the fast paths of alloc and free over them.
+/* The mcache: a thread's magazines, and what alloc and free do where arena_inline.h's fast paths over them do not.
  *
  * A magazine is a LIFO array of {object, state word}. Each entry's word is CACHED by this client; a pop looks at the word
  * first, and drops an entry whose word says otherwise. Orders within one thread: alloc stores the word, then the top;
@@ -21,7 +21,10 @@
 /* ---- no mcache, and the sentinel ------------------------------------------------------------------------------------ */
 
 static uint16_t sentinel_word = WORD_SHARED; /* never stored to: no `expect` is equal to it */
-static struct slot sentinel[2] = {{NULL, &sentinel_word}, {NULL, NULL}};
+static struct arena_slot sentinel[2] = {{NULL, &sentinel_word}, {NULL, NULL}};
+
+PUBLIC extern const char arena_inline_layout_1;
+const char arena_inline_layout_1 = 1; /* its name is what counts: arena_inline.h */
 
 struct mcache no_mcache = {
     .expect = NO_WORD,
@@ -51,12 +54,12 @@ static uint32_t capacity_first(unsigned span_class)
 }
 
 /* Where the slots of a class begin in an mcache, its sentinel first. Nothing is written there before its first use. */
-static struct slot *slots_of(struct mcache *mc, unsigned span_class)
+static struct arena_slot *slots_of(struct mcache *mc, unsigned span_class)
 {
     uint64_t at = (sizeof *mc + 4095) & ~4095ULL;
     for (unsigned c = 2; c < span_class; c++)
-        at += (capacity_max(c) + 1) * sizeof(struct slot);
-    return (struct slot *)(void *)((uint8_t *)mc + at);
+        at += (capacity_max(c) + 1) * sizeof(struct arena_slot);
+    return (struct arena_slot *)(void *)((uint8_t *)mc + at);
 }
 
 void mcache_init(struct mcache *mc, struct arena *a, uint32_t number)
@@ -81,10 +84,10 @@ static void give_back(struct mcache *mc, unsigned span_class, uint32_t keep);
 
 static void set_capacity(struct mcache *mc, unsigned span_class, uint32_t capacity)
 {
-    struct magazine *m = &mc->magazines[span_class];
+    struct arena_magazine *m = &mc->magazines[span_class];
     int64_t more = (int64_t)capacity - capacity_of(mc, span_class);
     if (mc->bases[span_class] == sentinel + 1) {
-        struct slot *slots = slots_of(mc, span_class);
+        struct arena_slot *slots = slots_of(mc, span_class);
         slots[0] = sentinel[0];
         mc->bases[span_class] = m->top = slots + 1;
     }
@@ -148,8 +151,8 @@ static int refill(struct mcache *mc, unsigned span_class)
 static void give_back(struct mcache *mc, unsigned span_class, uint32_t keep)
 {
     enum { BATCH = 256 };
-    struct slot batch[BATCH];
-    struct slot *base = mc->bases[span_class];
+    struct arena_slot batch[BATCH];
+    struct arena_slot *base = mc->bases[span_class];
     while (count_of(mc, span_class) > keep) {
         uint32_t count = count_of(mc, span_class), n = count - keep > BATCH ? BATCH : count - keep;
         memcpy(batch, base, n * sizeof *batch);
@@ -180,7 +183,7 @@ static bool may_collect(const struct mcache *mc, unsigned span_class)
 /* A push that found the magazine full. */
 static void make_room(struct mcache *mc, unsigned span_class)
 {
-    struct magazine *m = &mc->magazines[span_class];
+    struct arena_magazine *m = &mc->magazines[span_class];
     mark(mc->used_serial, span_class);
     trim_if_asked(mc);
     if (m->top < m->limit || (may_collect(mc, span_class) && grow(mc, span_class)))
@@ -190,10 +193,10 @@ static void make_room(struct mcache *mc, unsigned span_class)
 
 void mcache_push(struct mcache *mc, unsigned span_class, void *object, uint16_t *word)
 {
-    struct magazine *m = &mc->magazines[span_class];
+    struct arena_magazine *m = &mc->magazines[span_class];
     if (unlikely(m->top >= m->limit))
         make_room(mc, span_class);
-    *m->top = (struct slot){object, word};
+    *m->top = (struct arena_slot){object, word};
     m->top++;
 }
 
@@ -202,14 +205,14 @@ void mcache_push(struct mcache *mc, unsigned span_class, void *object, uint16_t 
 /* An object whose word becomes `to`: popped, or after a refill. NULL and errno. */
 static void *take(struct mcache *mc, unsigned span_class, uint16_t to)
 {
-    struct magazine *m = &mc->magazines[span_class];
+    struct arena_magazine *m = &mc->magazines[span_class];
     if (heap_is_stale(mc->arena)) {
         errno = ESTALE;
         return NULL;
     }
     for (;;) {
         while (m->top > mc->bases[span_class]) {
-            struct slot s = m->top[-1];
+            struct arena_slot s = m->top[-1];
             int ok = word_own(s.word, mc->cached, to);
             m->top--;
             if (unlikely(!ok))
@@ -260,26 +263,11 @@ static __attribute__((noinline)) void *alloc_slow(arena_t *a, size_t size, unsig
     return alloc_class(mc, SPAN_CLASS(size_class_of((uint32_t)size, noscan), noscan), flags, size);
 }
 
-/* Pops the top entry of a magazine, its word turned to `to`; false: something is out of the ordinary. */
-static inline bool pop(struct mcache *mc, struct magazine *m, uint16_t to, void **ret)
-{
-    struct slot *top = m->top, s = top[-1];
-    if (unlikely(load_relaxed(s.word) != mc->expect))
-        return false;
-    store_relaxed(s.word, to); /* CACHED(t) -> OWNED(t): mine, a plain store */
-    m->top = top - 1;
-    *ret = s.object;
-    return true;
-}
-
 PUBLIC void *arena_alloc(arena_t *a, size_t size)
 {
-    struct mcache *mc = mcache_of(a);
+    struct arena_inline_mcache *mc = hot_mcache(mcache_of(a));
     void *object;
-    if (unlikely(size > SMALL_MAX))
-        return alloc_slow(a, size, 0);
-    unsigned size_class = likely(size > 8) ? size_class_table[(size + 15) / 16] : 2;
-    if (likely(pop(mc, &mc->magazines[SPAN_CLASS(size_class, 0)], mc->owned, &object)))
+    if (likely(size <= SMALL_MAX && arena_inline_pop(mc, arena_inline_magazine_of(hot_of(a), mc, size), mc->owned, &object)))
         return object;
     return alloc_slow(a, size, 0);
 }
@@ -292,7 +280,7 @@ PUBLIC void *arena_alloc_flags(arena_t *a, size_t size, unsigned flags)
         return alloc_slow(a, size, flags);
     unsigned noscan = flags & ARENA_NOSCAN, size_class = size_class_of((uint32_t)size, noscan);
     uint16_t to = flags & ARENA_SHARED ? WORD_SHARED : mc->owned;
-    if (unlikely(!pop(mc, &mc->magazines[SPAN_CLASS(size_class, noscan)], to, &object)))
+    if (unlikely(!arena_inline_pop(hot_mcache(mc), &mc->magazines[SPAN_CLASS(size_class, noscan)], to, &object)))
         return alloc_slow(a, size, flags);
     return flags & ARENA_ZERO ? memset(object, 0, size) : object;
 }
@@ -303,8 +291,8 @@ PUBLIC size_t arena_alloc_batch(arena_t *a, size_t size, void **out, size_t coun
     unsigned span_class = size > SMALL_MAX ? 0 : SPAN_CLASS(size_class_of((uint32_t)size, 0), 0);
     while (got < count) {
         struct mcache *mc = mcache_of(a); /* the first object may have made it */
-        struct magazine *m = &mc->magazines[span_class];
-        struct slot *top = m->top;
+        struct arena_magazine *m = &mc->magazines[span_class];
+        struct arena_slot *top = m->top;
         uint32_t expect = mc->expect;
         uint16_t owned = mc->owned;
         while (got < count && load_relaxed(top[-1].word) == expect) {
@@ -322,38 +310,10 @@ PUBLIC size_t arena_alloc_batch(arena_t *a, size_t size, void **out, size_t coun
 
 /* ---- free -------------------------------------------------------------------------------------------------------------- */
 
-/* The magazine was full, or this thread has none. */
-static __attribute__((noinline)) void free_full(arena_t *a, struct mcache *mc, struct magazine *m, void *p)
-{
-    if (mc != &no_mcache)
-        make_room(mc, (unsigned)(m - mc->magazines));
-    free_slow(a, p);
-}
-
 PUBLIC void arena_free(arena_t *a, void *p)
 {
-    struct mcache *mc = mcache_of(a);
-    struct magazine *m;
-    uint16_t *word;
-    if (unlikely(!word_of_small(a, mc, (uint64_t)((uint8_t *)p - a->base), &word, &m))) {
+    if (unlikely(!arena_inline_push(hot_of(a), hot_mcache(mcache_of(a)), p)))
         free_slow(a, p);
-        return;
-    }
-    uint32_t seen = load_relaxed(word);
-    struct slot *top = m->top;
-    if (unlikely(top >= m->limit)) {
-        free_full(a, mc, m, p);
-        return;
-    }
-    if (likely(seen == mc->own))
-        store_relaxed(word, mc->cached); /* OWNED(t) -> CACHED(t): mine, a plain store */
-    else if (seen != WORD_SHARED || !word_swap(word, WORD_SHARED, mc->cached)) {
-        free_slow(a, p);
-        return;
-    }
-    __builtin_prefetch(p, 1); /* it will be the next one out, and was last touched when it came in */
-    *top = (struct slot){p, word};
-    m->top = top + 1;
 }
 
 PUBLIC void arena_free_batch(arena_t *a, void **objects, size_t count)

@@ -181,9 +181,8 @@ static int claim_slow(arena_t *a, void *p)
 PUBLIC int arena_publish(arena_t *a, void *p)
 {
     struct mcache *mc = mcache_of(a);
-    struct magazine *m;
     uint16_t *word;
-    if (unlikely(!word_of_small(a, mc, (uint64_t)((uint8_t *)p - a->base), &word, &m) || load_relaxed(word) != mc->own))
+    if (unlikely(!word_of_small(a, mc, p, &word) || load_relaxed(word) != mc->own))
         return publish_slow(a, p);
     store_release(word, WORD_SHARED); /* [PB1] */
     return 0;
@@ -192,10 +191,9 @@ PUBLIC int arena_publish(arena_t *a, void *p)
 PUBLIC int arena_claim(arena_t *a, void *p)
 {
     struct mcache *mc = mcache_of(a);
-    struct magazine *m;
     uint16_t *word;
     uint32_t own = load_relaxed(&mc->own);
-    if (unlikely(own == NO_WORD || !word_of_small(a, mc, (uint64_t)((uint8_t *)p - a->base), &word, &m) ||
+    if (unlikely(own == NO_WORD || !word_of_small(a, mc, p, &word) ||
                  load_relaxed(word) != WORD_SHARED || !word_swap(word, WORD_SHARED, (uint16_t)own))) /* [PB1] */
         return claim_slow(a, p);
     return 0;

@@ -266,6 +266,7 @@ static int open_new(struct arena *a, struct arena **ret)
         if (!heaps[i]) {
             heaps[i] = a;
             a->index = i;
+            a->classes = size_class_table;
             a->tls_at = (uint64_t)((char *)&tls_mcaches[i] - thread_pointer());
             a->opens = 1;
             *ret = a;

@@ -13,7 +13,7 @@
 
 struct transaction {
     uint16_t tag;
-    struct slot *log; /* in the order of allocation; some may have been freed since */
+    struct arena_slot *log; /* in the order of allocation; some may have been freed since */
     size_t count, capacity;
     bool log_failed; /* out of private memory: the words are found by the pass when this process ends */
 };
@@ -25,7 +25,7 @@ void tx_log(struct mcache *mc, void *object, uint16_t *word)
         return;
     if (tx->count == tx->capacity) {
         size_t capacity = tx->capacity ? tx->capacity * 2 : 256;
-        struct slot *grown = realloc(tx->log, capacity * sizeof *grown);
+        struct arena_slot *grown = realloc(tx->log, capacity * sizeof *grown);
         if (!grown) {
             tx->log_failed = true;
             return;
@@ -33,7 +33,7 @@ void tx_log(struct mcache *mc, void *object, uint16_t *word)
         tx->log = grown;
         tx->capacity = capacity;
     }
-    tx->log[tx->count++] = (struct slot){object, word};
+    tx->log[tx->count++] = (struct arena_slot){object, word};
 }
 
 bool tx_is_mine(const struct arena *a, unsigned tag)
@@ -165,7 +165,7 @@ static void abort_tx(struct mcache *mc)
     struct arena *a = mc->arena;
     struct transaction *tx = mc->tx;
     uint16_t tag = tx->tag;
-    struct slot *log = tx->log;
+    struct arena_slot *log = tx->log;
     size_t count = tx->count;
     bool clean = !tx->log_failed;
     tx->log = NULL;

@@ -153,7 +153,8 @@ struct root {
 
 /* Page entry, 64 bits:  | first unit of the span : 32 | index, low 19 | span class : 8 | index, high 5 |
  * The index is the page's in its span. What a free needs stands where it costs one operation: the unit on top, the class
- * times 32, and for a span of less than 4 GiB the bytes before this page, index * PAGE_SIZE, as they are. */
+ * times 32, and for a span of less than 4 GiB the bytes before this page, index * PAGE_SIZE, as they are. Another layout of
+ * it is another layout of client/arena_inline.h. */
 #define PAGE_COLD 0ULL         /* free, no memory behind it */
 #define PAGE_WARM (1ULL << 32) /* free, backed */
 
@@ -169,8 +170,6 @@ static inline uint32_t page_entry_index(uint64_t entry)
 {
     return ((uint32_t)entry >> PAGE_SHIFT) | ((uint32_t)entry & 0x1f) << 19;
 }
-/* bytes of its span before this page, if that is a span of small objects */
-static inline uint32_t page_entry_before(uint64_t entry) { return (uint32_t)entry & ~(uint32_t)(PAGE_SIZE - 1); }
 
 /* The record of a span stands at its first page. */
 struct span {

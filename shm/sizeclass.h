@@ -40,14 +40,6 @@ static inline uint32_t class_index(const struct class_info *info, uint64_t offse
     return (uint32_t)(offset * info->magic >> 32);
 }
 
-/* Does an object begin at the offset whose product with the class's magic this is? Its low half is below magic just when
- * size divides the offset: with e = magic * size - 2^32 < size, an offset q * size + r gives q * e + r * magic, and
- * q * e <= offset < 2^17 <= magic. Its high half is the index. */
-static inline bool class_exact(uint64_t product, uint64_t magic)
-{
-    return (uint32_t)product < (uint32_t)magic;
-}
-
 /* Pages of a large object of `size` bytes: geometric, eight steps a doubling, so that at most 12.5 % is lost and freed
  * objects fit later requests. 0: more than HEAP_MAX_SPAN. */
 uint32_t large_pages(uint64_t size);

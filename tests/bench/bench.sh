@@ -4,7 +4,8 @@
 #
 #   BENCH=LIST    groups (fixed random cross published large space attach growth reclaim flat) or
 #                 rows (fixed/64/100 random/wide/2p ...); default: all
-#   PEERS=LIST    of: arena glibc jemalloc mimalloc tcmalloc boost ring; default: all
+#   PEERS=LIST    of: arena inline glibc jemalloc mimalloc tcmalloc boost ring; default: all. inline is arena with
+#                 arena_inline.h, in the rows where the call counts; every other peer is called through its library
 #   REPS=N        rounds (5): a round measures every row with every peer, the peers of a row one
 #                 right after the other; of rows that take seconds there are at most three
 #   RUN_MS=N      measured time of one run (100)
@@ -19,7 +20,7 @@
 set -u
 here=$(dirname "$0")
 build=${ARENA_BUILD:-build}
-all_peers="arena glibc jemalloc mimalloc tcmalloc boost ring"
+all_peers="arena inline glibc jemalloc mimalloc tcmalloc boost ring"
 reps=${REPS:-5} run_ms=${RUN_MS:-100} wait_ms=${WAIT_MS:-1000} minutes=${MINUTES:-60}
 out=${OUT:-$build/bench}
 nice=${NICE:-0}
@@ -79,6 +80,10 @@ failed=0 done_reps=0
 # A run of two workers whose CPUs were not near one another, though others' of this row were, is made again.
 measure() { # ROW PEER REP
     local lines rc tries
+    case $2/$1 in
+    inline/fixed/* | inline/random/* | inline/published/*) ;;
+    inline/*) return ;;
+    esac
     for (( tries = 0; tries < 3; tries++ )); do
         lines=$(timeout -k 5 200 "$build/bench/worker-$2" "$1" ms="$run_ms" cpu="$3" \
                     wait="$wait_ms" seed="$3" nice="$nice" 2>"$out/worker.err")

@@ -14,7 +14,11 @@
 #include <stdlib.h>
 
 #if defined(PEER_ARENA)
+#ifdef PEER_INLINE
+#include "client/arena_inline.h"
+#else
 #include "client/arena.h"
+#endif
 typedef arena_t *peer_t;
 static inline void *peer_alloc(peer_t h, size_t size) { return arena_alloc(h, size); }
 static inline void *peer_alloc_shared(peer_t h, size_t size)

@@ -196,6 +196,21 @@ function verdict(number, what, measured, wanted, at_most,    off) {
 function least_wanted(number, what, measured, wanted) { verdict(number, what, measured, wanted, 0) }
 function most_wanted(number, what, measured, wanted) { verdict(number, what, measured, wanted, 1) }
 
+# what arena_inline.h adds; the targets are of calls through the shared library
+function inline_lines(    i, row, best, v, sum, n) {
+    for (i = 1; i <= id_count; i++) {
+        row = row_of[ids[i]]
+        if (!starts(row, "fixed/") || !(best = best_private(row)) || !(v = of(row, "mops", "inline"))) continue
+        sum += log(v / best)
+        n++
+    }
+    if (n) printf "  1   with arena_inline.h: geometric mean %.2f of %d rows\n", exp(sum / n), n
+    if ((v = compare("random/small/1t", "inline", "random/small/1t", "tcmalloc")) != "")
+        printf "  2   with arena_inline.h: random small, 1 thread, %.2f of tcmalloc\n", v
+    if ((v = compare("random/wide/1t", "inline", "random/wide/1t", "tcmalloc")) != "")
+        printf "  2   with arena_inline.h: random wide, 1 thread, %.2f of tcmalloc\n", v
+}
+
 function share(row, peer) {
     return peer == "best" ? compare_best(row, row) : compare(row, "arena", row, peer)
 }
@@ -210,6 +225,7 @@ function targets(    n, objects, v) {
     least_wanted(1, "fixed, least row: " least_row["fixed"], least["fixed"], 0.8)
     least_wanted(2, "random small, 1 thread, of tcmalloc", share("random/small/1t", "tcmalloc"), 1)
     least_wanted(2, "random wide, 1 thread, of tcmalloc", share("random/wide/1t", "tcmalloc"), 1)
+    inline_lines()
     least_wanted(2, "random small, 2 processes on one heap, of two heaps", scaling("small"), 0.97)
     least_wanted(2, "random wide, 2 processes on one heap, of two heaps", scaling("wide"), 0.97)
     least_wanted(3, "cross free 64 B between processes, of the ring's ceiling", share("cross/64/p", "ring"), 0.9)

@@ -77,6 +77,7 @@ static void client_setup(unsigned i)
     a->heap_bytes = world_heap.heap_bytes;
     a->pages = world_heap.pages;
     a->words = world_heap.words;
+    a->classes = size_class_table;
     a->index = 0;
     a->tls_at = (uint64_t)((char *)&tls_mcaches[0] - thread_pointer());
     a->conn.fd = 1;
@@ -135,13 +136,13 @@ int world_thread(const char *name, unsigned process, void (*fn)(void *), void *a
     uint64_t at = (sizeof *mc + 4095) & ~4095ULL; /* as mcache.c lays out its slots */
     for (unsigned c = 2; c < WORLD_CLASS; c++) {
         uint32_t size = class_table[c].size, slots = size ? MAGAZINE_BYTES / size : 0;
-        at += ((slots > MAGAZINE_SLOTS ? MAGAZINE_SLOTS : slots) + 1) * sizeof(struct slot);
+        at += ((slots > MAGAZINE_SLOTS ? MAGAZINE_SLOTS : slots) + 1) * sizeof(struct arena_slot);
     }
-    memset((uint8_t *)mc + at, 0, 17 * sizeof(struct slot));
+    memset((uint8_t *)mc + at, 0, 17 * sizeof(struct arena_slot));
     ex_memory(mc, offsetof(struct mcache, magazines));
     ex_memory(&mc->magazines[WORLD_CLASS], sizeof mc->magazines[0]);
     ex_memory(&mc->bases[WORLD_CLASS], sizeof mc->bases[0]);
-    ex_memory((uint8_t *)mc + at, 17 * sizeof(struct slot));
+    ex_memory((uint8_t *)mc + at, 17 * sizeof(struct arena_slot));
     return ex_thread(name, process, fn, argument, mc);
 }
 

@@ -1,0 +1,88 @@
+/* Goal: what arena_inline.h compiles into programs reads the map as shm/ writes it.
+ * Method: a span of each class over plain memory; every offset in it, and pages that are no span's. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#define ARENA_INLINE_INSIDE
+#include "client/arena_inline.h"
+#include "shm/sizeclass.h"
+#include "shm/state.h"
+
+enum { PAGES = 16, SPAN_AT = 3, UNIT = 5 };
+
+static unsigned char *const base = (unsigned char *)0x550000000000;
+static uint64_t pages[PAGES];
+static uint16_t words[(UNIT + 2048) * UNIT_WORDS];
+static struct arena_inline_mcache mc;
+static const struct arena_inline_heap heap = {base, PAGES * PAGE_SIZE, pages, words, size_class_table, 0};
+
+static void span_make(unsigned span_class)
+{
+    for (unsigned i = 0; i < PAGES; i++)
+        pages[i] = i % 2 ? PAGE_COLD : PAGE_WARM;
+    for (unsigned i = 0; i < class_table[span_class].pages; i++)
+        pages[SPAN_AT + i] = page_entry_make(span_class, UNIT, i);
+}
+
+static int setup(void **state)
+{
+    (void)state;
+    for (unsigned c = 2; c < SPAN_CLASS_COUNT; c++) {
+        mc.magazines[c].magic = class_table[c].magic;
+        mc.magazines[c].objects = class_table[c].objects;
+    }
+    return 0;
+}
+
+static void a_word_is_found_where_an_object_begins_and_nowhere_else(void **state)
+{
+    (void)state;
+    for (unsigned c = 2; c < SPAN_CLASS_COUNT; c++) {
+        const struct class_info *info = &class_table[c];
+        uint64_t wrong = 0;
+        span_make(c);
+        for (uint64_t at = 0; at < PAGES * PAGE_SIZE + 100; at++) {
+            struct arena_magazine *m = NULL;
+            uint16_t *word = NULL;
+            uint64_t offset = at - SPAN_AT * PAGE_SIZE;
+            bool begins = at >= SPAN_AT * PAGE_SIZE && offset % info->size == 0 && offset / info->size < info->objects;
+            int found = arena_inline_word(&heap, &mc, at, &word, &m);
+            wrong += found != begins;
+            wrong += found && (m != &mc.magazines[c] || word != words + UNIT * UNIT_WORDS + offset / info->size);
+        }
+        assert_int_equal(wrong, 0);
+    }
+}
+
+static void a_large_object_is_not_for_the_fast_path(void **state)
+{
+    (void)state;
+    struct arena_magazine *m;
+    uint16_t *word;
+    pages[SPAN_AT] = page_entry_make(CLASS_LARGE, UNIT, 0);
+    assert_int_equal(arena_inline_word(&heap, &mc, SPAN_AT * PAGE_SIZE, &word, &m), 0);
+}
+
+static void each_size_has_its_classs_magazine(void **state)
+{
+    (void)state;
+    for (size_t size = 0; size <= SMALL_MAX; size++)
+        assert_ptr_equal(arena_inline_magazine_of(&heap, &mc, size),
+                         &mc.magazines[SPAN_CLASS(size_class_of((uint32_t)size, 0), 0)]);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_word_is_found_where_an_object_begins_and_nowhere_else),
+        cmocka_unit_test(a_large_object_is_not_for_the_fast_path),
+        cmocka_unit_test(each_size_has_its_classs_magazine),
+    };
+    return cmocka_run_group_tests(tests, setup, NULL);
+}
