@@ -301,8 +301,9 @@ endef
 $(foreach peer,glibc jemalloc mimalloc tcmalloc,$(eval $(call bench_private,$(peer))))
 define bench_arena
 $(call bench_peer,$(1),-DPEER_ARENA $(2))
-$(BENCH_DIR)/worker-$(1): $(call bench_objs,$(1)) $(BENCH_DIR)/obj-$(1)/peer_arena.o $(SHM_OBJ) $(B)/libarena.so
-	$$(CC) $$(LDFLAGS) -pthread -Wl,-z,now -o $$@ $$(filter %.o,$$^) -L$(B) -larena -Wl,-rpath,'$$$$ORIGIN/..' -lm
+$(BENCH_DIR)/worker-$(1): $(call bench_objs,$(1)) $(BENCH_DIR)/obj-$(1)/peer_arena.o $(SHM_OBJ) $(PROTO_OBJ) $(B)/libarena.so
+	$$(CC) $$(LDFLAGS) -pthread -Wl,-z,now -o $$@ $$(filter %.o,$$^) -L$(B) -larena -Wl,-rpath,'$$$$ORIGIN/..' \
+	    $$(LIB_LIBS) -lm
 endef
 $(eval $(call bench_arena,arena))
 $(eval $(call bench_arena,inline,-DPEER_INLINE))

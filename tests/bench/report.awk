@@ -242,6 +242,8 @@ function targets(    n, objects, v) {
     least_wanted(5, "given back after trim, wide", of("space/wide", "given_back_trim", "arena"), 0.9)
     most_wanted(6, "attach, 1 GiB heap, us", of("attach/1G", "attach_us", "arena"), 200)
     most_wanted(6, "attach, 64 GiB heap, us", of("attach/64G", "attach_us", "arena"), 200)
+    v = ratio(of("attach/1G", "attach_us", "arena"), of("attach/1G", "attach_raw_us", "arena"))
+    if (v != "") printf "  6   attach, 1 GiB heap: %.2f of a client that connects, maps, leases and does nothing else\n", v
     most_wanted(6, "attach, 64 GiB heap of 1 GiB heap", ratio(of("attach/64G", "attach_us", "arena"), of("attach/1G", "attach_us", "arena")), 1.15)
     most_wanted(7, "growth of 64 B blocks, round trips a MiB", of("growth/64", "round_trips_per_mib", "arena"), 2)
     print "  7   steady churn makes no refill and no system call: tests/e2e/steady_test"

@@ -1,7 +1,8 @@
 /* The rows that have a daemon in them; of other peers they are not.
  *
  * attach/SIZE: a fresh process's arena_open to its first block, for a heap of that size: the median
- * of 200.
+ * of 200; and of as many, in turn with them, of a client without the library that does no more than
+ * it must.
  *
  * reclaim/WHAT: how long another client waits for a refill while the daemon is busy. It asks over
  * and over: it gives back all that it caches, then times an allocation, which takes a round trip.
@@ -24,10 +25,14 @@ int service_run(const struct run *run)
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "client/arena.h"
+#include "proto/msg.h"
+#include "proto/packet.h"
 #include "shm/layout.h"
 #include "tests/bench/daemon.h"
 #include "tests/bench/peer.h"
@@ -65,32 +70,85 @@ static void line(const struct run *run, const char *metric, double value)
 
 /* ---- attach ---- */
 
-static int attach_run(const struct run *run, const char *max)
+/* What no client can do without, and nothing else: connects, gets the regions and maps them, has a
+ * span leased and writes to it. */
+static bool attach_raw(const char *socket_path)
 {
-    double *us = shared_memory(ATTACH_SAMPLES * sizeof *us);
-    if (peer_setup(1, max) != 0)
-        return 1;
-    for (unsigned i = 0; i < ATTACH_SAMPLES; i++) {
-        int status;
-        pid_t pid = fork();
-        if (pid == 0) {
-            pin(run->cpu);
-            uint64_t from = now_ns();
+    static uint8_t bytes[MSG_MAX];
+    static struct msg m;
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    char why[MSG_TEXT_MAX + 1];
+    int fds[PACKET_FDS_MAX], count = 0, fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    snprintf(address.sun_path, sizeof address.sun_path, "%s", socket_path);
+    m.type = MSG_HELLO;
+    m.version_min = m.version = PROTO_VERSION;
+    m.layout = LAYOUT_VERSION;
+    m.id = 1;
+    int n = msg_encode(&m, bytes, sizeof bytes);
+    if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) != 0 ||
+        packet_send(fd, bytes, (size_t)n, NULL, 0, 0) != 0)
+        return false;
+    ssize_t got = packet_receive(fd, bytes, sizeof bytes, fds, PACKET_FDS_MAX, &count, 0);
+    if (got <= 0 || count != 4 || msg_decode(&m, bytes, (size_t)got, why) != 0 || m.type != MSG_WELCOME)
+        return false;
+    char *heap = mmap((void *)(uintptr_t)m.base, m.heap_bytes, PROT_READ | PROT_WRITE,
+                      MAP_SHARED | MAP_NORESERVE | MAP_FIXED_NOREPLACE, fds[0], 0);
+    void *map = mmap(NULL, m.map_bytes, PROT_READ, MAP_SHARED, fds[1], 0);
+    void *state = mmap(NULL, m.state_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fds[2], 0);
+    m.type = MSG_LEASE;
+    m.span_class = 14; /* 64 bytes, scan */
+    m.pages = 1;
+    m.flags = 0;
+    m.list_count = 0;
+    m.id = 2;
+    n = msg_encode(&m, bytes, sizeof bytes);
+    if (heap == MAP_FAILED || map == MAP_FAILED || state == MAP_FAILED || n <= 0 ||
+        packet_send(fd, bytes, (size_t)n, NULL, 0, 0) != 0 ||
+        (got = packet_receive(fd, bytes, sizeof bytes, NULL, 0, NULL, 0)) <= 0 ||
+        msg_decode(&m, bytes, (size_t)got, why) != 0 || m.type != MSG_GRANT || m.list_count == 0)
+        return false;
+    block_mark(heap + ((uint64_t)m.list[0] << PAGE_SHIFT), 64, 0, false);
+    return true;
+}
+
+/* In a process of its own: microseconds into *ret. */
+static bool attach_once(const struct run *run, bool raw, double *ret)
+{
+    int status;
+    pid_t pid = fork();
+    if (pid == 0) {
+        pin(run->cpu);
+        uint64_t from = now_ns();
+        if (raw) {
+            if (!attach_raw(peer_daemon(0)->socket))
+                _exit(1);
+        } else {
             peer_t h = peer_enter(0);
             void *p = h ? arena_alloc(h, 64) : NULL;
             if (!p)
                 _exit(1);
-            block_mark(p, 64, i, false);
-            us[i] = (double)(now_ns() - from) / 1e3;
-            _exit(0);
+            block_mark(p, 64, 0, false);
         }
-        if (waitpid(pid, &status, 0) != pid || status != 0)
-            return 1;
+        *ret = (double)(now_ns() - from) / 1e3;
+        _exit(0);
     }
+    return waitpid(pid, &status, 0) == pid && status == 0;
+}
+
+static int attach_run(const struct run *run, const char *max)
+{
+    double *us = shared_memory(ATTACH_SAMPLES * sizeof *us);
+    double *raw_us = shared_memory(ATTACH_SAMPLES * sizeof *raw_us);
+    if (peer_setup(1, max) != 0)
+        return 1;
+    for (unsigned i = 0; i < ATTACH_SAMPLES; i++)
+        if (!attach_once(run, false, &us[i]) || !attach_once(run, true, &raw_us[i]))
+            return 1;
     line(run, "attach_p10_us",
          percentile(us, ATTACH_SAMPLES, 0.1)); /* about what it takes on an idle machine */
     line(run, "attach_us", percentile(us, ATTACH_SAMPLES, 0.5));
     line(run, "attach_p99_us", percentile(us, ATTACH_SAMPLES, 0.99));
+    line(run, "attach_raw_us", percentile(raw_us, ATTACH_SAMPLES, 0.5));
     return 0;
 }
 
