@@ -13,6 +13,7 @@
 #include "daemon/gc_rows.h"
 #include "daemon/guard.h"
 #include "daemon/log.h"
+#include "daemon/worker.h"
 #include "shm/assert.h"
 
 enum collector_state { COLLECTOR_IDLE, COLLECTOR_WAITING, COLLECTOR_MARKING, COLLECTOR_SWEEPING };
@@ -113,6 +114,7 @@ static void worker_main(void *argument)
 {
     struct server *s = argument;
     struct collector *k = s->collector;
+    worker_schedule();
     int rc = gc_work(k->gc);
     if (rc < 0)
         store_relaxed(&k->rc, rc);
@@ -145,21 +147,16 @@ static uint32_t core_count(void)
 static void start_threads(struct server *s, uint32_t count)
 {
     struct collector *k = s->collector;
-    sigset_t all, before;
-    sigfillset(&all);
-    sigdelset(&all, SIGBUS);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
     k->running = count + 1;
     k->rc = 0;
     for (uint32_t i = 0; i < count; i++) {
-        if (uv_thread_create(&k->threads[k->thread_count], worker_main, s) == 0)
+        if (worker_create(&k->threads[k->thread_count], worker_main, s) == 0)
             k->thread_count++;
         else {
             gc_worker_missing(k->gc);
             fetch_sub_relaxed(&k->running, 1);
         }
     }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (k->thread_count == 0)
         k->rc = -EAGAIN;
     if (fetch_sub_relaxed(&k->running, 1) == 1)

@@ -138,7 +138,7 @@ struct core {
 /* Budgets: work a turn of the loop. Once a turn has done so much, no other packet is read and no request tried in it:
  * turn_has_room(). PACKET_*: what one packet or retry may cost at most. tests/crash/turn_test.c comes near to each. */
 enum {
-    TURN_WORDS = 65536,      /* state words read or cleared; also by a pass, a sweep or a census, where a page counts as one */
+    TURN_WORDS = 16384,      /* state words read or cleared; also by a pass, a sweep or a census, where a page counts as one */
     TURN_ENTRIES = 8192,     /* page entries written */
     TURN_BACKED = 1 << 20,   /* bytes of state words backed */
     TURN_SPANS = 4096,       /* spans visited */

@@ -11,9 +11,8 @@
 enum {
     LINE_UNITS = 4,             /* units of state words in a cache line */
     AGE_PAGES = 32,             /* pages that share an age: 256 KiB */
-    GROW_MIN = 64,              /* pages: 512 KiB */
-    GROW_MAX = 1024,            /* pages: 8 MiB, a few milliseconds of a worker */
-    RETURN_PIECE = 256,         /* pages: a 2 MiB punch takes 0.3-0.5 ms of a worker */
+    GROW_MAX = 1024,            /* pages: 8 MiB, a few milliseconds of the worker */
+    RETURN_PIECE = 128,         /* pages: a punch of 1 MiB takes 0.2-0.4 ms of the worker */
     BURST_NS = 20 * 1000 * 1000, /* growths closer than this are a burst */
     BURST_MAX = 4,              /* doublings of the step */
     FAILED_NS = 100 * 1000 * 1000, /* after a growth that failed, how long all others are refused unasked */
@@ -51,8 +50,8 @@ void mheap_fini(struct mheap *m)
  * more the closer growth follows upon growth, so that a heap that is being filled is not held up. */
 static uint64_t grow_step(const struct mheap *m)
 {
-    uint64_t part = m->used_pages / 128, most = part < GROW_MIN ? GROW_MIN : part > GROW_MAX ? GROW_MAX : part;
-    uint64_t step = (m->used_pages / 256 > GROW_MIN ? m->used_pages / 256 : GROW_MIN) << m->burst;
+    uint64_t part = m->used_pages / 128, most = part < GROW_SMALL ? GROW_SMALL : part > GROW_MAX ? GROW_MAX : part;
+    uint64_t step = (m->used_pages / 256 > GROW_SMALL ? m->used_pages / 256 : GROW_SMALL) << m->burst;
     return step > most ? most : step;
 }
 
@@ -62,6 +61,7 @@ static void note_burst(struct mheap *m, uint64_t now_ns)
     bool again = m->grew_at_ns && now_ns - m->grew_at_ns < BURST_NS;
     m->burst = !again ? 0 : m->burst < BURST_MAX ? m->burst + 1 : BURST_MAX;
     m->grew_at_ns = now_ns;
+    m->grew_tick = m->tick;
 }
 
 static int grow(struct mheap *m, uint64_t first, uint64_t pages)
@@ -128,6 +128,8 @@ void mheap_grown(struct mheap *m, uint64_t first, uint64_t pages, int error, uin
 {
     ASSERT(m->growing_pages >= pages);
     m->growing_pages -= pages;
+    if (first == m->ahead_first)
+        m->ahead_pages = 0;
     pagealloc_free(&m->free, first, pages);
     if (error) {
         mheap_note_failure(m, pages, error, now_ns);
@@ -151,8 +153,9 @@ bool mheap_may_grow(const struct mheap *m, uint64_t pages, uint64_t now_ns)
 
 void mheap_grow_ahead(struct mheap *m, uint64_t now_ns)
 {
-    uint64_t step = grow_step(m), at;
-    if (m->growing_pages || m->warm.free_count >= step / 2 || !mheap_may_grow(m, step, now_ns))
+    uint64_t step = m->growing_pages ? GROW_SMALL : grow_step(m), at;
+    if (m->ahead_pages || (m->growing_pages && m->growing_pages <= 2 * GROW_SMALL) || m->warm.free_count >= step / 2 ||
+        !mheap_may_grow(m, step, now_ns))
         return;
     at = pagealloc_find(&m->free, 1, 1);
     while (at != PAGEALLOC_NONE) { /* the lowest cold run */
@@ -163,8 +166,13 @@ void mheap_grow_ahead(struct mheap *m, uint64_t now_ns)
             uint64_t warm_at;
             if (pagealloc_next_run(&m->warm, first, 1, &warm_at) && warm_at - first < run)
                 run = warm_at - first;
-            note_burst(m, now_ns);
-            grow(m, first, run);
+            if (!m->growing_pages)
+                note_burst(m, now_ns);
+            m->grow_request = 1;
+            if (grow(m, first, run) == 0) {
+                m->ahead_first = first;
+                m->ahead_pages = run;
+            }
             return;
         }
         at = pagealloc_next_taken(&m->warm, first);
@@ -192,10 +200,15 @@ int mheap_alloc(struct mheap *m, uint32_t pages, uint32_t align, uint64_t now_ns
     }
     bool in_flight = m->growing_pages || m->returning_pages;
     uint64_t step = grow_step(m), want = pages > step ? pages : step;
+    if (want > GROW_SMALL && m->warm.free_count < GROW_SMALL) /* something is left for small requests */
+        want += GROW_SMALL;
     if (m->warm.free_count >= step) /* enough is warm, but in pieces: no more than is needed */
         want = pages;
-    if (m->growing_pages >= pages + step)
-        return -EAGAIN; /* enough is on its way, or will be when that has come */
+    if (m->growing_pages >= pages + step) { /* enough is on its way, or will be when that has come */
+        mheap_grow_ahead(m, now_ns);
+        return -EAGAIN;
+    }
+    m->grow_request = pages;
     if (!mheap_may_grow(m, want, now_ns))
         want = pages;
     first = pagealloc_find(&m->free, want, align);
@@ -245,6 +258,7 @@ int mheap_take_next(struct mheap *m, uint64_t first, uint64_t pages, uint64_t no
     }
     if (!mheap_may_grow(m, cold_pages(m, first, pages), now_ns))
         return -ENOMEM;
+    m->grow_request = pages;
     int rc = grow_range(m, first, pages);
     return rc < 0 ? rc : -EAGAIN;
 }
@@ -293,7 +307,8 @@ void mheap_tick(struct mheap *m) { m->tick++; }
 
 uint64_t mheap_scavenge(struct mheap *m, uint8_t ticks, uint64_t most, bool force)
 {
-    uint64_t reserve = force ? 0 : m->reserve_pages, asked = 0, before = m->top, first, run;
+    bool grew = m->growing_pages || (m->grew_at_ns && m->grew_tick == m->tick); /* would only be backed again */
+    uint64_t reserve = !force ? m->reserve_pages : grew ? GROW_SMALL : 0, asked = 0, before = m->top, first, run;
     while (asked < most && m->warm.free_count > reserve &&
            (run = pagealloc_prev_run(&m->warm, before, RETURN_PIECE, &first)) > 0) {
         uint64_t spare = m->warm.free_count - reserve;

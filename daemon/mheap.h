@@ -30,6 +30,8 @@ struct backing {
     int (*back_units)(void *context, uint64_t first, uint64_t units);
 };
 
+enum { GROW_SMALL = 64 }; /* pages: 512 KiB. Of requests up to it growth is small, and so much is kept warm for them */
+
 struct mheap {
     struct heap *heap;
     struct backing backing;
@@ -38,13 +40,16 @@ struct mheap {
     uint8_t tick;
     uint64_t used_pages;     /* in spans */
     uint64_t growing_pages;  /* in flight */
+    uint64_t grow_request;   /* pages of the request that is growing now: what backs it does small ones first */
+    uint64_t ahead_first, ahead_pages; /* in flight for nobody yet; 0: none */
     uint64_t returning_pages;
     uint64_t top;            /* no page at or above it was ever used: bounds all walks */
     uint64_t units_used;
     uint32_t lines_units;    /* no whole lines of so many units begin below lines_from */
     uint64_t lines_from;
     uint64_t reserve_pages;  /* warm pages that are kept */
-    uint64_t grew_at_ns;     /* the last growth's begin */
+    uint64_t grew_at_ns;     /* the last growth's begin, */
+    uint8_t grew_tick;       /* and its tick */
     unsigned burst;          /* growths in close succession, see grow_step() */
     uint64_t failed_at_ns;   /* the last growth that failed; 0: the last one did not */
     uint64_t failed_pages;   /* its size: smaller ones are still tried */
@@ -76,11 +81,12 @@ void mheap_returned(struct mheap *m, uint64_t first, uint64_t pages, int error);
 bool mheap_may_grow(const struct mheap *m, uint64_t pages, uint64_t now_ns);
 void mheap_note_failure(struct mheap *m, uint64_t pages, int error, uint64_t now_ns);
 
-/* Keeps the next growth ahead of demand. */
+/* Keeps the next growth ahead of demand, also while a large one is under way: small requests are not to wait for that. */
 void mheap_grow_ahead(struct mheap *m, uint64_t now_ns);
 
 /* Returns warm pages that were not used for `ticks` ticks (mheap_tick() counts them), highest first, at most `most`
- * pages a call, down to the reserve; force: at once and the reserve too. How many it asked to return. */
+ * pages a call, down to the reserve; force: at once and the reserve too, but GROW_SMALL pages in a tick in which the heap
+ * grew. How many it asked to return. */
 uint64_t mheap_scavenge(struct mheap *m, uint8_t ticks, uint64_t most, bool force);
 void mheap_tick(struct mheap *m);
 

@@ -108,6 +108,7 @@ int scavenge_back(struct core *core, unsigned span_class, uint32_t pages)
         if (!mheap_may_grow(&core->mheap, (uint64_t)__builtin_popcount(mask), core->now_ns))
             break;
         mcentral_set_busy(core, &span);
+        core->mheap.grow_request = span.page_count;
         each_run(core, first, mask, core->mheap.backing.grow); /* what is not taken stays marked */
         if (!core->dspans[first].in_flight) {
             mcentral_set_idle(core, &span);

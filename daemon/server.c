@@ -16,93 +16,17 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "daemon/backing.h"
 #include "daemon/collector.h"
 #include "daemon/connection.h"
 #include "daemon/log.h"
 #include "daemon/signals.h"
+#include "daemon/worker.h"
 #include "shm/assert.h"
 
 static void server_now(struct server *s) { s->core.now_ns = uv_hrtime(); }
 
-/* ---- backing: system calls on worker threads --------------------------------------------------------------------------------- */
-
-struct work {
-    uv_work_t req;
-    struct server *server;
-    uint64_t first, pages;
-    bool grow;
-    int rc;
-};
-
-/* Of pages that come into use, the map's entries and records and the hints need memory too. */
-static int back_pages(const struct server *s, uint64_t first, uint64_t pages)
-{
-    const struct heap *h = &s->core.heap;
-    uint64_t entries = (uint64_t)((uint8_t *)&h->pages[first] - (uint8_t *)h->header);
-    uint64_t records = (uint64_t)((uint8_t *)&h->spans[first] - (uint8_t *)h->header);
-    int rc = region_back(&s->regions, REGION_MAP, entries, pages * sizeof *h->pages);
-    if (rc == 0)
-        rc = region_back(&s->regions, REGION_MAP, records, pages * sizeof *h->spans);
-    if (rc == 0)
-        rc = region_back(&s->regions, REGION_STATE, first, pages);
-    return rc < 0 ? rc : region_back(&s->regions, REGION_HEAP, first << PAGE_SHIFT, pages << PAGE_SHIFT);
-}
-
-static void work_run(uv_work_t *req)
-{
-    struct work *w = req->data;
-    w->rc = w->grow ? back_pages(w->server, w->first, w->pages)
-                    : region_return(&w->server->regions, REGION_HEAP, w->first << PAGE_SHIFT, w->pages << PAGE_SHIFT);
-}
-
-static void work_done(uv_work_t *req, int status)
-{
-    struct work *w = req->data;
-    struct server *s = w->server;
-    s->works--;
-    server_now(s);
-    int rc = status < 0 ? status : w->rc;
-    if (w->grow && rc == 0)
-        s->allowance_pages -= w->pages < s->allowance_pages ? w->pages : s->allowance_pages;
-    else if (rc == 0)
-        s->allowance_at_ns = 0; /* there is more now: to be asked anew */
-    if (w->grow)
-        core_grown(&s->core, w->first, w->pages, rc, s->core.now_ns);
-    else
-        core_returned(&s->core, w->first, w->pages, rc);
-    if (rc < 0)
-        log_event(LOG_LEVEL_WARNING, w->grow ? "grow" : "return", "page=%llu pages=%llu error=\"%s\"",
-                  (unsigned long long)w->first, (unsigned long long)w->pages, strerror(-rc));
-    s->core.progress++;
-    free(w);
-    server_pump(s);
-}
-
-static int work_queue(struct server *s, uint64_t first, uint64_t pages, bool grow)
-{
-    struct work *w = calloc(1, sizeof *w);
-    if (!w)
-        return -ENOMEM;
-    *w = (struct work){.server = s, .first = first, .pages = pages, .grow = grow};
-    w->req.data = w;
-    int rc = uv_queue_work(&s->loop, &w->req, work_run, work_done);
-    if (rc < 0) {
-        free(w);
-        return rc;
-    }
-    s->works++;
-    return 0;
-}
-
-static int backing_grow(void *context, uint64_t first, uint64_t pages)
-{
-    return work_queue(context, first, pages, true);
-}
-
-static int backing_give_back(void *context, uint64_t first, uint64_t pages)
-{
-    return collector_holds_pages(context) ? -EBUSY : work_queue(context, first, pages, false);
-}
+/* ---- backing ------------------------------------------------------------------------------------------------------------------- */
 
 /* What the machine would give, asked at most every 20 ms, less what was taken since; what is growing counts as not yet
  * taken, and the caller subtracts it. */
@@ -164,15 +88,21 @@ struct backing server_backing(struct server *s)
 
 /* ---- files that clients may cut off --------------------------------------------------------------------------------------- */
 
+struct mending {
+    uv_work_t req;
+    struct server *server;
+    int rc;
+};
+
 static void mend_run(uv_work_t *req)
 {
-    struct work *w = req->data;
+    struct mending *w = req->data;
     w->rc = regions_back_again(&w->server->regions, &w->server->core.heap);
 }
 
 static void mend_done(uv_work_t *req, int status)
 {
-    struct work *w = req->data;
+    struct mending *w = req->data;
     w->server->works--;
     w->server->mending = false;
     if (status < 0 || w->rc < 0)
@@ -189,12 +119,12 @@ static void mend(struct server *s)
         return;
     log_event(LOG_LEVEL_ERROR, "mend", "directory=\"%s\" cause=\"a client cut off or punched a file of it\" result=\"%s\"",
               s->regions.directory, rc < 0 ? strerror(-rc) : "what was there is lost");
-    struct work *w = rc > 0 ? calloc(1, sizeof *w) : NULL;
+    struct mending *w = rc > 0 ? calloc(1, sizeof *w) : NULL;
     if (rc > 0)
         store_relaxed(&h->header->cut_off, h->header->cut_off + 1); /* check says so from now on */
     if (!w)
         return;
-    *w = (struct work){.server = s};
+    *w = (struct mending){.server = s};
     w->req.data = w;
     s->works++;
     s->mending = true;
@@ -398,8 +328,7 @@ int server_start(struct server *s, struct config *config, int listen_fd)
     s->core.wake_context = s;
     s->core.mheap.reserve_pages = config->reserve >> PAGE_SHIFT;
     back_units_again(s);
-    rc = collector_start(s);
-    if (rc < 0)
+    if ((rc = backing_start(s)) < 0 || (rc = collector_start(s)) < 0)
         return rc;
     connections_find_dead(s);
     rc = start_handles(s);
@@ -413,6 +342,7 @@ int server_start(struct server *s, struct config *config, int listen_fd)
 
 int server_run(struct server *s)
 {
+    loop_schedule();
     sd_notify(0, "READY=1");
     status_notify(s);
     while (!s->stopping)
@@ -447,12 +377,14 @@ void server_stop(struct server *s)
     ignore_signals(s);
     collector_stop(s);
     connections_close(s);
+    backing_stop(s);
     uv_walk(&s->loop, close_handle, NULL);
     while (s->works || uv_loop_alive(&s->loop))
         uv_run(&s->loop, UV_RUN_ONCE);
     connections_free(s);
     uv_loop_close(&s->loop);
     collector_free(s);
+    backing_free(s);
     core_stop(&s->core);
     if (s->fd_reserve >= 0)
         close(s->fd_reserve);

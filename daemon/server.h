@@ -1,5 +1,5 @@
-/* The server: the loop, the sockets, and the requests that come through them. The only file besides arenad.c that knows
- * libuv; what it is asked to do is done by the core. */
+/* The server: the loop, the sockets, and the requests that come through them. Only it and what it is made of
+ * (connection.c, collector.c, backing.c) know libuv; what it is asked to do is done by the core. */
 #ifndef DAEMON_SERVER_H
 #define DAEMON_SERVER_H
 
@@ -18,6 +18,7 @@ struct connection;
 struct pending;
 struct job;
 struct collector;
+struct backer;
 
 struct server {
     uv_loop_t loop;
@@ -38,8 +39,9 @@ struct server {
     uint64_t refused_ns;                          /* so others need not wait either */
     struct job *jobs;                             /* censuses under way */
     struct collector *collector;
+    struct backer *backer;
     uint64_t allowance_pages, allowance_at_ns;
-    uint32_t works;                               /* in the thread pool */
+    uint32_t works;                               /* of other threads, that will be answered */
     uint64_t trim_sent_ns;
     uint64_t ticks;
     uint64_t watchdog_ms;
