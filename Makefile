@@ -60,7 +60,7 @@ $(B)/obj/%.o: %.c
 # initial-exec: the fast path reads its thread's mcache with one load (0.2 ns; global-dynamic: 2.3)
 $(B)/pic/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(ALL_CFLAGS) -fPIC -ftls-model=initial-exec -MMD -MP -c -o $@ $<
+	$(CC) $(CPPFLAGS) $(ALL_CFLAGS) $(EXTRA_CFLAGS) -fPIC -ftls-model=initial-exec -MMD -MP -c -o $@ $<
 
 $(B)/libarena.so.$(SOVERSION): $(LIB_PIC) client/libarena.map
 	$(CC) $(LDFLAGS) -shared -Wl,-soname,libarena.so.$(SOVERSION) -Wl,--version-script=client/libarena.map \
@@ -95,7 +95,7 @@ $(E2E_TESTS): $(B)/tests/%: $(B)/obj/tests/%.o $(HARNESS_OBJ) $(SHM_OBJ) $(PROTO
 # the same tests with the fast paths compiled into them
 $(B)/obj/tests/%_inline_test.o: tests/%_test.c
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(ALL_CFLAGS) -include client/arena_inline.h -MMD -MP -c -o $@ $<
+	$(CC) $(CPPFLAGS) $(ALL_CFLAGS) $(EXTRA_CFLAGS) -include client/arena_inline.h -MMD -MP -c -o $@ $<
 
 # arenactl's JSON is read by a parser
 $(B)/tests/e2e/ctl_test: TEST_LIBS += $(call PKG,libs,libcjson)

@@ -320,10 +320,13 @@ int arena_tx_begin(arena_t *a);
 
 /* Publishes all of it as one, and with it moves the root (NULL: none). One round trip.
  * -EAGAIN the root was not `expected`: still open. -EINVAL no transaction, a bad name, or `desired` is neither published
- * nor of this transaction: still open. -EDQUOT, -ENOSPC too many roots: still open. */
+ * nor of this transaction: still open. -EDQUOT, -ENOSPC too many roots: still open. -ENOTCONN nobody has answered: it may
+ * have been done, or be done yet; a commit or an abort later tells. */
 int arena_tx_commit(arena_t *a, const char *root, arena_ref_t expected, arena_ref_t desired);
 
-int arena_tx_abort(arena_t *a); /* frees all of it. -EINVAL: no transaction */
+/* Frees all of it. -EINVAL no transaction. After a commit that said -ENOTCONN it asks first (a round trip): -EALREADY that
+ * commit was done, all is published - -ENOTCONN nobody can say yet: still open. */
+int arena_tx_abort(arena_t *a);
 
 /* ---- references ------------------------------------------------------------------------------------------------ */
 

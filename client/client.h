@@ -161,6 +161,8 @@ struct connection {
     uint32_t epoch;      /* of the daemon that it is to */
     uint32_t next_id;
     bool stale;          /* the daemon serves another heap: for ever. sync: atomic, set with conn.lock */
+    bool waited_out;     /* who holds the lock has waited for one that gave up */
+    uint32_t gave_up;    /* calls that no daemon answered in time. sync: atomic, set with conn.lock */
     struct ahead ahead;
     struct msg in, out;
     struct msg kept;     /* a request, while a reconnection uses `out` */
@@ -267,6 +269,7 @@ static inline bool heap_is_stale(const struct arena *a) { return unlikely(load_r
 /* thread.c: this thread's mcache, made if need be; NULL and errno. */
 struct mcache *mcache_get(struct arena *a);
 void threads_start(void);
+void mcaches_unmap(struct arena *a);
 void mcaches_watch(struct arena *a);  /* every thread's next allocation takes the slow path */
 void mcaches_expire(struct arena *a); /* no thread's fast path serves this heap any more */
 void threads_forget(uint32_t index); /* a heap is closed: no thread has an mcache of it any more */
@@ -306,29 +309,30 @@ void trim_if_asked(struct mcache *mc);
 /* large.c */
 void *large_alloc(struct arena *a, struct mcache *mc, size_t size, size_t alignment, unsigned flags);
 void large_free(struct arena *a, uint64_t first, uint16_t *word);
-void large_published(struct arena *a, uint64_t first);
+void large_let_go(struct arena *a, uint64_t first);
 int large_extend(struct arena *a, uint64_t first, uint32_t pages); /* more or fewer, in place */
 void large_release_all(struct arena *a);
 void large_init(struct arena *a);
 
+/* How long a call still waits for a daemon: timeout_ms at first. Each look counts the time since the one before, but no more
+ * than 200 ms: a process that was stopped meanwhile has not waited. */
+struct patience {
+    int64_t left_ms, seen_ms;
+};
 /* conn.c. conn_lock gives conn.out to fill in; conn_call sends it and leaves the reply in conn.in: 0, or the error that
  * the daemon answered, -ENOTCONN, -ESTALE. A lost connection is made anew and the request repeated. */
 void conn_lock(struct arena *a);
 void conn_unlock(struct arena *a);
 int conn_call(struct arena *a, uint32_t type, uint32_t expect);
+int conn_call_within(struct arena *a, uint32_t type, uint32_t expect, struct patience patience);
 int conn_tell(struct arena *a, uint32_t type); /* no reply */
 /* Sends the request in conn.out, a LEASE, and lets its reply come when it comes. conn_ahead() waits for it: 0 and the grant
  * in conn.ahead, -ENOENT: none of this class was asked for, or the error that it was answered with. A connection that is
  * lost takes it along: spans that were granted and not accepted are not listed by RESUME, so the daemon takes them back. */
 void conn_ask_ahead(struct arena *a);
 int conn_ahead(struct arena *a, unsigned span_class);
-int conn_connect(const char *path);
-void conn_look_up(int fd); /* receives return now and then, so that patience is looked at */
-/* How long a call still waits for a daemon: timeout_ms at first. Each look counts the time since the one before, but no more
- * than 200 ms: a process that was stopped meanwhile has not waited. */
-struct patience {
-    int64_t left_ms, seen_ms;
-};
+/* looks_up: it and what is sent and received return -EAGAIN now and then, so that patience is looked at. */
+int conn_connect(const char *path, bool looks_up);
 struct patience conn_patience(const struct arena *a);
 bool conn_waits(struct patience *p); /* false: no more */
 void conn_init(struct connection *c, int fd);

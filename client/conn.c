@@ -32,7 +32,14 @@ const char *socket_path(const char *given, char *buf, size_t capacity)
     return "/run/arenad/default.sock";
 }
 
-int conn_connect(const char *path)
+static void conn_look_up(int fd)
+{
+    struct timeval every = {.tv_sec = 0, .tv_usec = 100000};
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &every, sizeof every);
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &every, sizeof every);
+}
+
+int conn_connect(const char *path, bool looks_up)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     if (strlen(path) >= sizeof address.sun_path)
@@ -41,6 +48,8 @@ int conn_connect(const char *path)
     int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return -errno;
+    if (looks_up)
+        conn_look_up(fd);
     while (connect(fd, (struct sockaddr *)&address, sizeof address) < 0) {
         if (errno == EINTR)
             continue;
@@ -51,16 +60,9 @@ int conn_connect(const char *path)
     return fd;
 }
 
-void conn_look_up(int fd)
-{
-    struct timeval every = {.tv_sec = 0, .tv_usec = 100000};
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &every, sizeof every);
-}
-
 void conn_init(struct connection *c, int fd)
 {
     pthread_mutex_init(&c->lock, NULL);
-    conn_look_up(fd);
     c->fd = fd;
     c->stale = false;
     c->next_id = 0;
@@ -74,7 +76,14 @@ void reason_set(const char *text) { snprintf(reason, sizeof reason, "%.239s", te
 
 PUBLIC const char *arena_reason(void) { return reason; }
 
-void conn_lock(struct arena *a) { pthread_mutex_lock(&a->conn.lock); }
+void conn_lock(struct arena *a)
+{
+    struct connection *c = &a->conn;
+    uint32_t before = load_relaxed(&c->gave_up);
+    pthread_mutex_lock(&c->lock);
+    c->waited_out = load_relaxed(&c->gave_up) != before;
+}
+
 void conn_unlock(struct arena *a) { pthread_mutex_unlock(&a->conn.lock); }
 
 static int64_t now_ms(void)
@@ -172,7 +181,10 @@ static int receive_in(struct arena *a, uint32_t id, uint32_t expect, struct pati
 static int exchange(struct arena *a, uint32_t type, uint32_t expect, struct patience *patience)
 {
     uint32_t id = next_id(&a->conn);
-    int rc = send_out(a, type, id);
+    int rc;
+    while ((rc = send_out(a, type, id)) == -EAGAIN) /* SO_SNDTIMEO: the daemon reads nothing */
+        if (!conn_waits(patience))
+            return -ETIMEDOUT;
     if (rc < 0)
         return rc == -EINVAL ? rc : -EPIPE;
     return receive_in(a, id, expect, patience);
@@ -208,9 +220,8 @@ static int reconnect(struct arena *a, struct patience *patience)
     unsigned pause_ms = 1;
     for (;;) {
         drop(c);
-        int fd = conn_connect(a->socket), rc;
+        int fd = conn_connect(a->socket, true), rc;
         if (fd >= 0) {
-            conn_look_up(fd);
             c->fd = fd;
             rc = resume(a, patience);
             if (rc == 0)
@@ -245,12 +256,25 @@ static bool was_done(const struct arena *a, uint32_t type)
     return (rc == 0 || rc == -ENOENT) && now == out->desired && (now || out->expected || out->mode == ROOT_MODE_SET);
 }
 
+static int gave_up(struct connection *c)
+{
+    store_relaxed(&c->gave_up, c->gave_up + 1);
+    return -ENOTCONN;
+}
+
 int conn_call(struct arena *a, uint32_t type, uint32_t expect)
+{
+    struct patience patience = conn_patience(a);
+    if (a->conn.waited_out) /* behind one that has waited for all of it in vain: a last look */
+        patience.left_ms = 0;
+    return conn_call_within(a, type, expect, patience);
+}
+
+int conn_call_within(struct arena *a, uint32_t type, uint32_t expect, struct patience patience)
 {
     struct connection *c = &a->conn;
     if (c->stale)
         return -ESTALE;
-    struct patience patience = conn_patience(a);
     for (bool again = false;; again = true) {
         int rc = -EPIPE;
         if (c->fd >= 0)
@@ -259,7 +283,7 @@ int conn_call(struct arena *a, uint32_t type, uint32_t expect)
             return rc;
         if (rc == -ETIMEDOUT) { /* what it may still answer is settled by the next RESUME */
             drop(c);
-            return -ENOTCONN;
+            return gave_up(c);
         }
         if (rc == -EPROTO && again) /* the daemon does not understand it, and will not */
             return rc;
@@ -271,7 +295,7 @@ int conn_call(struct arena *a, uint32_t type, uint32_t expect)
         rc = reconnect(a, &patience);
         c->out = c->kept;
         if (rc < 0)
-            return rc;
+            return rc == -ENOTCONN ? gave_up(c) : rc;
         if (type == MSG_LEASE || type == MSG_LARGE)
             c->out.list_count = 0; /* not listed, so taken back */
         if (was_done(a, type))
@@ -285,8 +309,10 @@ void conn_ask_ahead(struct arena *a)
     if (c->fd < 0 || c->stale || c->ahead.id)
         return;
     uint32_t id = next_id(c);
-    if (send_out(a, MSG_LEASE, id) < 0) {
-        drop(c);
+    int rc = send_out(a, MSG_LEASE, id);
+    if (rc < 0) {
+        if (rc != -EAGAIN)
+            drop(c);
         return;
     }
     c->ahead.id = id;
@@ -312,7 +338,7 @@ int conn_tell(struct arena *a, uint32_t type)
     if (a->conn.fd < 0)
         return -ENOTCONN;
     int rc = send_out(a, type, 0);
-    if (rc < 0)
+    if (rc < 0) /* also where the daemon reads nothing for long: what was to be told, the next RESUME tells */
         drop(&a->conn);
     return rc;
 }

@@ -401,7 +401,7 @@ static int exchange(int fd, struct asked *x, uint32_t type, uint32_t expect)
 /* Asks as a monitor, by a connection of its own: this process's other threads go on meanwhile. */
 static int ask(struct arena *a, struct asked *x, unsigned flags, struct arena_gc_stats *out)
 {
-    int fd = conn_connect(a->socket);
+    int fd = conn_connect(a->socket, false);
     if (fd < 0)
         return -ENOTCONN;
     x->m = (struct msg){.version_min = PROTO_VERSION, .version = PROTO_VERSION, .layout = LAYOUT_VERSION, .flags = HELLO_MONITOR};

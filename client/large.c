@@ -195,7 +195,7 @@ void *large_alloc(struct arena *a, struct mcache *mc, size_t size, size_t alignm
         memset(object, 0, size);
     word_own(word, mc->cached, flags & ARENA_SHARED ? WORD_SHARED : mc->owned);
     if (flags & ARENA_SHARED)
-        large_published(a, first);
+        large_let_go(a, first);
     else if (mc->tx)
         tx_log(mc, object, word);
     if (unlikely(load_relaxed(&a->watched)))
@@ -219,7 +219,8 @@ void large_free(struct arena *a, uint64_t first, uint16_t *word)
     pthread_mutex_unlock(&l->lock);
 }
 
-void large_published(struct arena *a, uint64_t first)
+/* The caller's object is about to be published. An OWNED one in a span that nobody leases stays as it is. */
+void large_let_go(struct arena *a, uint64_t first)
 {
     conn_lock(a);
     if (is_leased(a, first)) {

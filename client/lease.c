@@ -25,10 +25,8 @@ int lease_init(struct arena *a)
         a->leases = p;
     } else
         madvise(a->leases, bytes, MADV_DONTNEED);
-    for (int i = 0; i < 256 && fork; i++) {
-        free(a->central[i].stash);
-        memset(&a->central[i], 0, sizeof a->central[i]);
-    }
+    if (fork) /* the stashes too are forgotten: another thread may have been in the middle of one */
+        memset(a->central, 0, sizeof a->central);
     a->keep = (struct keep){.free_limit = KEEP_FREE_MIN, .full_limit = KEEP_FULL_MIN};
     return 0;
 }

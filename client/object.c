@@ -122,16 +122,21 @@ int free_slow(struct arena *a, void *p)
     if (!p)
         return 0;
     struct mcache *mc = mcache_get(a);
-    if (!mc) {
-        bad_free(a, p, errno, a->read_only ? "this process is a reader" : "this thread cannot get an mcache");
-        return -errno;
+    if (!mc && a->read_only) {
+        bad_free(a, p, EACCES, "this process is a reader");
+        return -EACCES;
     }
+    if (!mc && (heap_is_stale(a) || a->generation != fork_generation))
+        return -errno; /* of the past; or a forked child that is no client yet, and owns nothing */
     if (!object_at(a, p, &object, true) || !free_word(a, p, object.word))
         return -EINVAL;
+    struct arena_slot slot = {p, object.word};
     if (CLASS_IS_LARGE(object.span_class))
         large_free(a, object.first, object.word);
-    else
+    else if (mc)
         mcache_push(mc, object.span_class, p, object.word);
+    else /* no room for the caches of one more thread */
+        lease_flush(a, object.span_class, &slot, 1);
     return 0;
 }
 
@@ -147,14 +152,15 @@ static int publish_slow(arena_t *a, void *p)
     uint16_t seen;
     enum standing standing = word_standing(a, object.word, &seen);
     if (standing == STANDS_MINE) {
+        if (CLASS_IS_LARGE(object.span_class)) /* while it is still mine: once it is SHARED it may be freed, and its place
+            leased anew */
+            large_let_go(a, object.first);
         if (seen == WORD_OWNED(a->tag))
             store_release(object.word, WORD_SHARED); /* [PB1] what the object holds, to whoever swaps it from SHARED */
         else
             word_swap(object.word, seen, WORD_SHARED); /* of a transaction that may be committed any moment */
         if (unlikely(a->profile != NULL) && word_tag(seen) == a->profile->tag)
             profile_published(a, p);
-        if (CLASS_IS_LARGE(object.span_class))
-            large_published(a, object.first);
         return 0;
     }
     if (standing == STANDS_SHARED)

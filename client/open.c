@@ -74,8 +74,8 @@ static int greet(struct arena *a, bool was_there, int fds[4])
 {
     struct patience patience = conn_patience(a);
     for (;;) {
-        int rc = conn_connect(a->socket);
-        if (rc < 0 && !(was_there && (rc == -ENOENT || rc == -ECONNREFUSED)))
+        int rc = conn_connect(a->socket, true);
+        if (rc < 0 && rc != -EAGAIN && !(was_there && (rc == -ENOENT || rc == -ECONNREFUSED)))
             return rc;
         conn_init(&a->conn, rc < 0 ? -1 : rc);
         if (rc >= 0) {
@@ -224,14 +224,38 @@ static struct arena *find_open(const uint8_t heap_id[16], bool read_only)
     return NULL;
 }
 
-/* The caller's second HELLO of a heap that is open already: this client goes away at once. */
+/* This client goes away at once, not only when the process ends. */
 static void say_bye(struct arena *a)
 {
     conn_lock(a);
     a->conn.out.flags = 0;
-    if (a->conn.fd >= 0 && !a->conn.stale)
+    if (!a->conn.stale)
         conn_call(a, MSG_BYE, MSG_OK);
     conn_unlock(a);
+}
+
+/* Maps what the daemon's WELCOME brought, and gives the heap a place among those of this process. */
+static int settle(struct arena *a, int fds[4], int count)
+{
+    int rc = map_regions(a, &a->conn.in, fds);
+    if (rc == 0 && count == 4) {
+        a->mcache_fd = fds[3];
+        fds[3] = -1;
+    }
+    close_fds(fds, count);
+    if (rc < 0 || (rc = lease_init(a)) < 0 || (rc = pins_init(a)) < 0)
+        return rc;
+    large_init(a);
+    for (uint32_t i = 0; i < HEAPS_MAX; i++)
+        if (!heaps[i]) {
+            heaps[i] = a;
+            a->index = i;
+            a->classes = size_class_table;
+            a->tls_at = (uint64_t)((char *)&tls_mcaches[i] - thread_pointer());
+            a->opens = 1;
+            return 0;
+        }
+    return -EMFILE;
 }
 
 static int open_new(struct arena *a, struct arena **ret)
@@ -251,28 +275,12 @@ static int open_new(struct arena *a, struct arena **ret)
         *ret = open;
         return 0;
     }
-    int rc = map_regions(a, &a->conn.in, fds);
-    if (rc == 0 && count == 4) {
-        a->mcache_fd = fds[3];
-        fds[3] = -1;
-    }
-    close_fds(fds, count);
-    if (rc < 0 || (rc = lease_init(a)) < 0)
-        return rc;
-    if ((rc = pins_init(a)) < 0)
-        return rc;
-    large_init(a);
-    for (uint32_t i = 0; i < HEAPS_MAX; i++)
-        if (!heaps[i]) {
-            heaps[i] = a;
-            a->index = i;
-            a->classes = size_class_table;
-            a->tls_at = (uint64_t)((char *)&tls_mcaches[i] - thread_pointer());
-            a->opens = 1;
-            *ret = a;
-            return 0;
-        }
-    return -EMFILE;
+    int rc = settle(a, fds, count);
+    if (rc < 0)
+        say_bye(a);
+    else
+        *ret = a;
+    return rc;
 }
 
 PUBLIC int arena_open(arena_t **out, const char *socket, const struct arena_options *options)
@@ -327,13 +335,29 @@ PUBLIC int arena_close(arena_t *a)
     profile_fini(a);
     if (a->generation == fork_generation)
         say_bye(a);
-    if (a->mcache_base)
-        munmap(a->mcache_base, (uint64_t)MCACHE_BYTES * a->mcache_slots);
+    mcaches_unmap(a);
     arena_free_struct(a);
     return 0;
 }
 
 /* ---- fork --------------------------------------------------------------------------------------------------------------------------------- */
+
+/* The child's own client, after its WELCOME. */
+static int settle_again(struct arena *a)
+{
+    int rc = lease_init(a);
+    if (rc < 0 || (rc = pins_init(a)) < 0)
+        return rc;
+    a->gc_mode = GC_RUNS;
+    large_init(a);
+    a->trim_notice = 0;
+    a->tag = (uint16_t)a->conn.in.tag;
+    a->conn.epoch = a->conn.in.epoch;
+    a->generation = fork_generation;
+    if (a->profile)
+        profile_start(a);
+    return 0;
+}
 
 /* In a forked child, by its first slow path: the parent's connection, mcaches and leases are not ours. The mapping is. */
 int arena_reattach(struct arena *a)
@@ -348,11 +372,7 @@ int arena_reattach(struct arena *a)
         close(a->mcache_fd);
     a->conn.fd = a->mcache_fd = -1;
     a->free_mcaches = NULL;
-    if (a->mcache_base && a->mcache_count + 1 < a->mcache_slots) /* addresses of slots that were never mapped. Where one was, it
-        is not here, and something else may be; the next to the last was perhaps just being mapped */
-        munmap(a->mcache_base + (a->mcache_count + 1ULL) * MCACHE_BYTES, (a->mcache_slots - a->mcache_count - 1ULL) * MCACHE_BYTES);
-    a->mcache_count = 0;
-    a->mcache_base = NULL;
+    mcaches_unmap(a);
     a->tx_ready_count = a->tx_resolved_count = 0;
     rc = greet(a, true, fds);
     if (rc < 0)
@@ -363,19 +383,13 @@ int arena_reattach(struct arena *a)
         fds[3] = -1;
     }
     close_fds(fds, rc);
-    rc = same_heap ? lease_init(a) : -ESTALE;
+    rc = same_heap ? settle_again(a) : -ESTALE;
     if (rc < 0)
-        goto out;
-    if ((rc = pins_init(a)) < 0)
-        goto out;
-    a->gc_mode = GC_RUNS;
-    large_init(a);
-    a->trim_notice = 0;
-    a->tag = (uint16_t)a->conn.in.tag;
-    a->conn.epoch = a->conn.in.epoch;
-    a->generation = fork_generation;
-    if (a->profile)
-        profile_start(a);
+        say_bye(a);
+    if (rc == -ESTALE) { /* for ever: it is not asked again */
+        a->generation = fork_generation;
+        store_relaxed(&a->conn.stale, true);
+    }
 out:
     pthread_mutex_unlock(&registry_lock);
     return rc;

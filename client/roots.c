@@ -76,8 +76,10 @@ PUBLIC int arena_root_cas(arena_t *a, const char *name, arena_ref_t expected, ar
 
 /* Once a second of a long wait: is the daemon there, and is it still this heap's? A wait on the map alone would never
  * learn that the heap is of the past. */
-static int daemon_answers(arena_t *a)
+static int daemon_answers(arena_t *a, int64_t left_ms)
 {
+    struct patience patience = conn_patience(a);
+    patience.left_ms = left_ms < patience.left_ms ? left_ms : patience.left_ms;
     struct pollfd poll_fd = {.fd = a->conn.fd, .events = 0};
     if (a->generation != fork_generation)
         return arena_reattach(a);
@@ -87,7 +89,7 @@ static int daemon_answers(arena_t *a)
     poll_fd.fd = a->conn.fd;
     if (poll_fd.fd < 0 || (poll(&poll_fd, 1, 0) == 1 && (poll_fd.revents & (POLLHUP | POLLERR | POLLNVAL)))) {
         a->conn.out.mode = a->conn.out.value = 0; /* any reply will do */
-        rc = conn_call(a, MSG_MODE, MSG_OK);
+        rc = conn_call_within(a, MSG_MODE, MSG_OK, patience);
     }
     conn_unlock(a);
     return rc == -ESTALE || rc == -ENOTCONN ? rc : 0;
@@ -112,11 +114,12 @@ PUBLIC int arena_root_wait(arena_t *a, const char *name, arena_ref_t old, int ti
         int64_t left = deadline - now_ms();
         if (left <= 0)
             return -ETIMEDOUT;
-        if (left > 1000)
-            left = 1000; /* a heap that is stale is not woken up any more */
-        struct timespec wait = {left / 1000, left % 1000 * 1000000};
-        if (syscall(SYS_futex, gen, FUTEX_WAIT, seen, &wait, NULL, 0) < 0 && errno == ETIMEDOUT &&
-            (rc = daemon_answers(a)) < 0)
+        int64_t nap = left > 1000 ? 1000 : left; /* a heap that is stale is not woken up any more */
+        struct timespec wait = {nap / 1000, nap % 1000 * 1000000};
+        if (syscall(SYS_futex, gen, FUTEX_WAIT, seen, &wait, NULL, 0) == 0 || errno != ETIMEDOUT || nap == left)
+            continue;
+        rc = daemon_answers(a, left - nap);
+        if (rc == -ESTALE || (rc == -ENOTCONN && now_ms() < deadline))
             return rc;
     }
 }

@@ -113,6 +113,17 @@ static bool mcaches_reserve(struct arena *a)
     return false;
 }
 
+/* Takes back the addresses; in a forked child those of slots that its parent had not mapped: where one was, it is not here,
+ * and something else may be, and the next to the last was perhaps just being mapped. */
+void mcaches_unmap(struct arena *a)
+{
+    uint64_t from = a->generation == fork_generation ? 0 : a->mcache_count + 1ULL;
+    if (a->mcache_base && from < a->mcache_slots)
+        munmap(a->mcache_base + from * MCACHE_BYTES, (a->mcache_slots - from) * MCACHE_BYTES);
+    a->mcache_count = a->mcache_slots = 0;
+    a->mcache_base = NULL;
+}
+
 static struct mcache *mcache_map(struct arena *a)
 {
     if (!a->mcache_base && !mcaches_reserve(a))

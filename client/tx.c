@@ -16,6 +16,7 @@ struct transaction {
     struct arena_slot *log; /* in the order of allocation; some may have been freed since */
     size_t count, capacity;
     bool log_failed; /* out of private memory: the words are found by the pass when this process ends */
+    bool in_doubt;   /* a commit was not answered: it may have been done, or be done yet */
 };
 
 void tx_log(struct mcache *mc, void *object, uint16_t *word)
@@ -111,15 +112,56 @@ void tx_resume(struct mcache *mc, struct transaction *tx)
     mcache_expect(mc);
 }
 
-/* Turns the log's words to SHARED. Others may free or claim them already, so by compare-and-swap. */
-static void publish_log(struct arena *a, const struct transaction *tx)
+/* The leases of the log's large objects go back, before the commit: after it others may free them. What the log names may
+ * have been freed since, and its place be anything. */
+static void let_go_of_large(struct arena *a, const struct transaction *tx)
 {
     for (size_t i = 0; i < tx->count; i++) {
-        uint64_t page = (uint64_t)((uint8_t *)tx->log[i].object - a->base) >> PAGE_SHIFT;
-        word_swap(tx->log[i].word, WORD_OWNED(tx->tag), WORD_SHARED);
-        if (CLASS_IS_LARGE(page_entry_class(load_relaxed(&a->pages[page]))))
-            large_published(a, page);
+        uint64_t page = (uint64_t)((uint8_t *)tx->log[i].object - a->base) >> PAGE_SHIFT, entry = load_relaxed(&a->pages[page]);
+        if (CLASS_IS_LARGE(page_entry_class(entry)) && load_relaxed(tx->log[i].word) == WORD_OWNED(tx->tag) &&
+            tx->log[i].word == a->words + (uint64_t)page_entry_unit(entry) * UNIT_WORDS)
+            large_let_go(a, page);
     }
+}
+
+/* Turns the log's words to SHARED. Others may free or claim them already, so by compare-and-swap. */
+static void publish_log(const struct transaction *tx)
+{
+    for (size_t i = 0; i < tx->count; i++)
+        word_swap(tx->log[i].word, WORD_OWNED(tx->tag), WORD_SHARED);
+}
+
+static void committed(struct mcache *mc)
+{
+    struct arena *a = mc->arena;
+    struct transaction *tx = mc->tx;
+    publish_log(tx);
+    if (!tx->log_failed) {
+        conn_lock(a);
+        if (a->tx_resolved_count < TX_TAGS_MAX)
+            a->tx_resolved[a->tx_resolved_count++] = tx->tag;
+        conn_unlock(a);
+    }
+    finish(mc);
+}
+
+/* What became of a commit that was not answered: 0 it was not done and will not be, -EALREADY it was, -ENOTCONN nobody can
+ * say yet. A connection anew ends the old one, and with it what was still to be read there. */
+static int settle(struct arena *a, struct transaction *tx, bool waits)
+{
+    if (!tx->in_doubt)
+        return 0;
+    struct patience patience = conn_patience(a);
+    if (!waits)
+        patience.left_ms = 0;
+    conn_lock(a);
+    a->conn.out.mode = a->conn.out.value = 0; /* any reply will do */
+    int rc = conn_call_within(a, MSG_MODE, MSG_OK, patience);
+    conn_unlock(a);
+    if (rc == -ENOTCONN)
+        return rc;
+    tx->in_doubt = false;
+    return rc == 0 && tag_state(&a->heap, tx->tag) == TAG_TX_COMMITTED ? -EALREADY : 0;
 }
 
 PUBLIC int arena_tx_commit(arena_t *a, const char *root, arena_ref_t expected, arena_ref_t desired)
@@ -130,6 +172,12 @@ PUBLIC int arena_tx_commit(arena_t *a, const char *root, arena_ref_t expected, a
     struct transaction *tx = mc->tx;
     if (!tx || (root && root_name_check(root) < 0))
         return -EINVAL;
+    int rc = settle(a, tx, true);
+    if (rc == -EALREADY)
+        committed(mc);
+    if (rc < 0)
+        return rc == -EALREADY ? 0 : rc;
+    let_go_of_large(a, tx);
     conn_lock(a);
     struct msg *out = &a->conn.out;
     out->tag = tx->tag;
@@ -140,30 +188,30 @@ PUBLIC int arena_tx_commit(arena_t *a, const char *root, arena_ref_t expected, a
     memcpy(out->list, a->tx_resolved, told * sizeof *out->list);
     out->list_count = told;
     fence_release(); /* what the objects hold is written before they are published */
-    int rc = conn_call(a, MSG_TX_COMMIT, MSG_OK);
+    rc = conn_call(a, MSG_TX_COMMIT, MSG_OK);
     if (rc != -ENOTCONN && rc != -ESTALE) { /* it was read: those tags may run again */
         for (uint32_t i = 0; i < told && a->tx_ready_count < TX_TAGS_MAX; i++)
             a->tx_ready[a->tx_ready_count++] = a->tx_resolved[i];
         a->tx_resolved_count = 0;
     }
     conn_unlock(a);
+    tx->in_doubt |= rc == -ENOTCONN;
     if (rc < 0)
         return rc == -EPERM ? -EINVAL : rc;
-    publish_log(a, tx);
-    if (!tx->log_failed) {
-        conn_lock(a);
-        if (a->tx_resolved_count < TX_TAGS_MAX)
-            a->tx_resolved[a->tx_resolved_count++] = tx->tag;
-        conn_unlock(a);
-    }
-    finish(mc);
+    committed(mc);
     return 0;
 }
 
-static void abort_tx(struct mcache *mc)
+/* 0, or why not: see settle(). */
+static int abort_tx(struct mcache *mc, bool waits)
 {
     struct arena *a = mc->arena;
     struct transaction *tx = mc->tx;
+    int rc = settle(a, tx, waits);
+    if (rc == -EALREADY)
+        committed(mc);
+    if (rc < 0)
+        return rc;
     uint16_t tag = tx->tag;
     struct arena_slot *log = tx->log;
     size_t count = tx->count;
@@ -178,6 +226,7 @@ static void abort_tx(struct mcache *mc)
     if (clean && a->tx_ready_count < TX_TAGS_MAX)
         a->tx_ready[a->tx_ready_count++] = tag;
     conn_unlock(a);
+    return 0;
 }
 
 PUBLIC int arena_tx_abort(arena_t *a)
@@ -187,8 +236,11 @@ PUBLIC int arena_tx_abort(arena_t *a)
         return -errno;
     if (!mc->tx)
         return -EINVAL;
-    abort_tx(mc);
-    return 0;
+    return abort_tx(mc, true);
 }
 
-void tx_thread_exit(struct mcache *mc) { abort_tx(mc); }
+void tx_thread_exit(struct mcache *mc)
+{
+    if (abort_tx(mc, false) == -ENOTCONN) /* the tag is not used again: this process's end tells */
+        finish(mc);
+}

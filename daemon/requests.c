@@ -59,6 +59,16 @@ static int mcache_create(void)
     return fd;
 }
 
+/* The connection's client is gone from here on. */
+static void client_leaves(struct connection *c)
+{
+    struct client *client = c->client;
+    connection_unwatch(client);
+    client->connection = NULL;
+    c->client = NULL;
+    client_die(&c->server->core, client);
+}
+
 static void welcome(struct connection *c, unsigned flags)
 {
     struct server *s = c->server;
@@ -70,6 +80,7 @@ static void welcome(struct connection *c, unsigned flags)
     if (fresh && !read_only) {
         mcache = mcache_create();
         if (mcache < 0) {
+            client_leaves(c);
             connection_error(c, in.id, mcache, "the daemon cannot make an mcache segment: %s", strerror(-mcache));
             return;
         }
@@ -230,10 +241,7 @@ static void on_bye(struct connection *c)
 {
     struct client *client = c->client;
     log_event(LOG_LEVEL_INFO, "bye", "tag=%u pid=%u uid=%u", client->tag, client->pid, client->uid);
-    connection_unwatch(client);
-    client->connection = NULL;
-    c->client = NULL;
-    client_die(&c->server->core, client);
+    client_leaves(c);
     reply_ok(c, in.id, 0);
     connection_close(c, NULL);
 }

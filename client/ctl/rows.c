@@ -100,7 +100,7 @@ int ctl_connect(struct ctl *ctl)
         return 0;
     const char *path = ctl_socket(ctl, buf, sizeof buf);
     for (int tries = 1;; tries++) {
-        ctl->fd = conn_connect(path);
+        ctl->fd = conn_connect(path, false);
         if (ctl->fd < 0) {
             int error = -ctl->fd;
             ctl->fd = -1;
