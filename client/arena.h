@@ -336,7 +336,8 @@ int arena_same_address(const arena_t *a);               /* 1: raw pointers are v
 
 /* ---- roots: names of 1..63 bytes without control characters ---------------------------------------------------- */
 
-/* Of an object not yet published, or freed: -EINVAL. A bad name: -EINVAL. */
+/* Of an object not yet published, or freed: -EINVAL. A bad name: -EINVAL. A move takes effect once also when the daemon dies
+ * meanwhile, and its answer is true. -ENOTCONN nobody has answered: it may have been done, or be done yet. */
 int arena_root_set(arena_t *a, const char *name, arena_ref_t ref);   /* a round trip; 0 removes it (-ENOENT) */
 int arena_root_get(arena_t *a, const char *name, arena_ref_t *ref);  /* no round trip; -ENOENT */
 int arena_root_cas(arena_t *a, const char *name, arena_ref_t expected, arena_ref_t desired); /* 0: create; -EAGAIN */

@@ -1,9 +1,21 @@
 /* The connection to the daemon: requests and replies, one at a time under conn.lock, and what happens when it is lost.
  *
  * A daemon that died comes back with the same heap: the client connects again, says HELLO with its tag, lists its leases
- * (RESUME; the daemon takes back what is not listed) and repeats its request. Every request may be repeated: what a lost
- * grant had leased is not listed, and what a commit or a root update had done is looked up in the map first. A daemon
- * with another heap id is another heap: ESTALE from then on. */
+ * (RESUME; the daemon takes back what is not listed) and repeats its request, unless the map says that it was done. A
+ * daemon with another heap id is another heap: ESTALE from then on. Why each may be repeated:
+ *
+ *   LEASE, LARGE  what a lost GRANT had leased is not listed, so it was taken back; so was what the request gave back
+ *   EXTEND        to so many pages in all: the second time it has them
+ *   TX_TAGS       what lost TAGS had named stays this client's, unused, until it ends
+ *   TX_COMMIT     looked up: the transaction is committed. Only its own thread lets its tag go on from there
+ *   ROOT          looked up: the tag's root_done is the request's id. The root itself does not tell: another client may
+ *                 have moved it on since
+ *   MODE          says what is from now on, not what changes
+ *   INFO          changes nothing
+ *   BYE           done, it is answered ESTALE: the tag is not this client's any more
+ *
+ * What was refused, or changed nothing, is decided anew. RELEASE and a MODE with id 0 have no reply and are not repeated;
+ * TRIM and GC are a monitor's, by a connection of its own. */
 #include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
@@ -17,7 +29,6 @@
 
 #include "client/client.h"
 #include "proto/packet.h"
-#include "shm/root.h"
 
 const char *socket_path(const char *given, char *buf, size_t capacity)
 {
@@ -115,6 +126,8 @@ static void drop(struct connection *c)
     c->ahead.id = 0;
 }
 
+/* Goes on over reconnections, so that root_done names one request. (It comes again after 2^32 requests: a ROOT that was lost
+ * with its connection could be taken for one just so many requests before it, if no root was moved between the two.) */
 static uint32_t next_id(struct connection *c) { return ++c->next_id ? c->next_id : ++c->next_id; }
 
 /* The reply to what was asked ahead came while another was waited for. */
@@ -247,13 +260,9 @@ static int reconnect(struct arena *a, struct patience *patience)
 static bool was_done(const struct arena *a, uint32_t type)
 {
     const struct msg *out = &a->conn.out;
-    uint64_t now = 0;
     if (type == MSG_TX_COMMIT)
         return tag_state(&a->heap, out->tag) == TAG_TX_COMMITTED;
-    if (type != MSG_ROOT)
-        return false;
-    int rc = root_lookup(&a->heap, out->name, &now);
-    return (rc == 0 || rc == -ENOENT) && now == out->desired && (now || out->expected || out->mode == ROOT_MODE_SET);
+    return type == MSG_ROOT && out->id && load_relaxed(&a->heap.tags[a->tag].root_done) == out->id;
 }
 
 static int gave_up(struct connection *c)
@@ -275,6 +284,7 @@ int conn_call_within(struct arena *a, uint32_t type, uint32_t expect, struct pat
     struct connection *c = &a->conn;
     if (c->stale)
         return -ESTALE;
+    c->out.id = 0; /* not sent yet */
     for (bool again = false;; again = true) {
         int rc = -EPIPE;
         if (c->fd >= 0)

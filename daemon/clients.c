@@ -261,13 +261,38 @@ static void root_apply(struct core *core, uint32_t uid, const char *name, int64_
         core->wake_root(core->wake_context, &core->heap.root_gens[root_hash(name) % ROOT_GENS]);
 }
 
-int client_root(struct core *core, struct client *client, const char *name, unsigned mode, uint64_t expected,
-                uint64_t desired)
+/* Moves a root and, as one with it, commits transaction `tx` (0: none) or notes that request `request` of the client was
+ * done (0: not to be noted). die: before `valid` nothing has happened; from then on all of it has, or will have at the next
+ * start, before anybody is served. */
+static void root_move(struct core *core, struct client *client, unsigned tx, uint32_t request, const char *name, int64_t slot,
+                      uint64_t desired)
+{
+    struct heap *h = &core->heap;
+    struct redo *redo = &h->header->redo;
+    redo->tag = (uint16_t)tx;
+    redo->client = request ? client->tag : 0;
+    redo->request = request;
+    redo->root_slot = (uint32_t)slot;
+    redo->root_uid = client->uid;
+    redo->root_ref = desired;
+    memset(redo->root_name, 0, ROOT_NAME);
+    memcpy(redo->root_name, name, strnlen(name, ROOT_NAME - 1));
+    store_release(&redo->valid, 1); /* [RD1] from here on it is done, whoever dies */
+    if (tx)
+        tag_set_state(h, tx, TAG_TX_COMMITTED);
+    root_apply(core, client->uid, name, slot, desired);
+    if (request)
+        store_relaxed(&h->tags[client->tag].root_done, request);
+    store_release(&redo->valid, 0); /* [RD1] */
+}
+
+int client_root(struct core *core, struct client *client, uint32_t request, const char *name, unsigned mode,
+                uint64_t expected, uint64_t desired)
 {
     int64_t slot;
     int rc = root_plan(core, client, name, mode == ROOT_MODE_CAS, expected, desired, 0, &slot);
     if (rc == 0 && slot >= 0)
-        root_apply(core, client->uid, name, slot, desired);
+        root_move(core, client, 0, request, name, slot, desired);
     return rc;
 }
 
@@ -275,7 +300,6 @@ int client_tx_commit(struct core *core, struct client *client, unsigned tag, con
                      uint64_t desired)
 {
     struct heap *h = &core->heap;
-    struct redo *redo = &h->header->redo;
     int64_t slot = -1;
     if (!owns_tx(core, client, tag) || tag_state(h, tag) != TAG_TX)
         return -EPERM;
@@ -288,17 +312,7 @@ int client_tx_commit(struct core *core, struct client *client, unsigned tag, con
         tag_set_state(h, tag, TAG_TX_COMMITTED);
         return 0;
     }
-    redo->tag = (uint16_t)tag;
-    redo->has_root = 1;
-    redo->root_slot = (uint32_t)slot;
-    redo->root_uid = client->uid;
-    redo->root_ref = desired;
-    memset(redo->root_name, 0, ROOT_NAME);
-    memcpy(redo->root_name, name, strnlen(name, ROOT_NAME - 1));
-    store_release(&redo->valid, 1); /* [RD1] from here on it is committed, whoever dies */
-    tag_set_state(h, tag, TAG_TX_COMMITTED);
-    root_apply(core, client->uid, name, slot, desired);
-    store_release(&redo->valid, 0); /* [RD1] */
+    root_move(core, client, tag, 0, name, slot, desired);
     return 0;
 }
 

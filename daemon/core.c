@@ -33,14 +33,14 @@ static void repair_map(struct core *core)
     struct heap *h = &core->heap;
     struct redo *redo = &h->header->redo;
     root_repair(h);
-    if (load_acquire(&redo->valid) && redo->tag < h->header->tag_top && redo->root_slot < h->root_slots && /* [RD1] */
-        root_name_check(redo->root_name) == 0) {
-        enum tag_state state = tag_state(h, redo->tag);
-        if (state == TAG_TX)
+    if (load_acquire(&redo->valid) && redo->tag < h->header->tag_top && redo->client < h->header->tag_top && /* [RD1] */
+        redo->root_slot < h->root_slots && root_name_check(redo->root_name) == 0) {
+        if (tag_state(h, redo->tag) == TAG_TX)
             tag_set_state(h, redo->tag, TAG_TX_COMMITTED);
-        if (redo->has_root)
-            root_write(h, redo->root_slot, redo->root_name, redo->root_ref, redo->root_uid);
-        store_release(&redo->valid, 0);
+        root_write(h, redo->root_slot, redo->root_name, redo->root_ref, redo->root_uid);
+        if (redo->client)
+            store_relaxed(&h->tags[redo->client].root_done, redo->request);
+        store_release(&redo->valid, 0); /* [RD1] */
     }
 }
 

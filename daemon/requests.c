@@ -159,7 +159,7 @@ static void on_hello(struct connection *c)
         hello_resume(c);
         return;
     }
-    struct tag identity = {.pid = c->pid, .uid = c->uid, .gid = c->gid, .start_time = c->start_time,
+    struct tag identity = {.pid = c->pid, .uid = c->uid, .start_time = c->start_time,
                            .since_ns = real_ns(), .read_only = (in.flags & HELLO_READ_ONLY) != 0};
     peer_command(c->pid, identity.command);
     int rc = client_attach(&s->core, &identity, &c->client);
@@ -479,7 +479,7 @@ void connections_notice(struct server *s, unsigned what, uint64_t value, const s
 
 static void on_root(struct connection *c)
 {
-    int rc = client_root(&c->server->core, c->client, in.name, in.mode, in.expected, in.desired);
+    int rc = client_root(&c->server->core, c->client, in.id, in.name, in.mode, in.expected, in.desired);
     if (rc == -EDQUOT)
         limit_error(c, in.id);
     else if (rc < 0)

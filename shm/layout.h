@@ -24,7 +24,7 @@
 #include "shm/sizeclass_table.h"
 
 #define LAYOUT_MAGIC   0x50414548414e4552ULL /* "RENAHEAP" */
-#define LAYOUT_VERSION 1
+#define LAYOUT_VERSION 2
 
 #define PAGE_SHIFT 13
 #define PAGE_SIZE  (1ULL << PAGE_SHIFT)
@@ -56,14 +56,17 @@
 
 /* ---- header ----------------------------------------------------------------------------------------------------- */
 
-/* A redo record: what one commit changes in two places. Written, made valid, applied, made invalid; a daemon that finds
- * it valid at its start applies it again, which changes nothing if it had been applied. */
+/* A redo record: what the move of a root changes in two places, the root and the state of the transaction that is
+ * committed with it, or the root and root_done of the client that asked for no more. Written, made valid, applied, made
+ * invalid; a daemon that finds it valid at its start applies it again, which changes nothing if it had been applied. */
 struct redo {
     uint32_t valid;     /* sync: daemon; store_release [RD1] after the rest */
     uint16_t tag;       /* the transaction; 0: none */
-    uint16_t has_root;
+    uint16_t client;    /* whose root_done becomes `request`; 0: nobody's */
+    uint32_t request;
     uint32_t root_slot;
     uint32_t root_uid;
+    uint32_t spare;
     uint64_t root_ref;
     char root_name[ROOT_NAME];
 };
@@ -114,7 +117,9 @@ struct tag {
     uint16_t owner;      /* of a transaction: its client's tag */
     uint8_t read_only;
     uint8_t gc_mode;     /* enum gc_mode: what the client has declared. sync: daemon, atomic */
-    uint32_t pid, uid, gid;
+    uint32_t pid, uid;
+    uint32_t root_done;  /* id of the client's last ROOT request that moved a root, kept over a RESUME; 0: none. sync: daemon,
+                            atomic, under the redo record; its client looks when it has resumed */
     uint32_t epoch;      /* of the daemon that admitted it */
     uint64_t start_time; /* of the process, clock ticks since boot: pid and this name it */
     uint64_t since_ns;   /* real time of admission */

@@ -11,7 +11,7 @@ void tag_write(struct heap *h, unsigned tag, const struct tag *value)
     store_relaxed(&t->pins, value->pins);
     t->pid = value->pid;
     t->uid = value->uid;
-    t->gid = value->gid;
+    store_relaxed(&t->root_done, value->root_done);
     t->epoch = value->epoch;
     t->start_time = value->start_time;
     t->since_ns = value->since_ns;

@@ -5,9 +5,10 @@
  * each instruction they are compared with what they held before. Where no byte has changed a kill
  * leaves the same, so those points are one (merged). For each that differs a new core is started
  * over a copy, works off what is pending, and is checked: every invariant of the heap; published
- * objects, live clients' words and leases as before; a transaction and its root both or neither; no
- * page lost. Some points are killed in earnest, to see that the regions then hold the same. And the
- * rebuild is stepped itself, over regions that were left in the middle of an operation.
+ * objects, live clients' words and leases as before; a transaction and its root, a root and its
+ * client's root_done both or neither; no page lost. Some points are killed in earnest, to see that
+ * the regions then hold the same. And the rebuild is stepped itself, over regions that were left in
+ * the middle of an operation.
  *
  * CRASH=all: the rebuild over every such point, not a sample; SEED= chooses the sample. */
 #include <errno.h>
@@ -35,6 +36,8 @@ enum {
     WORDS_LOOKED_AT = 4096,
     USED_MAX = 32768,
     SHARED_MAX = 64,
+    REQUEST_BEFORE = 71, /* ids of A's ROOT requests: in the begin, and the operation's */
+    REQUEST = 72,
 };
 
 /* ---- regions --------------------------------------------------------------------------------- */
@@ -200,7 +203,7 @@ static void prepare(void)
     assert_int_equal(mcentral_uncache_span(&core, b, span_wide), 0);
     span_large = lease(&core, tag_a, CLASS_LARGE, 3); /* last, so that it can be extended */
     put(h, span_large, 0, WORD_OWNED(tag_a));
-    assert_int_equal(client_root(&core, a, "old", ROOT_MODE_SET, 0, ref_shared), 0);
+    assert_int_equal(client_root(&core, a, REQUEST_BEFORE, "old", ROOT_MODE_SET, 0, ref_shared), 0);
     h->words[word_at(h, span_hinted, 1)] = WORD_FREE;
     h->hints[span_hinted] = 1;
     core_stop(&core);
@@ -274,15 +277,16 @@ static void op_take_back(void)
 }
 static void op_root_new(void)
 {
-    client_root(&stepped, client(tag_a), "new", ROOT_MODE_SET, 0, ref_shared);
+    client_root(&stepped, client(tag_a), REQUEST, "new", ROOT_MODE_SET, 0, ref_shared);
 }
 static void op_root_move(void)
 {
-    client_root(&stepped, client(tag_a), "old", ROOT_MODE_CAS, ref_shared, ref_of(span_b, 0));
+    client_root(&stepped, client(tag_a), REQUEST, "old", ROOT_MODE_CAS, ref_shared,
+                ref_of(span_b, 0));
 }
 static void op_root_remove(void)
 {
-    client_root(&stepped, client(tag_a), "old", ROOT_MODE_SET, 0, 0);
+    client_root(&stepped, client(tag_a), REQUEST, "old", ROOT_MODE_SET, 0, 0);
 }
 static void op_commit(void)
 {
@@ -488,11 +492,16 @@ static const char *check_transaction(const struct heap *h, const struct op *op)
                          : "a root of a transaction that is not committed";
     if (!committed && word[0] != (dead_a ? WORD_FREE : WORD_OWNED(tag_x)))
         return "an open transaction's word is wrong";
-    int rc = root_lookup(h, "old", &ref);
-    if (!op->old_root_moves && (rc < 0 || ref != ref_shared))
+    uint64_t ref_old = 0;
+    int rc = root_lookup(h, "old", &ref_old);
+    if (!op->old_root_moves && (rc < 0 || ref_old != ref_shared))
         return "a root that nobody touched is gone";
-    if (op->old_root_moves && rc == 0 && ref != ref_shared && ref != ref_of(span_b, 0))
+    if (op->old_root_moves && rc == 0 && ref_old != ref_shared && ref_old != ref_of(span_b, 0))
         return "a root is neither what it was nor what it became";
+    bool moved = root_lookup(h, "new", &ref) == 0 || rc < 0 || ref_old != ref_shared;
+    if (h->tags[tag_a].root_done != (moved ? REQUEST : REQUEST_BEFORE))
+        return moved ? "a root is moved, and its client will not know"
+                     : "a root is as before, and its client believes that it was moved";
     return NULL;
 }
 

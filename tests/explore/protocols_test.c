@@ -320,6 +320,69 @@ static void final_commit(void)
     }
 }
 
+/* ---- moves of a root against death ----------------------------------------------------------- */
+
+static int root_cas(unsigned process, uint64_t expected,
+                    const void *desired) /* as client/roots.c */
+{
+    arena_t *a = world_client(process);
+    conn_lock(a);
+    strcpy(a->conn.out.name, "root");
+    a->conn.out.expected = expected;
+    a->conn.out.desired = arena_ref(a, desired);
+    fence_release();
+    int rc = conn_call(a, MSG_ROOT, MSG_OK);
+    conn_unlock(a);
+    return rc;
+}
+
+/* The root is A's p, then B's q if B has seen p: so A's cas has succeeded, whatever it finds when
+ * it comes back. */
+static void root_a(void *unused)
+{
+    (void)unused;
+    if (root_cas(A, 0, object_p) != 0)
+        ex_violation("a root was moved, and who moved it was told that it was not");
+    world_board.done[0] = 1;
+}
+
+static void root_b(void *unused)
+{
+    uint64_t ref;
+    (void)unused;
+    if (root_lookup(&world_heap, "root", &ref) != 0)
+        return;
+    expect(ref == arena_ref(world_client(B), object_p), "the root is another object");
+    if (root_cas(B, ref, object_q) != 0)
+        ex_violation("a root could not be moved that nobody else moves, or twice");
+    world_board.done[1] = 1;
+}
+
+static void setup_roots(void)
+{
+    world_setup(&(struct world_options){
+        .clients = 2, .daemon = true, .quiet_map = true, .single = {[A] = true, [B] = true}});
+    world_thread("A", A, root_a, NULL);
+    world_thread("B", B, root_b, NULL);
+    world_become(0);
+    object_p = world_alloc(A);
+    object_q = world_alloc(A);
+    arena_publish(world_client(A), object_p);
+    arena_publish(world_client(A), object_q);
+}
+
+static void final_roots(void)
+{
+    uint64_t ref = 0;
+    world_final();
+    int rc = root_lookup(&world_heap, "root", &ref);
+    expect(world_board.done[0] || ex_is_dead(A), "A's call has not returned");
+    expect(rc == 0 || !world_board.done[0], "a root that was set is not there");
+    if (world_board.done[1])
+        expect(rc == 0 && ref == arena_ref(world_client(B), object_q),
+               "the last move of a root was undone");
+}
+
 /* ---- resume against reclaim ------------------------------------------------------------------ */
 
 static void resume_asks(void *unused) /* any request: it finds the connection lost, and resumes */
@@ -437,6 +500,7 @@ enum {
     LEASE,
     LEASE_FLUSH,
     COMMIT,
+    ROOT,
     RESUME,
     RESUME_REFILL,
     CUT
@@ -463,6 +527,8 @@ static const struct ex_scenario scenarios[] = {
                              setup_lease_flush_and_let_go_once, final_leases_once, .order = EX_SC),
     [COMMIT] = SCENARIO("commit_against_death", setup_commit, final_commit, .order = EX_TSO,
                         .buffer = 2, .kills = 1, .kill_mask = BIT(A) | BIT(DAEMON)),
+    [ROOT] = SCENARIO("moves_of_a_root_against_death", setup_roots, final_roots, .order = EX_TSO,
+                      .buffer = 2, .kills = 1, .kill_mask = BIT(A) | BIT(DAEMON)),
     [RESUME] = SCENARIO("resume_against_reclaim", setup_resume, final_resume, .order = EX_SC,
                         .kills = 2, .kill_mask = BIT(DAEMON) | BIT(B)),
     [RESUME_REFILL] =
@@ -483,6 +549,8 @@ static const struct ex_scenario larger[] = {
              .buffer = 2, .kills = 1, .kill_mask = BIT(A) | BIT(B)),
     SCENARIO("commit_against_two_deaths", setup_commit, final_commit, .order = EX_WEAK, .buffer = 3,
              .kills = 2, .kill_mask = BIT(A) | BIT(DAEMON) | BIT(B)),
+    SCENARIO("moves_of_a_root_against_two_deaths", setup_roots, final_roots, .order = EX_TSO,
+             .buffer = 2, .kills = 2, .kill_mask = BIT(A) | BIT(DAEMON) | BIT(B)),
     SCENARIO("refills_against_a_restart_with_buffers", setup_resume_refill, final_resume_refill,
              .order = EX_TSO, .buffer = 2, .kills = 1, .kill_mask = BIT(DAEMON)),
     SCENARIO("resume_against_reclaim_two_restarts", setup_resume, final_resume, .order = EX_TSO,
@@ -519,15 +587,22 @@ static const struct {
      {"flush: the hint is skipped if it is set", MUTANT_SKIP_IF_SET, "hint_set", "hint", 0, false}},
     {LEASE, {"refill: without the lock", MUTANT_NO_LOCK, "lease_refill", NULL, 0, false}},
     {LEASE, {"let go: without the lock", MUTANT_NO_LOCK, "lease_release_all", NULL, 0, false}},
-    {COMMIT, {"commit: no redo record", MUTANT_DROP, "client_tx_commit", "&redo->valid", 0, false}},
+    {COMMIT, {"commit: no redo record", MUTANT_DROP, "root_move", "&redo->valid", 0, false}},
     {COMMIT,
-     {"commit: the redo record becomes valid too late", MUTANT_DELAY, "client_tx_commit",
-      "&redo->valid", 2, false}},
+     {"commit: the redo record becomes valid too late", MUTANT_DELAY, "root_move", "&redo->valid",
+      2, false}},
     {COMMIT,
      {"commit: COMMITTED is stored after the root", MUTANT_DELAY, "tag_set_state", NULL, 20, true}},
     {COMMIT,
      {"commit: the log's words are turned by plain stores", MUTANT_PLAIN, "word_swap", "word", 0,
       false}},
+    {ROOT, {"root: no redo record", MUTANT_DROP, "root_move", "&redo->valid", 0, false}},
+    {ROOT,
+     {"root: root_done is not stored", MUTANT_DROP, "root_move", "&h->tags[client->tag].root_done",
+      0, false}},
+    {ROOT,
+     {"root: root_done is stored after the redo record", MUTANT_DELAY, "root_move",
+      "&h->tags[client->tag].root_done", 2, false}},
     {RESUME,
      {"resume: leases are taken back before all are listed", MUTANT_BACKWARDS, "on_resume", NULL, 0,
       false}},

@@ -45,7 +45,7 @@ static void packet_of(const struct msg *m, uint32_t type, struct packet *p)
         p->flags = m->flags;
     if (type == MSG_TX_COMMIT || type == MSG_HELLO)
         p->tag = m->tag;
-    if (type == MSG_TX_COMMIT) {
+    if (type == MSG_TX_COMMIT || type == MSG_ROOT) {
         p->expected = m->expected;
         p->desired = m->desired;
         memcpy(p->name, m->name, sizeof p->name - 1);
@@ -69,7 +69,9 @@ static bool has_answer(void *w)
 
 static void serve(unsigned i);
 
-enum { ID_CALL = 1, ID_AHEAD }; /* at most one of each is on its way, so numbers need not grow */
+/* At most one of each is on its way, so numbers need not grow; but for ROOTs, as root_done tells
+ * them apart. */
+enum { ID_CALL = 1, ID_AHEAD };
 
 /* client/conn.c's sending and receiving; -EPIPE: lost. */
 static int send_out(struct arena *a, uint32_t type, uint32_t id)
@@ -123,8 +125,10 @@ static int receive_in(struct arena *a, uint32_t id)
 
 static int exchange(struct arena *a, uint32_t type)
 {
-    int rc = send_out(a, type, ID_CALL);
-    return rc < 0 ? rc : receive_in(a, ID_CALL);
+    uint32_t id = type == MSG_ROOT ? ID_AHEAD + ++a->conn.next_id : ID_CALL;
+    a->conn.out.id = id;
+    int rc = send_out(a, type, id);
+    return rc < 0 ? rc : receive_in(a, id);
 }
 
 static void drop(struct arena *a)
@@ -206,13 +210,16 @@ int conn_call(struct arena *a, uint32_t type, uint32_t expect)
 {
     struct connection *c = &a->conn;
     (void)expect;
+    c->out.id = 0;
     for (;;) {
         int rc = c->fd >= 0 ? exchange(a, type) : -EPIPE;
         if (rc != -EPIPE)
             return rc;
         struct packet kept;
         packet_of(&c->out, type, &kept);
+        kept.id = c->out.id;
         rc = reconnect(a);
+        c->out.id = kept.id;
         c->out.span_class = kept.span_class;
         c->out.pages = kept.pages;
         c->out.tag = kept.tag;
@@ -223,6 +230,9 @@ int conn_call(struct arena *a, uint32_t type, uint32_t expect)
         if (type == MSG_LEASE || type == MSG_LARGE)
             c->out.list_count = 0;
         if (type == MSG_TX_COMMIT && tag_state(&a->heap, c->out.tag) == TAG_TX_COMMITTED)
+            return 0;
+        if (type == MSG_ROOT && c->out.id &&
+            load_relaxed(&a->heap.tags[a->tag].root_done) == c->out.id)
             return 0;
     }
 }
@@ -337,6 +347,22 @@ static void on_commit(struct wire *w, struct client *client, const struct packet
         answer_ok(w);
 }
 
+static bool at_once(void *unused)
+{
+    return (void)unused, true;
+}
+
+static void on_root(struct wire *w, struct client *client, const struct packet *p)
+{
+    int rc =
+        client_root(&world_core, client, p->id, p->name, ROOT_MODE_CAS, p->expected, p->desired);
+    ex_wait(at_once, NULL); /* it may die before it answers */
+    if (rc < 0)
+        answer_error(w, rc);
+    else
+        answer_ok(w);
+}
+
 static void serve(unsigned i)
 {
     struct wire *w = &wires[i];
@@ -356,6 +382,8 @@ static void serve(unsigned i)
         take_back_list(w, client, &p);
     else if (p.type == MSG_TX_COMMIT)
         on_commit(w, client, &p);
+    else if (p.type == MSG_ROOT)
+        on_root(w, client, &p);
     else if (p.type == MSG_MODE)
         answer_ok(w);
     else
