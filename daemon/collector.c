@@ -207,15 +207,21 @@ static void begin(struct server *s)
 
 /* ---- turns --------------------------------------------------------------------------------------------------------------------------- */
 
+static bool may_release(const struct server *s)
+{
+    return s->core.mheap.held.free_count != 0 && gc_may_release(s->collector->gc);
+}
+
 bool collector_busy(const struct server *s)
 {
     enum collector_state state = s->collector->state;
-    return state == COLLECTOR_SWEEPING || (state == COLLECTOR_WAITING && !s->core.mheap.returning_pages);
+    return state == COLLECTOR_SWEEPING || (state == COLLECTOR_WAITING && !s->core.mheap.returning_pages) || may_release(s);
 }
 
 void collector_turn(struct server *s)
 {
     struct collector *k = s->collector;
+    gc_release(&s->core, k->gc);
     if (k->state == COLLECTOR_WAITING)
         begin(s);
     else if (k->state == COLLECTOR_SWEEPING && !gc_sweep(&s->core, k->gc, TURN_WORDS)) {

@@ -15,9 +15,14 @@
  *
  * `white` has a bit for each word that was SHARED in the snapshot; marking clears it. Only a white one is ever freed.
  *  1. Objects that come to be published after the snapshot were not SHARED in it: they are never white ("allocated
- *     black"). The snapshot sets a bit only where it read SHARED after the flag was up, so a span that was cut anew while
- *     it was looked at does no harm either.
- *  2. A white word is not used again for another object meanwhile: to free it one must have pinned it, by (P), and 3.
+ *     black"). One that is published while the snapshot is taken may be; it is pinned by then, and its pin makes it black.
+ *  2. A bit stands for one place of the heap. Spans may be uncut and cut anew meanwhile, with other objects in the same
+ *     pages: a pin of a freed object then leads to a word of another span, and leaves the bit of its own as it was. So
+ *     state words that a span gives up go to no other while the snapshot is taken (mheap_hold_units()), and after it not
+ *     before their bits are black (gc_release()); no bit becomes white again then. Such words bear bits of objects that
+ *     are free, and no span that the sweep could find them by.
+ *     Used again in the same span, a white word stands for the same place: to free it one must have pinned it, by (P);
+ *     that pin is there at the end (3.), and makes it black whatever is in that place by then.
  *  3. A pin that was there at any moment since the flag went up is there at the end: arena_unpin() first does what [GC1]
  *     says - a full fence, then the flag - and leaves its slot alone while the flag is up. If it saw the flag down, all
  *     that it had stored before is visible to the snapshot, whose fence comes after the flag's store.
@@ -29,13 +34,14 @@
  *     compare-and-swap, so that not even a client that breaks the rules can make one object be freed twice.
  * Objects that are OWNED in the snapshot are read while their owner may write to them: what it stores is covered by 4.
  *
- * While a collection runs the daemon does all its other work, but for one thing: it returns no pages to the system, so
- * that none is read that has no memory behind it. Spans may be uncut and cut anew; a worker that reads a page's entry
- * and its object's bytes at different times marks too much at worst.
+ * While a collection runs the daemon does all its other work, but for two things: it returns no pages to the system, so
+ * that none is read that has no memory behind it; and it holds state words back, see 2.
+ * A worker that reads a page's entry and its object's bytes at different times marks too much at worst: what is in a span
+ * that was cut since the flag went up need not be read, for all that it refers to is pinned (4.) or not white.
  *
- * die: the daemon: all of this is private memory; the flag is taken down when the next one starts, the modes of clients
- * are in the map. What was freed is FREE, what was not is SHARED. A client: its pins and owned objects are freed by the
- * pass; they count as roots until the end if the snapshot saw them.
+ * die: the daemon: all of this is private memory, and so is the note of what is held; the flag is taken down when the next
+ * one starts, the modes of clients are in the map. What was freed is FREE, what was not is SHARED. A client: its pins and
+ * owned objects are freed by the pass; they count as roots until the end if the snapshot saw them.
  *
  * Memory: two bits a state word (the second only where queues overflow: such objects are found by a walk, later) and a
  * bounded pool. The heap's bytes are a client's: they are compared and looked up, never trusted.
@@ -62,6 +68,7 @@ enum {
     GC_WALK_PAGES = 4096,     /* of a walk over the spans, to a worker at once */
     GC_ROUNDS = 1000,         /* last looks that find something new before it gives up */
     GC_PIN_TABLES = 65536,    /* of a client */
+    GC_RELEASE_UNITS = 65536, /* given back in a turn, their bits cleared */
 };
 
 struct chunk {
@@ -167,13 +174,40 @@ struct gc *gc_begin(struct core *core, const uint8_t *objects, uint32_t workers,
     store_release(&header->collecting, serial); /* [GC1] */
     fence_seq_cst();                            /* [GC1] before any word, pin or object is read */
     gc->top = load_acquire(&header->top);
+    mheap_hold_units(&core->mheap, true); /* 2.; on the loop thread, as all that gives them up */
     return gc;
 }
 
 void gc_end(struct core *core, struct gc *gc)
 {
     store_release(&core->heap.header->collecting, 0); /* [GC1] */
+    mheap_hold_units(&core->mheap, false);
     gc_free(gc);
+}
+
+bool gc_may_release(struct gc *gc)
+{
+    if (!gc)
+        return true;
+    pthread_mutex_lock(&gc->lock); /* what the snapshot wrote is seen */
+    bool snapped = gc->snapped >= gc->workers;
+    pthread_mutex_unlock(&gc->lock);
+    return snapped;
+}
+
+void gc_release(struct core *core, struct gc *gc)
+{
+    uint64_t first, run;
+    if (!core->mheap.held.free_count || !gc_may_release(gc))
+        return;
+    for (uint64_t left = GC_RELEASE_UNITS, runs = TURN_SPANS; left && runs; left -= run, runs--) {
+        run = mheap_release_units(&core->mheap, left, &first);
+        if (!run)
+            break;
+        for (uint64_t i = 0; gc && i < run; i++)
+            store_relaxed(&gc->white[first + i], 0); /* others clear bits of these bytes, nobody sets any */
+    }
+    core->progress++;
 }
 
 const struct gc_report *gc_report(const struct gc *gc) { return &gc->report; }

@@ -2,6 +2,7 @@
  *
  *   loop      gc_begin   what clients see: a collection runs
  *   workers   gc_work    snapshot -> mark -> the last look at roots and pins -> done
+ *   loop      gc_release state words that spans gave up meanwhile, by turns, from the end of the snapshot on
  *   loop      gc_sweep   white objects SHARED -> FREE, by turns
  *   loop      gc_end
  *
@@ -45,6 +46,11 @@ unsigned gc_blocker(const struct core *core, unsigned from);
  * gc_end(). `objects`: the heap region, readable, of heap.heap_bytes. NULL: out of memory. */
 struct gc *gc_begin(struct core *core, const uint8_t *objects, uint32_t workers, bool dry_run);
 void gc_end(struct core *core, struct gc *gc); /* and frees it */
+
+/* State words that spans have given up since it began may be used again from the end of its snapshot on, and those that are
+ * held after its end (NULL) at once: a turn's worth of them. */
+bool gc_may_release(struct gc *gc);
+void gc_release(struct core *core, struct gc *gc);
 
 /* A worker's whole share; `workers` threads call it, each once. 0; -ECANCELED; -EAGAIN: a client kept pinning. */
 int gc_work(struct gc *gc);

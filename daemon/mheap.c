@@ -27,7 +27,8 @@ int mheap_init(struct mheap *m, struct heap *heap, const struct backing *backing
     m->backing = *backing;
     m->age = mmap(NULL, age_count(m), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (m->age == MAP_FAILED || pagealloc_init(&m->free, heap->page_count) < 0 ||
-        pagealloc_init(&m->warm, heap->page_count) < 0 || pagealloc_init(&m->units, heap->unit_count) < 0) {
+        pagealloc_init(&m->warm, heap->page_count) < 0 || pagealloc_init(&m->units, heap->unit_count) < 0 ||
+        pagealloc_init(&m->held, heap->unit_count) < 0) {
         mheap_fini(m);
         return -ENOMEM;
     }
@@ -41,6 +42,7 @@ void mheap_fini(struct mheap *m)
     pagealloc_fini(&m->free);
     pagealloc_fini(&m->warm);
     pagealloc_fini(&m->units);
+    pagealloc_fini(&m->held);
     memset(m, 0, sizeof *m);
 }
 
@@ -280,7 +282,7 @@ int mheap_alloc_units(struct mheap *m, uint32_t units, uint32_t *next, uint32_t 
 {
     uint64_t unit = find_units(m, units, *next);
     if (unit == PAGEALLOC_NONE)
-        return -ENOMEM;
+        return m->held.free_count ? -EAGAIN : -ENOMEM;
     int rc = m->backing.back_units(m->backing.context, unit, units);
     if (rc < 0)
         return rc;
@@ -296,9 +298,22 @@ int mheap_alloc_units(struct mheap *m, uint32_t units, uint32_t *next, uint32_t 
 
 void mheap_free_units(struct mheap *m, uint32_t unit, uint32_t units)
 {
-    pagealloc_free(&m->units, unit, units);
+    pagealloc_free(m->holding ? &m->held : &m->units, unit, units);
     m->units_used -= units;
     m->lines_from = 0;
+}
+
+void mheap_hold_units(struct mheap *m, bool hold) { m->holding = hold; }
+
+uint64_t mheap_release_units(struct mheap *m, uint64_t limit, uint64_t *ret_first)
+{
+    uint64_t run = m->held.free_count ? pagealloc_next_run(&m->held, 0, limit, ret_first) : 0;
+    if (!run)
+        return 0;
+    pagealloc_take(&m->held, *ret_first, run);
+    pagealloc_free(&m->units, *ret_first, run);
+    m->lines_from = 0;
+    return run;
 }
 
 /* ---- scavenging ---------------------------------------------------------------------------------------------------------- */

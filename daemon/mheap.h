@@ -36,6 +36,8 @@ struct mheap {
     struct heap *heap;
     struct backing backing;
     struct pagealloc free, warm, units;
+    struct pagealloc held;   /* units that wait: neither in a span nor in `units` */
+    bool holding;            /* units that are given up come there, see mheap_hold_units() */
     uint8_t *age;            /* by 32 pages: the tick at which the newest of them was freed */
     uint8_t tick;
     uint64_t used_pages;     /* in spans */
@@ -68,10 +70,17 @@ void mheap_free(struct mheap *m, uint64_t first, uint64_t pages, bool warm);
 /* Takes exactly [first, first + pages): 0; -EAGAIN: it is free and being backed; -ENOMEM: some of it is not free. */
 int mheap_take_next(struct mheap *m, uint64_t first, uint64_t pages, uint64_t now_ns);
 
-/* Units of state words, with memory behind them and all FREE: 0 or -ENOMEM. `next` is the taker's own, 0 at first: what it
- * takes goes on where its last units ended, so that the words that two clients write do not share a cache line. */
+/* Units of state words, with memory behind them and all FREE: 0; -EAGAIN: none but some are held; -ENOMEM. `next` is the
+ * taker's own, 0 at first: what it takes goes on where its last units ended, so that the words that two clients write do
+ * not share a cache line. */
 int mheap_alloc_units(struct mheap *m, uint32_t units, uint32_t *next, uint32_t *ret_unit);
 void mheap_free_units(struct mheap *m, uint32_t unit, uint32_t units);
+
+/* From mheap_hold_units(true) to (false) units that are given up are held: nobody gets them. They stay so, also after
+ * that, until they are released: the lowest run of them, at most `limit`; how many, and *ret_first; 0: none is held.
+ * die: private; a daemon that starts counts the units of the spans in the map, and all others are free. */
+void mheap_hold_units(struct mheap *m, bool hold);
+uint64_t mheap_release_units(struct mheap *m, uint64_t limit, uint64_t *ret_first);
 
 /* Answers of the backing. */
 void mheap_grown(struct mheap *m, uint64_t first, uint64_t pages, int error, uint64_t now_ns);
