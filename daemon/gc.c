@@ -25,7 +25,8 @@
  *     that pin is there at the end (3.), and makes it black whatever is in that place by then.
  *  3. A pin that was there at any moment since the flag went up is there at the end: arena_unpin() first does what [GC1]
  *     says - a full fence, then the flag - and leaves its slot alone while the flag is up. If it saw the flag down, all
- *     that it had stored before is visible to the snapshot, whose fence comes after the flag's store.
+ *     that it had stored before is visible to the snapshot, whose fence comes after the flag's store. When its process
+ *     dies its tables stay as they are too: while the flag is up no pass frees what the dead owned (reclaim_turn()).
  *  4. So every reference that is stored while the flag is up is to an object whose pin the last look finds. The marking
  *     ends only when the queues are empty and a look at all roots and pins then finds nothing white (else it goes on).
  *     Take the first reference to a white object that is stored or pinned after that look began: by (P) it was found
@@ -34,14 +35,14 @@
  *     compare-and-swap, so that not even a client that breaks the rules can make one object be freed twice.
  * Objects that are OWNED in the snapshot are read while their owner may write to them: what it stores is covered by 4.
  *
- * While a collection runs the daemon does all its other work, but for two things: it returns no pages to the system, so
- * that none is read that has no memory behind it; and it holds state words back, see 2.
+ * While a collection runs the daemon does all its other work, but for three things: it returns no pages to the system, so
+ * that none is read that has no memory behind it; it frees nothing of dead clients; and it holds state words back, see 2.
  * A worker that reads a page's entry and its object's bytes at different times marks too much at worst: what is in a span
  * that was cut since the flag went up need not be read, for all that it refers to is pinned (4.) or not white.
  *
  * die: the daemon: all of this is private memory, and so is the note of what is held; the flag is taken down when the next
  * one starts, the modes of clients are in the map. What was freed is FREE, what was not is SHARED. A client: its pins and
- * owned objects are freed by the pass; they count as roots until the end if the snapshot saw them.
+ * owned objects count until the end, and are freed by the pass after it.
  *
  * Memory: two bits a state word (the second only where queues overflow: such objects are found by a walk, later) and a
  * bounded pool. The heap's bytes are a client's: they are compared and looked up, never trusted.

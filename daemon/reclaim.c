@@ -3,7 +3,8 @@
  * One circular walk over all spans serves every tag that is dying: a tag is through when the cursor has gone once around
  * since it was added. At each span the words that bear a dying tag are freed, or turned to SHARED if the tag is that of
  * a committed transaction; a span leased to a dying client loses its lessee; and each unleased span is counted again, as
- * a client may have died between its FREE and its hint. Who is dying is in the map, so a restarted daemon goes on.
+ * a client may have died between its FREE and its hint. Who is dying is in the map, so a restarted daemon goes on. While
+ * a collection runs it rests: pins of the dead count until its end (3. in gc.c).
  */
 #include "daemon/core.h"
 
@@ -119,6 +120,8 @@ bool reclaim_turn(struct core *core, uint32_t words)
 {
     struct reclaim *r = &core->reclaim;
     uint64_t done = 0, passed = 0, spans = 0;
+    if (load_relaxed(&core->heap.header->collecting))
+        return false;
     while (r->running && done < words && spans < TURN_SPANS) {
         struct span_info span;
         uint64_t at = r->cursor + passed;

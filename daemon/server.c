@@ -182,10 +182,10 @@ static void on_idle(uv_idle_t *idle)
 {
     struct server *s = idle->data;
     server_now(s);
-    bool more = core_turn(&s->core);
-    more = jobs_turn(s) || more;
     if (collector_busy(s))
         collector_turn(s);
+    bool more = core_turn(&s->core); /* a collection that has just ended held the pass up */
+    more = jobs_turn(s) || more;
     more = collector_busy(s) || more;
     more = connections_resume(s) || more;
     if (!more) {

@@ -1,5 +1,5 @@
 /* Goal: what clients do between two steps of a collection makes it free nothing that is in use: spans that are uncut and cut
- * anew, units of state words that go from one span to another.
+ * anew, units of state words that go from one span to another, clients that die with their pins.
  *
  * Method: one worker, in this thread, over a core without a loop. A page of objects or of state words that the collector
  * comes by at the moment in question is made unreadable; the handler of the fault does what clients and daemon would do
@@ -309,6 +309,42 @@ static void a_daemon_that_starts_has_words_that_the_last_one_held(void **state)
     assert_int_equal(core.mheap.units.free_count + 1, f.h.unit_count);
 }
 
+/* ---- pins of the dead -------------------------------------------------------------------------------------------------------- */
+
+static uint32_t early_first;
+
+/* By (P): X is pinned, stored where the collector has been, and taken from where it comes next. Then the client dies. */
+static void move_x_and_die(void)
+{
+    struct client *client = core.clients[f.h.spans[root_first].lessee];
+    pins[0] = ref_of(x_first, LAST);
+    *slot_at(ref_of(early_first, 0) + 8) = ref_of(x_first, LAST);
+    *slot_at(ref_of(root_first, 0)) = 0;
+    client_die(&core, client);
+    for (int i = 0; i < 100 && core_turn(&core); i++)
+        ;
+}
+
+static void pins_of_a_client_that_dies_count_until_the_end(void **state)
+{
+    (void)state;
+    make_x();
+    early_first = lease(other, 8192, 0);
+    words_of(early_first)[0] = WORD_SHARED;
+    *slot_at(ref_of(early_first, 0)) = ref_of(root_first, 0); /* so it is read first */
+    assert_int_equal(client_root(&core, other, 1, "root", ROOT_MODE_SET, 0, ref_of(early_first, 0)), 0);
+    assert_non_null(gc = gc_begin(&core, objects, 1, false));
+    trap_set(slot_at(ref_of(root_first, 0)), move_x_and_die);
+    assert_int_equal(gc_work(gc), 0);
+    assert_null(trap.at);
+    end_collection();
+    assert_int_equal(words_of(x_first)[LAST], WORD_SHARED);
+    assert_true(core.reclaim.running);
+    for (int i = 0; i < 100 && core_turn(&core); i++)
+        ;
+    assert_false(core.reclaim.running); /* the pass goes on */
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -319,6 +355,7 @@ int main(void)
         TEST(words_of_a_span_that_is_uncut_while_the_snapshot_is_taken_wait_for_its_end),
         TEST(a_request_waits_for_words_that_are_held_and_is_refused_only_without_them),
         TEST(a_daemon_that_starts_has_words_that_the_last_one_held),
+        TEST(pins_of_a_client_that_dies_count_until_the_end),
 #undef TEST
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
