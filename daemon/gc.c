@@ -410,6 +410,14 @@ static void rescan_span(struct worker *w, const struct span_info *span)
     }
 }
 
+/* A span that was cut anew between two loads of span_at() is taken for what it never was, with the words of others. The
+ * entry of its first page, one load, says so. */
+static bool is_of_one_time(const struct heap *h, const struct span_info *span)
+{
+    uint32_t unit = (uint32_t)((uint64_t)(span->words - h->words) / UNIT_WORDS);
+    return load_relaxed(&h->pages[span->first]) == page_entry_make(span->span_class, unit, 0);
+}
+
 static void walk(struct worker *w, void (*visit)(struct worker *w, const struct span_info *span))
 {
     struct gc *gc = w->gc;
@@ -418,12 +426,11 @@ static void walk(struct worker *w, void (*visit)(struct worker *w, const struct 
         end = page + GC_WALK_PAGES < gc->top ? page + GC_WALK_PAGES : gc->top;
         while (page < end) {
             struct span_info span;
-            if (!span_at(gc->heap, page, &span)) {
+            if (!span_at(gc->heap, page, &span) || !is_of_one_time(gc->heap, &span)) {
                 page++;
                 continue;
             }
-            if ((uint64_t)(span.words - gc->heap->words) / UNIT_WORDS + span_units(span.objects) <= gc->heap->unit_count)
-                visit(w, &span);
+            visit(w, &span);
             page += span.page_count ? span.page_count : 1;
         }
     }
