@@ -96,12 +96,19 @@ enum { LITTLE_THREADS = 100, THREAD_ADDRESSES = 32 << 20, ADDRESSES_LEFT = 1 << 
 
 static pthread_barrier_t all_have_tried;
 
-static void *allocates_or_is_told(void *heap)
+struct thread_of {
+    arena_t *a;
+    void *published;
+};
+
+static void *allocates_or_is_told(void *argument)
 {
-    void *p = arena_alloc(heap, 100);
+    struct thread_of *t = argument;
+    void *p = arena_alloc(t->a, 100);
     int error = errno;
     pthread_barrier_wait(&all_have_tried); /* nobody's place is another's before */
-    arena_free(heap, p);
+    arena_free(t->a, t->published); /* also without a place */
+    arena_free(t->a, p);
     return (void *)(intptr_t)(p ? 0 : error);
 }
 
@@ -116,14 +123,16 @@ static uint64_t address_space(void) /* bytes */
     return pages * 4096;
 }
 
-/* As under `ulimit -v`, or valgrind. 0: every thread allocated, or was refused by EAGAIN. */
+/* As under `ulimit -v`, or valgrind. 0: every thread allocated, or was refused by EAGAIN; all could free. */
 static int has_little_address_space(void *argument)
 {
     pthread_t threads[LITTLE_THREADS];
+    struct thread_of *of = argument;
     pthread_attr_t attr;
     int served = 0;
-    (void)argument;
-    arena_t *a = open_heap(&d);
+    arena_t *a = of[0].a;
+    if (arena_root_set(a, "nobody's", 0) != -ENOENT) /* this child is a client of its own now, without any caches yet */
+        return 5;
     pthread_attr_init(&attr);
     pthread_attr_setstacksize(&attr, 128 << 10);
     pthread_barrier_init(&all_have_tried, NULL, LITTLE_THREADS);
@@ -131,7 +140,7 @@ static int has_little_address_space(void *argument)
     if (setrlimit(RLIMIT_AS, &limit) != 0)
         return 1;
     for (int i = 0; i < LITTLE_THREADS; i++)
-        if (pthread_create(&threads[i], &attr, allocates_or_is_told, a) != 0)
+        if (pthread_create(&threads[i], &attr, allocates_or_is_told, &of[i]) != 0)
             return 2;
     for (int i = 0; i < LITTLE_THREADS; i++) {
         void *error;
@@ -146,9 +155,70 @@ static int has_little_address_space(void *argument)
 static void little_address_space_is_for_fewer_threads(void **state)
 {
     (void)state;
-    assert_int_equal(reap(spawn(has_little_address_space, NULL)), 0);
+    struct thread_of of[LITTLE_THREADS];
+    arena_t *a = open_heap(&d);
+    for (int i = 0; i < LITTLE_THREADS; i++)
+        of[i] = (struct thread_of){a, arena_alloc_flags(a, 300, ARENA_SHARED)};
+    assert_int_equal(reap(spawn(has_little_address_space, of)), 0);
+    arena_close(a);
     stat_await(&d, "clients", 0);
+    assert_int_equal(stat_of(&d, "objects_shared"), 0);
     assert_int_equal(check_of(&d), 0);
+}
+
+/* 0: opens that fail behind the daemon's welcome leave no client there while this process lives. */
+static int cannot_map_the_heap(void *argument)
+{
+    struct rlimit limit, small;
+    arena_t *a;
+    (void)argument;
+    getrlimit(RLIMIT_AS, &limit);
+    small = limit;
+    small.rlim_cur = address_space() + (64 << 20); /* the heap is of 256 MiB */
+    for (int i = 0; i < 20; i++) {
+        setrlimit(RLIMIT_AS, &small);
+        int rc = arena_open(&a, d.socket, NULL);
+        setrlimit(RLIMIT_AS, &limit);
+        if (rc != -ENOMEM)
+            return 1;
+    }
+    stat_await(&d, "clients", 0);
+    return 0;
+}
+
+static void an_open_that_fails_leaves_no_client_behind(void **state)
+{
+    (void)state;
+    assert_int_equal(reap(spawn(cannot_map_the_heap, NULL)), 0);
+}
+
+/* A child that does not use the heap and closes it keeps all of its own memory. */
+static int closes_what_it_inherited(void *argument)
+{
+    enum { PIECES = 200, PIECE = 1 << 20 };
+    char *pieces[PIECES];
+    for (int i = 0; i < PIECES; i++) { /* some of them where the parent has its caches */
+        pieces[i] = mmap(NULL, PIECE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (pieces[i] == MAP_FAILED)
+            return 1;
+        pieces[i][0] = (char)i;
+    }
+    arena_close(argument);
+    for (int i = 0; i < PIECES; i++)
+        if (pieces[i][0] != (char)i)
+            return 2;
+    return 0;
+}
+
+static void a_child_that_closes_keeps_its_memory(void **state)
+{
+    (void)state;
+    arena_t *a = open_heap(&d);
+    assert_non_null(arena_alloc(a, 100));
+    assert_int_equal(reap(spawn(closes_what_it_inherited, a)), 0);
+    assert_int_equal(stat_of(&d, "objects_owned"), 1);
+    arena_close(a);
+    stat_await(&d, "clients", 0);
 }
 
 static int forks_once_more(void *argument)
@@ -391,17 +461,40 @@ static void a_reader_reads_and_writes_nothing(void **state)
     assert_int_equal(arena_open(&r, "/nowhere/at/all", NULL), -ENOENT);
 }
 
+static struct daemon gone;
+
+/* 0: it is told so, and is no client of the heap that is there now. */
+static int child_of_the_past(void *argument)
+{
+    for (int i = 0; i < 20; i++)
+        if (arena_alloc(argument, 100) || (errno != ESTALE && errno != ENOTCONN))
+            return 1;
+    return stat_of(&gone, "clients") == 0 ? 0 : 2;
+}
+
+struct freed {
+    arena_t *a;
+    void *p;
+};
+
+static void *frees_it(void *argument)
+{
+    struct freed *f = argument;
+    arena_free(f->a, f->p);
+    return NULL;
+}
+
 static void a_daemon_that_went_away_is_enotconn_and_another_heap_is_estale(void **state)
 {
     (void)state;
-    struct daemon gone;
     struct arena_options options = ARENA_OPTIONS_INIT;
     arena_t *a;
     void *p;
     daemon_start(&gone, "64M", NULL);
     options.timeout_ms = 200;
     assert_int_equal(arena_open(&a, gone.socket, &options), 0);
-    while (!arena_alloc(a, 100)) /* on a busy machine it may not have answered by then */
+    struct freed own = {a, NULL};
+    while (!(own.p = arena_alloc(a, 100))) /* on a busy machine it may not have answered by then */
         assert_int_equal(errno, ENOTCONN);
     assert_int_equal(daemon_stop(&gone), 0);
     struct stat st;
@@ -420,6 +513,10 @@ static void a_daemon_that_went_away_is_enotconn_and_another_heap_is_estale(void 
     } while (errno == ENOTCONN); /* again a busy machine */
     assert_int_equal(errno, ESTALE);
     assert_int_equal(arena_root_set(a, "x", 0), -ESTALE);
+    pthread_t thread; /* a new one: it has no mcache, and gets none */
+    assert_int_equal(pthread_create(&thread, NULL, frees_it, &own), 0);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    assert_int_equal(reap(spawn(child_of_the_past, a)), 0);
     arena_close(a);
     daemon_clean(&gone);
 }
@@ -467,6 +564,8 @@ int main(void)
         cmocka_unit_test(a_forked_child_is_a_client_of_its_own),
         cmocka_unit_test(little_address_space_is_for_fewer_threads),
         cmocka_unit_test(a_childs_childs_child_has_as_many_addresses),
+        cmocka_unit_test(an_open_that_fails_leaves_no_client_behind),
+        cmocka_unit_test(a_child_that_closes_keeps_its_memory),
         cmocka_unit_test(two_thousand_clients_leave_nothing_behind),
         cmocka_unit_test(several_heaps_are_open_at_once_each_at_its_own_address),
         cmocka_unit_test(references_work_where_the_address_is_taken),
