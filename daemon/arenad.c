@@ -28,6 +28,15 @@
 #include "daemon/server.h"
 #include "daemon/signals.h"
 
+/* Else the first files that are opened would be these, and the heap's socket would be taken for a standard stream. */
+static int standard_streams(void)
+{
+    for (int fd = 0; fd <= 2; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd)
+            return -EBADF;
+    return 0;
+}
+
 /* ---- the listening socket --------------------------------------------------------------------------------------------------- */
 
 static int make_parents(const char *path)
@@ -185,10 +194,34 @@ static int new_heap(struct config *config, struct regions *r, const char *dir, c
     if (getrandom(id, sizeof id, 0) != sizeof id)
         return -EIO;
     rc = regions_create(r, &g, dir, why);
+    if (rc < 0 && dir)
+        regions_remove_made(r); /* half a heap would stand in the way of the next start */
     if (rc < 0)
         return rc;
     heap_view(&heap, &g, NULL, r->mapped[REGION_MAP], r->mapped[REGION_STATE]);
     heap_format(&heap, &g, id, config->base);
+    return 0;
+}
+
+/* Two daemons on one heap, each on a socket of its own, would give the same pages away twice. The descriptor is never
+ * closed: the lock ends with the last process that has it, and that is the one that serves (no keeper holds files). */
+static int lock_backing(const char *dir)
+{
+    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) {
+        fprintf(stderr, "arenad: cannot open the backing directory %s: %s\n", dir, strerror(errno));
+        return -errno;
+    }
+    if (flock(fd, LOCK_EX | LOCK_NB) == 0)
+        return 0;
+    if (errno == EWOULDBLOCK) {
+        fprintf(stderr, "arenad: another daemon serves the heap in %s: stop it, or choose another --backing\n", dir);
+        close(fd);
+        return -EADDRINUSE;
+    }
+    log_event(LOG_LEVEL_WARNING, "start", "what=\"lock of %s\" error=\"%s\" advice=\"see to it that no second daemon is "
+              "started there\"", dir, strerror(errno));
+    close(fd);
     return 0;
 }
 
@@ -199,7 +232,11 @@ static int open_regions(struct config *config, struct regions *r, const struct h
     struct geometry g;
     int rc = -ENOENT;
     *ret_kept = false;
-    if (handed->region[REGION_MAP] >= 0 && handed->region[REGION_HEAP] >= 0 && handed->region[REGION_STATE] >= 0)
+    bool is_handed = handed->region[REGION_MAP] >= 0 && handed->region[REGION_HEAP] >= 0 && handed->region[REGION_STATE] >= 0;
+    int locked = dir && !is_handed ? lock_backing(dir) : 0;
+    if (locked < 0)
+        return locked;
+    if (is_handed)
         rc = regions_adopt(r, handed->region, NULL, &g, why);
     else if (dir && !config->reset)
         rc = regions_adopt(r, NULL, dir, &g, why);
@@ -263,13 +300,7 @@ static void tell_ready(const struct config *config)
     }
     if (launcher_fd < 0)
         return;
-    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-    if (null >= 0) {
-        dup2(null, 0);
-        dup2(null, 1);
-        dup2(null, 2);
-        close(null);
-    }
+    log_detach();
     if (write(launcher_fd, "r", 1) == 1)
         close(launcher_fd);
     launcher_fd = -1;
@@ -298,8 +329,11 @@ int main(int argc, char **argv)
     static struct config config;
     struct handed handed;
     bool kept;
+    if (standard_streams() < 0)
+        return 1;
     signals_hold();
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a limit on the size of files is an error that is told */
     int rc = config_parse(&config, argc, argv);
     if (rc != 0)
         return rc < 0 ? 2 : 0;
@@ -323,7 +357,8 @@ int main(int argc, char **argv)
                   "loses the heap\"");
     if (!config.foreground && !managed) /* a manager's main process stays the one that it started */
         to_background();
-    if (config.keeper && !managed && !server.regions.directory && (rc = keeper_run(handed.listen_fd < 0 ? config.socket : NULL)) < 0)
+    if (config.keeper && !managed && !server.regions.directory &&
+        (rc = keeper_run(handed.listen_fd < 0 ? config.socket : NULL, launcher_fd >= 0)) < 0)
         log_event(LOG_LEVEL_WARNING, "keeper", "error=\"%s\" advice=\"a crash loses the heap\"", strerror(-rc));
     rc = run(&config, &server, listen_fd, kept);
     if (handed.listen_fd < 0)

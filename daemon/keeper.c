@@ -65,7 +65,7 @@ static int64_t monotonic_ns(void)
     return now.tv_sec * 1000000000LL + now.tv_nsec;
 }
 
-int keeper_run(const char *socket)
+int keeper_run(const char *socket, bool background)
 {
     struct keeper k = {.socket = socket};
     sigset_t child;
@@ -84,6 +84,9 @@ int keeper_run(const char *socket)
             sigprocmask(SIG_UNBLOCK, &child, NULL);
             return rc;
         }
+        if (background)
+            log_detach(); /* who started it may wait for the end of its output */
+        background = false;
         int status = watch(&k, pid);
         if (WIFEXITED(status) || k.stopping)
             end(&k, status);

@@ -13,6 +13,7 @@ enum log_level {
 
 int log_level_parse(const char *text); /* -EINVAL */
 void log_set_level(int level);
+void log_detach(void); /* in the background: the standard streams lead nowhere from here on */
 
 /* event is one word; format gives key=value pairs, values with spaces in double quotes */
 void log_event(int level, const char *event, const char *format, ...)

@@ -144,13 +144,24 @@ void regions_close(struct regions *r)
     regions_clear(r);
 }
 
-void regions_remove(struct regions *r)
+static void remove_file(const struct regions *r, int which)
 {
     char path[4096];
-    for (int i = 0; r->directory && i < REGION_COUNT; i++) {
-        snprintf(path, sizeof path, "%s/%s", r->directory, region_names[i]);
-        unlink(path);
-    }
+    snprintf(path, sizeof path, "%s/%s", r->directory, region_names[which]);
+    unlink(path);
+}
+
+void regions_remove(struct regions *r)
+{
+    for (int i = 0; r->directory && i < REGION_COUNT; i++)
+        remove_file(r, i);
+}
+
+void regions_remove_made(struct regions *r)
+{
+    for (int i = 0; r->directory && i < REGION_COUNT; i++)
+        if (r->fd[i] >= 0)
+            remove_file(r, i);
 }
 
 int region_back(const struct regions *r, int which, uint64_t at, uint64_t bytes)

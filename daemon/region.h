@@ -30,6 +30,7 @@ int regions_adopt(struct regions *r, const int fd[REGION_COUNT], const char *dir
 
 void regions_close(struct regions *r);
 void regions_remove(struct regions *r); /* the files, if there are any */
+void regions_remove_made(struct regions *r); /* after regions_create() failed: the files that it had made */
 
 /* Memory behind a part of a region: 0, -ENOMEM. Any thread. */
 int region_back(const struct regions *r, int which, uint64_t at, uint64_t bytes);

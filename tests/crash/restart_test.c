@@ -193,12 +193,55 @@ static void a_client_that_died_while_no_daemon_ran_is_reclaimed(void **state)
     run(out, sizeof out, "rm -rf %s", dir);
 }
 
+/* Another socket, and another name of the directory: it is refused, and leaves nothing. --reset does not help it. */
+static void refused_in(const char *dir)
+{
+    static const char *const options[] = {"", "--reset", "--keeper=no"};
+    char out[1024], says[256];
+    snprintf(says, sizeof says, "arenad: another daemon serves the heap in %s/../backing: stop it", dir);
+    for (int i = 0; i < 3; i++) {
+        int status = run(out, sizeof out, "%s/arenad --foreground --socket %s.2 --max 64M --backing %s/../backing %s",
+                         programs_dir(), d.socket, dir, options[i]);
+        assert_int_equal(status, 1);
+        if (!strstr(out, says) || strchr(out, '\n') != out + strlen(out) - 1)
+            fail_msg("not one line '%s': %s", says, out);
+        run(out, sizeof out, "test -e %s.2 && echo there", d.socket);
+        assert_string_equal(out, "");
+    }
+}
+
+static void one_daemon_serves_a_directory(void **state)
+{
+    char above[128], dir[160], out[256];
+    arena_ref_t ref;
+    (void)state;
+    temp_dir(above, sizeof above, "backing");
+    snprintf(dir, sizeof dir, "%s/backing", above);
+    assert_int_equal(run(out, sizeof out, "mkdir %s", dir), 0);
+    daemon_start(&d, "64M", "--backing", dir, NULL);
+    arena_t *a = open_heap(&d);
+    assert_int_equal(arena_root_set(a, "kept", arena_ref(a, arena_alloc_flags(a, 100, ARENA_SHARED))), 0);
+    for (int i = 0; i < 3; i++) { /* as it was started, and after a kill: the client lives on, and holds no lock */
+        refused_in(dir);
+        daemon_kill(&d);
+        daemon_again(&d, "64M", "--backing", dir, NULL);
+    }
+    assert_int_equal(daemon_stop(&d), 0);
+    daemon_again(&d, "64M", "--backing", dir, NULL);
+    assert_int_equal(arena_root_get(a, "kept", &ref), 0);
+    arena_close(a);
+    assert_int_equal(check_of(&d), 0);
+    daemon_clean(&d);
+    temp_dir_remove(above);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_keeper_starts_a_killed_daemon_again_under_load),
         cmocka_unit_test(a_backing_directory_brings_the_heap_back),
         cmocka_unit_test(a_client_that_died_while_no_daemon_ran_is_reclaimed),
+        cmocka_unit_test(one_daemon_serves_a_directory),
     };
     return cmocka_run_group_tests(tests, setup, NULL);
 }

@@ -1,6 +1,6 @@
 /* Goal: a daemon may be told to stop at any moment of its start, and its keeper at any moment: it ends, and leaves neither
  * a socket nor a process behind. Method: SIGTERM after a random number of turns of a loop, again and again, from the
- * moment when its program has begun. */
+ * moment when its program has begun. And what it does with the standard streams that it is started with. */
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -142,12 +143,53 @@ static void a_keeper_that_is_stopped_while_its_daemon_dies_leaves_nothing(void *
     }
 }
 
+/* In the background, by a command line of a shell. What it starts has the descriptor `alive`: its end is theirs. */
+static void serves_in_the_background(const char *redirection)
+{
+    char said[4096], out[4096], lock[140], byte;
+    int alive[2];
+    assert_int_equal(pipe(alive), 0);
+    fcntl(alive[0], F_SETFD, FD_CLOEXEC);
+    int status = run(said, sizeof said, "( %s/arenad --socket %s --max 16M %s )", programs_dir(), socket_file, redirection);
+    close(alive[1]);
+    int served = run(out, sizeof out, "%s/arenactl --socket %s check", programs_dir(), socket_file);
+    stop_what_serves();
+    assert_int_equal(read(alive[0], &byte, 1), 0);
+    close(alive[0]);
+    snprintf(lock, sizeof lock, "%s.lock", socket_file);
+    int fd = open(lock, O_RDWR | O_CLOEXEC);
+    assert_int_equal(flock(fd, LOCK_EX), 0); /* a process that ends closes one after the other */
+    close(fd);
+    if (status != 0)
+        fail_msg("status %d: %s", status, said);
+    if (served != 0)
+        fail_msg("it does not serve: %s", out);
+}
+
+static void without_standard_streams_it_serves_all_the_same(void **state)
+{
+    (void)state;
+    serves_in_the_background("<&- >&- 2>&-");
+    serves_in_the_background("<&- >&- 2>&- --keeper=no");
+    serves_in_the_background("<&- 2>/dev/null");
+}
+
+/* x=$(arenad ...) in a script: run() reads to the end of the output, which comes when nobody has it open. */
+static void in_the_background_nobody_keeps_the_output_of_who_started_it(void **state)
+{
+    (void)state;
+    serves_in_the_background("--keeper=no");
+    serves_in_the_background("--keeper");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_daemon_that_is_stopped_while_it_starts_leaves_nothing),
         cmocka_unit_test(so_does_one_that_goes_to_the_background),
         cmocka_unit_test(a_keeper_that_is_stopped_while_its_daemon_dies_leaves_nothing),
+        cmocka_unit_test(without_standard_streams_it_serves_all_the_same),
+        cmocka_unit_test(in_the_background_nobody_keeps_the_output_of_who_started_it),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

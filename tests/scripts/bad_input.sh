@@ -40,7 +40,7 @@ printf 'just words\n' >"$work/bad.conf"
 one_line 2 'bad.conf:1: not a line' "$ad" --config "$work/bad.conf"
 one_line 1 'is not a socket' "$ad" --socket "$work/bad.conf" --max 1M
 one_line 1 'longer than' "$ad" --socket "$work/$(printf 'x%.0s' {1..150})" --max 1M
-one_line 1 'cannot make region' "$ad" --socket "$work/s2" --max 1M --backing /nowhere
+one_line 1 'cannot open the backing directory /nowhere: No such file' "$ad" --socket "$work/s2" --max 1M --backing /nowhere
 one_line 3 'no daemon at' "$ctl" --socket "$work/none" stat
 one_line 2 'is not a command' "$ctl" frobnicate
 one_line 2 'is not an option' "$ctl" stat --what
