@@ -31,7 +31,7 @@ void refuse_fd(int fd, int error, const char *text)
     ssize_t got;
     do
         got = packet_receive(fd, buf, sizeof buf, NULL, 0, NULL, MSG_DONTWAIT);
-    while (got > 0 || got == -EMSGSIZE);
+    while (got > 0 || got == -EMSGSIZE || got == -EMFILE);
     m.type = MSG_ERROR;
     m.id = 0;
     m.error = (uint32_t)error;

@@ -35,7 +35,7 @@ int packet_send(int socket, const void *bytes, size_t count, const int *fds, int
 ssize_t packet_receive(int socket, void *buf, size_t capacity, int *ret_fds, int fd_max, int *ret_fd_count, int flags)
 {
     struct iovec iov = {.iov_base = buf, .iov_len = capacity};
-    _Alignas(struct cmsghdr) char control[CMSG_SPACE(PACKET_FDS_MAX * sizeof(int))];
+    _Alignas(struct cmsghdr) char control[CMSG_SPACE((PACKET_FDS_MAX + 1) * sizeof(int))]; /* one more than may be: too many is seen */
     struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
     ssize_t got;
     bool reset = false;
@@ -48,7 +48,7 @@ ssize_t packet_receive(int socket, void *buf, size_t capacity, int *ret_fds, int
     }
     if (got < 0)
         return errno == EWOULDBLOCK ? -EAGAIN : -errno;
-    int count = 0, too_many = (msg.msg_flags & MSG_CTRUNC) != 0;
+    int count = 0, too_many = 0;
     for (struct cmsghdr *c = CMSG_FIRSTHDR(&msg); c; c = CMSG_NXTHDR(&msg, c)) {
         if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
             continue;
@@ -64,10 +64,11 @@ ssize_t packet_receive(int socket, void *buf, size_t capacity, int *ret_fds, int
             }
         }
     }
-    if (too_many || (msg.msg_flags & MSG_TRUNC)) {
+    bool too_long = too_many || (msg.msg_flags & MSG_TRUNC);
+    if (too_long || (msg.msg_flags & MSG_CTRUNC)) { /* cut off although there was room: this process may open no more */
         while (count > 0)
             close(ret_fds[--count]);
-        got = -EMSGSIZE;
+        got = too_long ? -EMSGSIZE : -EMFILE;
     }
     if (ret_fd_count)
         *ret_fd_count = count;

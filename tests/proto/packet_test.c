@@ -9,6 +9,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 
@@ -136,6 +137,30 @@ static void more_descriptors_than_were_asked_for_are_closed_and_refused(void **s
         }
 }
 
+static void where_no_more_may_be_opened_it_is_emfile_and_what_came_is_closed(void **state)
+{
+    int in[PACKET_FDS_MAX], count = -1, next = dup(STDIN_FILENO);
+    uint8_t buf[16];
+    struct rlimit before;
+    (void)state;
+    close(next);
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+    for (int room = 0; room <= PACKET_FDS_MAX; room++)
+        for (int sent = 1; sent <= PACKET_FDS_MAX; sent++) {
+            struct rlimit few = {(rlim_t)(next + room), before.rlim_max};
+            send_many(sent);
+            assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
+            ssize_t got =
+                packet_receive(ends[1], buf, sizeof buf, in, PACKET_FDS_MAX, &count, 0);
+            assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+            assert_int_equal(got, sent <= room ? 4 : -EMFILE);
+            assert_int_equal(count, sent <= room ? sent : 0);
+            while (count > 0)
+                close(in[--count]);
+            assert_int_equal(open_descriptors(), open_before);
+        }
+}
+
 static void a_packet_longer_than_the_buffer_is_refused_and_its_descriptors_closed(void **state)
 {
     int in[PACKET_FDS_MAX], sending[1] = {STDIN_FILENO}, count = -1;
@@ -214,6 +239,7 @@ int main(void)
         TEST(descriptors_travel_and_are_close_on_exec),
         TEST(a_packet_without_descriptors_says_so),
         TEST(more_descriptors_than_were_asked_for_are_closed_and_refused),
+        TEST(where_no_more_may_be_opened_it_is_emfile_and_what_came_is_closed),
         TEST(a_packet_longer_than_the_buffer_is_refused_and_its_descriptors_closed),
         TEST(a_sender_is_refused_more_descriptors_than_a_packet_may_have),
         TEST(without_waiting_an_empty_socket_and_a_full_one_say_eagain),
