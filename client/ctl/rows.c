@@ -1,6 +1,7 @@
 /* The connection, and rows. */
 #include <errno.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +13,8 @@
 #include "proto/packet.h"
 
 static uint8_t packet[MSG_MAX];
+
+enum { ANSWER_MS = 10000 }; /* how long a daemon may be silent */
 
 static void print_error(const struct ctl *ctl)
 {
@@ -29,6 +32,68 @@ int ctl_fail(struct ctl *ctl, const char *format, ...)
     return CTL_UNREACHABLE;
 }
 
+/* Connects also where the queue is full for a while, as with a daemon that stands still. */
+static int connect_patiently(const char *path)
+{
+    int fd;
+    for (uint64_t until = now_real_ns() + ANSWER_MS * 1000000ULL;
+         (fd = conn_connect(path, true)) == -EAGAIN && now_real_ns() < until;)
+        ;
+    return fd;
+}
+
+static int send_hello(int fd, uint32_t id)
+{
+    static struct msg m;
+    static uint8_t hello[256];
+    m = (struct msg){.type = MSG_HELLO,
+                     .id = id,
+                     .version_min = PROTO_VERSION,
+                     .version = PROTO_VERSION,
+                     .layout = LAYOUT_VERSION,
+                     .flags = HELLO_MONITOR};
+    int bytes = msg_encode(&m, hello, sizeof hello);
+    return bytes < 0 ? bytes : packet_send(fd, hello, (size_t)bytes, NULL, 0, 0);
+}
+
+/* 1: there is something to read, or the end; 0: not for so long; -1: a signal came. */
+static int wait_readable(int fd)
+{
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+    return poll(&p, 1, ANSWER_MS);
+}
+
+/* Does it answer anybody? To count a large heap or to collect takes it long, and it serves others meanwhile. */
+static bool is_awake(const struct ctl *ctl)
+{
+    char buf[256];
+    int fd = connect_patiently(ctl_socket(ctl, buf, sizeof buf));
+    if (fd < 0)
+        return false;
+    bool awake = send_hello(fd, 1) == 0;
+    for (int rc; awake && (rc = wait_readable(fd)) != 1;)
+        awake = rc < 0 && errno == EINTR && (!ctl->wait || ctl->wait((struct ctl *)ctl) == 0);
+    close(fd);
+    return awake;
+}
+
+/* Until there is a reply to read. */
+static int wait_reply(struct ctl *ctl, bool is_hello)
+{
+    for (;;) {
+        if (ctl->wait && ctl->wait(ctl) != 0)
+            return CTL_UNREACHABLE;
+        int rc = wait_readable(ctl->fd);
+        if (rc == 1)
+            return 0;
+        if (rc == 0 && (is_hello || !is_awake(ctl)))
+            return ctl_fail(ctl,
+                            "the daemon has not answered for %d seconds: is it stopped, or still "
+                            "starting? See its log, and try again",
+                            ANSWER_MS / 1000);
+    }
+}
+
 int ctl_call(struct ctl *ctl, struct msg *m, struct msg *ret, uint32_t expect)
 {
     char why[MSG_TEXT_MAX + 1] = "";
@@ -36,9 +101,13 @@ int ctl_call(struct ctl *ctl, struct msg *m, struct msg *ret, uint32_t expect)
     int bytes = msg_encode(m, packet, sizeof packet);
     int rc = bytes < 0 ? bytes : packet_send(ctl->fd, packet, (size_t)bytes, NULL, 0, 0);
     for (;;) {
-        if (ctl->wait && ctl->wait(ctl) != 0)
-            return CTL_UNREACHABLE;
+        ctl->closed = false;
+        int waited = wait_reply(ctl, m->type == MSG_HELLO);
+        if (waited != 0)
+            return waited;
         ssize_t got = packet_receive(ctl->fd, packet, sizeof packet, NULL, 0, NULL, 0);
+        if (got == -EAGAIN)
+            continue;
         ctl->closed = got <= 0;
         if (ctl->closed)
             return ctl_fail(
@@ -67,6 +136,8 @@ static const char *advice(int error)
         return "this user may not open it: see socket-mode, socket-group and the directory's mode";
     case ENAMETOOLONG:
         return "a socket's path has at most 107 bytes";
+    case EAGAIN:
+        return "its queue is full: is the daemon stopped? See its log";
     case EPROTOTYPE:
         return "that is the socket of another program";
     default:
@@ -100,7 +171,7 @@ int ctl_connect(struct ctl *ctl)
         return 0;
     const char *path = ctl_socket(ctl, buf, sizeof buf);
     for (int tries = 1;; tries++) {
-        ctl->fd = conn_connect(path, false);
+        ctl->fd = connect_patiently(path);
         if (ctl->fd < 0) {
             int error = -ctl->fd;
             ctl->fd = -1;

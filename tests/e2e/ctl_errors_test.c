@@ -99,6 +99,27 @@ static void a_daemon_that_is_none_of_ours_gets_one_line(void **state)
     daemon_clean(&d);
 }
 
+static void a_daemon_that_stands_still_gets_one_line(void **state)
+{
+    struct daemon d;
+    char text[4096] = "";
+    (void)state;
+    daemon_start(&d, "64M", "--keeper=no", NULL);
+    kill(d.pid, SIGSTOP);
+    assert_int_equal(run(out, sizeof out,
+                         "bash -c '%s/arenactl --socket %s metrics --output %s/m 2>/dev/null & "
+                         "%s/arenactl --socket %s stat; rc=$?; wait $! && exit 9; exit $rc'",
+                         programs_dir(), d.socket, d.dir, programs_dir(), d.socket),
+                     3);
+    assert_line("the daemon has not answered for 10 seconds");
+    kill(d.pid, SIGCONT);
+    assert_int_equal(ctl(&d, "stat"), 0);
+    run(text, sizeof text, "cat %s/m", d.dir);
+    assert_non_null(strstr(text, "\"} 0\n"));
+    daemon_stop(&d);
+    daemon_clean(&d);
+}
+
 static void wrong_lines_get_one_line_and_status_2(void **state)
 {
     static const struct {
@@ -149,6 +170,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(without_a_daemon_every_command_says_so_and_ends_with_3),
         cmocka_unit_test(a_daemon_that_is_none_of_ours_gets_one_line),
+        cmocka_unit_test(a_daemon_that_stands_still_gets_one_line),
         cmocka_unit_test(wrong_lines_get_one_line_and_status_2),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
