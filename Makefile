@@ -62,9 +62,10 @@ $(B)/pic/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(ALL_CFLAGS) $(EXTRA_CFLAGS) -fPIC -ftls-model=initial-exec -MMD -MP -c -o $@ $<
 
+# nodelete: threads that end call back into it, also after a dlclose
 $(B)/libarena.so.$(SOVERSION): $(LIB_PIC) client/libarena.map
 	$(CC) $(LDFLAGS) -shared -Wl,-soname,libarena.so.$(SOVERSION) -Wl,--version-script=client/libarena.map \
-	    -Wl,-z,now,-z,relro -pthread -o $@ $(LIB_PIC) $(LIB_LIBS)
+	    -Wl,-z,now,-z,relro,-z,nodelete -pthread -o $@ $(LIB_PIC) $(LIB_LIBS)
 $(B)/libarena.so: $(B)/libarena.so.$(SOVERSION)
 	ln -sf libarena.so.$(SOVERSION) $@
 $(B)/libarena.a: $(LIB_PIC)

@@ -32,3 +32,5 @@ missing=$(comm -23 <(echo "$before") <(echo "$now"))
 new=$(comm -13 <(echo "$before") <(echo "$now"))
 [ -z "$new" ] || echo "new, to be noted by make symbols:" $new
 [ -z "$missing" ] || { echo "exported once, and no longer:" $missing; exit 1; }
+# threads that end call back into it: it stays, also when a plugin that links it goes
+readelf -d "$library" | grep -q 'FLAGS_1.*NODELETE' || { echo "$library may be unloaded"; exit 1; }
