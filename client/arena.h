@@ -26,7 +26,10 @@
  *
  * fork: the child has the mapping, and is a client of its own from its first call on. What the parent owned stays the
  * parent's: the child can read it and cannot free it. exec: the new program has nothing; the old one's memory is
- * reclaimed when the process ends. Threads: each has caches of its own, given back when it ends.
+ * reclaimed when the process ends. Threads: each has caches of its own, given back when it ends. No call is a cancellation
+ * point, also not one that waits: a pthread_cancel that comes meanwhile acts after it, and a transaction that is open then
+ * is aborted with the thread. (Not with PTHREAD_CANCEL_ASYNCHRONOUS.) The library keeps at most two descriptors a heap; a
+ * program that closes all that it does not know leaves it without. It is not unloaded by dlclose.
  *
  * What nothing can know: a receiver that takes a published object off a queue and dies before it claims it leaves it
  * SHARED; only the collector finds that. A free after the object was allocated again is not caught, nor are racing frees
@@ -47,7 +50,8 @@ typedef uint64_t arena_ref_t;   /* offset of an object in the heap; 0 is null; t
 
 /* flags of arena_alloc_flags */
 enum {
-    ARENA_NOSCAN = 1, /* holds no references: the collector does not read it; under 16 bytes it costs 4, 8 or 12 */
+    ARENA_NOSCAN = 1, /* holds no references: the collector does not read it; up to 12 bytes it costs 4, 8 or 12, and is
+                         aligned to 4 only, but for a size of 5 to 8: to 8 */
     ARENA_ZERO = 2,   /* all bytes are 0 */
     ARENA_SHARED = 4, /* published from the start */
 };
@@ -98,7 +102,8 @@ struct arena_stats {
 
 /* Attaches to the daemon at `socket`; NULL: $ARENA_SOCKET, else $XDG_RUNTIME_DIR/arenad/default.sock if it exists, else
  * /run/arenad/default.sock. A second open of one heap in one process shares the mapping, counted. 0.1 to 0.6 ms.
- * -ENOENT, -ECONNREFUSED no daemon there - -EACCES this user is not allowed - -EDQUOT too many clients -
+ * A relative path is that of the directory at this call, also after a chdir.
+ * -ENOENT, -ECONNREFUSED no daemon there - -ENAMETOOLONG a socket's path has at most 107 bytes - -EACCES this user is not allowed - -EDQUOT too many clients -
  * -EPROTONOSUPPORT the daemon is of another version - -EUCLEAN it found a heap that cannot be trusted, keeps it and does
  * not serve it - -EINVAL bad options - -ENOMEM - -EMFILE, here or there. arena_reason() has the daemon's words. */
 int arena_open(arena_t **out, const char *socket, const struct arena_options *options);
@@ -126,7 +131,8 @@ void *arena_aligned_alloc(arena_t *a, size_t alignment, size_t size);
  * Fast for own objects; one compare-and-swap more for published ones. NULL does nothing. */
 void arena_free(arena_t *a, void *p);
 
-size_t arena_usable_size(arena_t *a, const void *p); /* all of it may be used; 0: not an object */
+size_t arena_usable_size(arena_t *a, const void *p); /* all of it may be used; 0: not an object. Of a
+                        freed one, what it was, until its place is used anew: it does not tell whether p may be used */
 
 size_t arena_alloc_batch(arena_t *a, size_t size, void **out, size_t count); /* how many it got; errno if fewer */
 void arena_free_batch(arena_t *a, void **objects, size_t count);
@@ -305,11 +311,11 @@ void *arena_escape_handle(arena_stack_t *s, arena_handle_t handle, size_t size, 
 /* ---- ownership ------------------------------------------------------------------------------------------------ */
 
 /* OWNED -> SHARED: it outlives this process, and anyone may free it. Fast. SHARED already: 0.
- * -EINVAL not an object, or freed; -EBUSY another process's. */
+ * -EINVAL not an object, or freed; -EBUSY another process's; -EACCES a reader. */
 int arena_publish(arena_t *a, void *p);
 
 /* SHARED -> OWNED: reclaimed if this process dies. Of two racing claims one wins, the other gets -EBUSY.
- * -EBUSY owned already; -EINVAL not an object, or freed. */
+ * -EBUSY owned already; -EINVAL not an object, or freed; -EACCES a reader. */
 int arena_claim(arena_t *a, void *p);
 
 /* ---- transactions: this thread's ------------------------------------------------------------------------------- */
@@ -399,7 +405,7 @@ struct arena_gc_stats {
 /* Asks for a collection and waits for its end; another one that runs ends first. Clients that pin run on meanwhile. By a
  * connection of its own: other threads' calls go on. stats may be NULL. About a second a GiB of small objects.
  * -EBUSY a client has declared nothing: see stats. -EAGAIN it was given up: the daemon is being stopped, or a client pinned
- * without end. -EINVAL flags. -ENOTCONN no daemon, or it died: what was freed is free, what was not stays, ask again.
+ * without end. -EINVAL flags. -EACCES a reader. -ENOTCONN no daemon, or it died: what was freed is free, what was not stays, ask again.
  * -ENOMEM, there or here. die: harmless at any instruction, on both sides. */
 int arena_gc(arena_t *a, unsigned flags, struct arena_gc_stats *stats);
 
@@ -408,14 +414,16 @@ int arena_gc(arena_t *a, unsigned flags, struct arena_gc_stats *stats);
 int arena_stats(arena_t *a, struct arena_stats *out); /* the daemon counts the whole heap: O(objects), not for loops */
 
 /* Called for a bad free: error is EINVAL (not an object of this heap, or inside one), EALREADY (free already) or EPERM
- * (another process's, not published); with ARENA_DEBUG=escape also EFAULT, see arena_stack. The default prints the
+ * (another process's, not published) or EACCES (this process is a reader); with ARENA_DEBUG=escape also EFAULT, see
+ * arena_stack. The default prints the
  * message, one line, and aborts. With a handler that returns, the call has done nothing and the heap is whole. fn NULL:
  * the default again. */
 typedef void arena_error_fn(void *context, int error, const void *p, const char *message);
 int arena_on_error(arena_t *a, arena_error_fn *fn, void *context);
 
 /* Why the daemon refused: the line that came with this thread's last refused call, such as which limit an EDQUOT is of and
- * how much is used, which versions an EPROTONOSUPPORT is between, why a name was not taken. It may be cut off at 239 bytes.
+ * how much is used, which versions an EPROTONOSUPPORT is between, why a name was not taken; or the library's own, where a
+ * lost connection is not to be made anew because this user may not open the socket any more (ENOTCONN). It may be cut off at 239 bytes.
  * "" if no call of this thread was ever refused by a daemon; a later success leaves it as it is, so look at it only after
  * an error. This thread's memory, valid until its next refused call. No cost; never fails; not for signal handlers. In a
  * forked child: what the parent's thread had. */

@@ -258,6 +258,28 @@ static inline bool word_of_small(const struct arena *a, struct mcache *mc, const
     return arena_inline_word(hot_of(a), hot_mcache(mc), (uint64_t)((const uint8_t *)p - a->base), ret_word, &m);
 }
 
+/* A thread that is cancelled would leave behind what it holds, locks above all, so cancelling waits between the two: around
+ * whatever may reach a cancellation point and holds something. They nest. sync: its thread */
+struct cancel_hold {
+    uint32_t depth;
+    int before; /* the state that the outermost found */
+};
+extern __thread struct cancel_hold cancel_hold;
+
+static inline void cancel_off(void)
+{
+    int before;
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &before);
+    if (cancel_hold.depth++ == 0)
+        cancel_hold.before = before;
+}
+
+static inline void cancel_on(void)
+{
+    if (--cancel_hold.depth == 0)
+        pthread_setcancelstate(cancel_hold.before, NULL);
+}
+
 /* open.c */
 int arena_attach(struct arena *a, int fd); /* HELLO as a new client: tag and mcache segment */
 int arena_reattach(struct arena *a);       /* in a forked child, at its first call */
@@ -321,7 +343,8 @@ struct patience {
 };
 /* conn.c. conn_lock gives conn.out to fill in; conn_call sends it and leaves the reply in conn.in: 0, or the error that
  * the daemon answered, -ENOTCONN, -ESTALE. A lost connection is made anew and the request repeated. */
-void conn_lock(struct arena *a);
+void conn_lock(struct arena *a);    /* and cancelling waits, until conn_unlock */
+bool conn_trylock(struct arena *a);
 void conn_unlock(struct arena *a);
 int conn_call(struct arena *a, uint32_t type, uint32_t expect);
 int conn_call_within(struct arena *a, uint32_t type, uint32_t expect, struct patience patience);

@@ -30,6 +30,8 @@
 #include "client/client.h"
 #include "proto/packet.h"
 
+enum { DENIED_MAX = 16 }; /* times in a row, in half a second */
+
 const char *socket_path(const char *given, char *buf, size_t capacity)
 {
     const char *dir = getenv("XDG_RUNTIME_DIR"), *env = getenv("ARENA_SOCKET");
@@ -91,11 +93,25 @@ void conn_lock(struct arena *a)
 {
     struct connection *c = &a->conn;
     uint32_t before = load_relaxed(&c->gave_up);
+    cancel_off();
     pthread_mutex_lock(&c->lock);
     c->waited_out = load_relaxed(&c->gave_up) != before;
 }
 
-void conn_unlock(struct arena *a) { pthread_mutex_unlock(&a->conn.lock); }
+bool conn_trylock(struct arena *a)
+{
+    cancel_off();
+    if (pthread_mutex_trylock(&a->conn.lock) == 0)
+        return true;
+    cancel_on();
+    return false;
+}
+
+void conn_unlock(struct arena *a)
+{
+    pthread_mutex_unlock(&a->conn.lock);
+    cancel_on();
+}
 
 static int64_t now_ms(void)
 {
@@ -226,14 +242,22 @@ static int resume(struct arena *a, struct patience *patience)
     return rc;
 }
 
-/* Waits for a daemon, as long as there is patience, and resumes. 0, -ENOTCONN, -ESTALE. */
+/* Waits for a daemon, as long as there is patience, and resumes. 0, -ENOTCONN, -ESTALE. Who may not open its socket, as
+ * after a setuid, has no use in waiting; but a daemon that starts may just be about to let it. */
 static int reconnect(struct arena *a, struct patience *patience)
 {
     struct connection *c = &a->conn;
-    unsigned pause_ms = 1;
+    unsigned pause_ms = 1, denied = 0;
     for (;;) {
         drop(c);
         int fd = conn_connect(a->socket, true), rc;
+        denied = fd == -EACCES ? denied + 1 : 0;
+        if (denied == DENIED_MAX) {
+            char text[200];
+            snprintf(text, sizeof text, "the connection was lost, and this user may not open %.108s any more", a->socket);
+            reason_set(text);
+            return -ENOTCONN;
+        }
         if (fd >= 0) {
             c->fd = fd;
             rc = resume(a, patience);

@@ -438,7 +438,7 @@ static int ask_daemon(struct arena *a, struct central *c)
  * when it is needed. Never waits for another thread's request. */
 static void ask_ahead(struct arena *a, struct central *c)
 {
-    if (c->count[LEASE_CURRENT] + c->count[LEASE_IDLE] > c->grant_spans / 2 || pthread_mutex_trylock(&a->conn.lock) != 0)
+    if (c->count[LEASE_CURRENT] + c->count[LEASE_IDLE] > c->grant_spans / 2 || !conn_trylock(a))
         return;
     if (!a->conn.ahead.id) {
         write_request(a, c, LEASE_AHEAD);

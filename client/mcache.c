@@ -33,6 +33,7 @@ struct mcache no_mcache = {
     .bases = {[0 ... 255] = sentinel + 1},
 };
 
+__thread struct cancel_hold cancel_hold;
 __thread struct mcache *tls_mcaches[HEAPS_MAX] = {[0 ... HEAPS_MAX - 1] = &no_mcache};
 
 static uint32_t count_of(const struct mcache *mc, unsigned c) { return (uint32_t)(mc->magazines[c].top - mc->bases[c]); }

@@ -27,6 +27,7 @@ void report_error(struct arena *a, const void *p, int error, const char *text)
         a->on_error(a->on_error_context, error, p, text);
         return;
     }
+    cancel_off(); /* it is said before the end */
     fprintf(stderr, "%s\n", text);
     abort();
 }
@@ -147,6 +148,8 @@ static int publish_slow(arena_t *a, void *p)
     struct object object;
     if (heap_is_stale(a))
         return -ESTALE;
+    if (a->read_only)
+        return -EACCES;
     if (!p || !object_at(a, p, &object, false) || !mcache_get(a))
         return -EINVAL;
     uint16_t seen;
@@ -173,6 +176,8 @@ static int claim_slow(arena_t *a, void *p)
     struct object object;
     if (heap_is_stale(a))
         return -ESTALE;
+    if (a->read_only)
+        return -EACCES;
     if (!p || !object_at(a, p, &object, false) || !mcache_get(a))
         return -EINVAL;
     for (;;) {

@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -14,6 +15,8 @@
 #include "client/profile.h"
 #include "client/stack.h"
 #include "proto/packet.h"
+
+enum { SOCKET_PATH_MAX = sizeof((struct sockaddr_un *)0)->sun_path };
 
 static struct arena *heaps[HEAPS_MAX]; /* sync: registry_lock */
 uint32_t fork_generation = 1;
@@ -283,6 +286,16 @@ static int open_new(struct arena *a, struct arena **ret)
     return rc;
 }
 
+/* A copy that a later chdir does not change; as given where that would be longer than a socket's path may be. */
+static char *socket_absolute(const char *path)
+{
+    char directory[SOCKET_PATH_MAX], whole[SOCKET_PATH_MAX];
+    if (*path != '/' && getcwd(directory, sizeof directory) && *directory == '/' &&
+        snprintf(whole, sizeof whole, "%s/%s", directory, path) < (int)sizeof whole)
+        path = whole;
+    return strdup(path);
+}
+
 PUBLIC int arena_open(arena_t **out, const char *socket, const struct arena_options *options)
 {
     struct arena_options o = ARENA_OPTIONS_INIT;
@@ -291,14 +304,14 @@ PUBLIC int arena_open(arena_t **out, const char *socket, const struct arena_opti
         return -EINVAL;
     if (options)
         o = *options;
-    const char *path = socket_path(socket, buf, sizeof buf);
     struct arena *a = calloc(1, sizeof *a), *found = NULL;
     if (!a)
         return -ENOMEM;
+    cancel_off();
     a->conn.fd = a->mcache_fd = -1;
     a->read_only = (o.flags & ARENA_READ_ONLY) != 0;
     a->timeout_ms = o.timeout_ms;
-    a->socket = strdup(path);
+    a->socket = socket_absolute(socket_path(socket, buf, sizeof buf));
     debug_init(a);
     threads_start();
     pthread_mutex_lock(&registry_lock);
@@ -314,6 +327,7 @@ PUBLIC int arena_open(arena_t **out, const char *socket, const struct arena_opti
         profile_start(a);
         pthread_mutex_unlock(&registry_lock);
     }
+    cancel_on();
     if (rc == 0)
         *out = found;
     return rc;
@@ -323,9 +337,11 @@ PUBLIC int arena_close(arena_t *a)
 {
     if (!a)
         return -EINVAL;
+    cancel_off();
     pthread_mutex_lock(&registry_lock);
     if (--a->opens) {
         pthread_mutex_unlock(&registry_lock);
+        cancel_on();
         return 0;
     }
     heaps[a->index] = NULL;
@@ -337,6 +353,7 @@ PUBLIC int arena_close(arena_t *a)
         say_bye(a);
     mcaches_unmap(a);
     arena_free_struct(a);
+    cancel_on();
     return 0;
 }
 
@@ -363,6 +380,7 @@ static int settle_again(struct arena *a)
 int arena_reattach(struct arena *a)
 {
     int fds[4] = {-1, -1, -1, -1}, rc = 0;
+    cancel_off();
     pthread_mutex_lock(&registry_lock);
     if (a->generation == fork_generation)
         goto out;
@@ -392,5 +410,6 @@ int arena_reattach(struct arena *a)
     }
 out:
     pthread_mutex_unlock(&registry_lock);
+    cancel_on();
     return rc;
 }

@@ -89,7 +89,7 @@ static void put_all(FILE *f, struct profile *p)
     pthread_mutex_unlock(&p->lock);
 }
 
-int profile_write(struct profile *p, const char *path)
+static int write_file(struct profile *p, const char *path)
 {
     char name[4096], unfinished[4200];
     if (!path) {
@@ -118,4 +118,12 @@ int profile_write(struct profile *p, const char *path)
         return rc;
     }
     return 0;
+}
+
+int profile_write(struct profile *p, const char *path)
+{
+    cancel_off();
+    int rc = write_file(p, path);
+    cancel_on();
+    return rc;
 }

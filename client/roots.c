@@ -83,7 +83,7 @@ static int daemon_answers(arena_t *a, int64_t left_ms)
     struct pollfd poll_fd = {.fd = a->conn.fd, .events = 0};
     if (a->generation != fork_generation)
         return arena_reattach(a);
-    if (pthread_mutex_trylock(&a->conn.lock) != 0)
+    if (!conn_trylock(a))
         return 0; /* another thread is finding out */
     int rc = 0;
     poll_fd.fd = a->conn.fd;

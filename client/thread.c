@@ -32,6 +32,7 @@ static void give_back(struct mcache *mc)
 static void on_thread_exit(void *value)
 {
     struct thread *t = value;
+    cancel_off();
     for (uint32_t i = 0; i < HEAPS_MAX; i++) {
         pthread_mutex_lock(&registry_lock);
         stack_thread_exit(i);
@@ -47,6 +48,7 @@ static void on_thread_exit(void *value)
         t->next->prev = t->prev;
     pthread_mutex_unlock(&registry_lock);
     free(t);
+    cancel_on();
 }
 
 static void after_fork(void)

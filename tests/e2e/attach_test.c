@@ -557,9 +557,142 @@ static void an_open_that_loses_its_connection_tries_again(void **state)
     daemon_clean(&late);
 }
 
+/* ---- threads that are cancelled ------------------------------------------------------------------------------------------------ */
+
+enum { CANCELLED = 4 };
+struct cancelled {
+    arena_t *a;
+    pthread_t thread;
+    void *large; /* no call is a cancellation point: so it is known */
+    _Atomic uint64_t calls;
+};
+
+static void *calls_until_cancelled(void *argument)
+{
+    struct cancelled *t = argument;
+    struct arena_stats stats = {.size = sizeof stats};
+    arena_t *a = t->a;
+    char name[32];
+    snprintf(name, sizeof name, "of %p", argument);
+    for (unsigned i = 0;; i++) {
+        t->large = arena_alloc(a, 40 << 20); /* more than is cached: a round trip, and one to let it go */
+        arena_free(a, t->large);
+        t->large = NULL;
+        arena_stats(a, &stats);
+        arena_gc(a, ARENA_GC_DRY_RUN, NULL);
+        if (arena_tx_begin(a) == 0 && arena_alloc(a, 100) && i % 2)
+            arena_tx_commit(a, NULL, 0, 0);
+        else
+            arena_tx_abort(a);
+        arena_root_cas(a, name, 0, 0);
+        arena_tx_begin(a); /* open where it may be cancelled: aborted by the thread's end */
+        arena_alloc(a, 100);
+        t->calls++;
+        pthread_testcancel();
+        arena_tx_abort(a);
+    }
+    return NULL;
+}
+
+/* A thread's own choice is as it was. */
+static void *calls_and_is_not_to_be_cancelled(void *a)
+{
+    struct arena_stats stats = {.size = sizeof stats};
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
+    pthread_cancel(pthread_self());
+    int rc = arena_stats(a, &stats);
+    pthread_testcancel();
+    return rc == 0 ? a : NULL;
+}
+
+static void a_cancelled_thread_leaves_no_lock_behind(void **state)
+{
+    struct cancelled threads[CANCELLED];
+    struct arena_stats stats = {.size = sizeof stats};
+    uint64_t s = seed_get();
+    void *result;
+    (void)state;
+    arena_t *a = open_heap(&d);
+    for (int round = 0; round < 60 / LESS + 1; round++) {
+        for (int i = 0; i < CANCELLED; i++) {
+            threads[i] = (struct cancelled){.a = a};
+            assert_int_equal(pthread_create(&threads[i].thread, NULL, calls_until_cancelled, &threads[i]), 0);
+        }
+        for (int i = 0; i < CANCELLED; i++) {
+            pause_us((unsigned)(random_next(&s) % 500));
+            assert_int_equal(pthread_cancel(threads[i].thread), 0);
+        }
+        for (int i = 0; i < CANCELLED; i++) {
+            assert_int_equal(pthread_join(threads[i].thread, &result), 0);
+            assert_ptr_equal(result, PTHREAD_CANCELED);
+            assert_null(threads[i].large);
+        }
+        void *p = arena_alloc(a, 40 << 20);
+        assert_non_null(p);
+        arena_free(a, p);
+        assert_int_equal(arena_stats(a, &stats), 0);
+        assert_int_equal(arena_tx_begin(a), 0);
+        assert_int_equal(arena_tx_abort(a), 0);
+    }
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, calls_and_is_not_to_be_cancelled, a), 0);
+    assert_int_equal(pthread_join(thread, &result), 0);
+    assert_ptr_equal(result, a);
+    arena_close(a);
+    assert_int_equal(check_of(&d), 0);
+    stat_await(&d, "objects_owned", 0);
+}
+
+/* ---- descriptors and directories ------------------------------------------------------------------------------------------------- */
+
+static int opens_without_descriptors(void *argument)
+{
+    struct rlimit before, few;
+    int next = dup(0), rc = 0;
+    arena_t *a;
+    (void)argument;
+    close(next);
+    getrlimit(RLIMIT_NOFILE, &before);
+    for (int more = 0; more < 5 && rc == 0; more++) { /* of the socket and four that come */
+        few = (struct rlimit){(rlim_t)(next + more), before.rlim_max};
+        setrlimit(RLIMIT_NOFILE, &few);
+        rc = arena_open(&a, d.socket, NULL) == -EMFILE ? 0 : more + 1;
+        setrlimit(RLIMIT_NOFILE, &before);
+        int again = dup(0);
+        rc = rc == 0 && again != next ? 10 + more : rc;
+        close(again);
+    }
+    return rc;
+}
+
+static void without_descriptors_an_open_says_emfile(void **state)
+{
+    (void)state;
+    assert_int_equal(reap(spawn(opens_without_descriptors, NULL)), 0);
+}
+
+static int opens_by_a_relative_path(void *argument)
+{
+    arena_t *a;
+    (void)argument;
+    if (chdir(d.dir) < 0 || arena_open(&a, strrchr(d.socket, '/') + 1, NULL) != 0 || chdir("/") < 0)
+        return 1;
+    int rc = arena_gc(a, ARENA_GC_SAFEPOINT, NULL);
+    return rc == 0 ? 0 : 2;
+}
+
+static void a_relative_path_holds_after_a_chdir(void **state)
+{
+    (void)state;
+    assert_int_equal(reap(spawn(opens_by_a_relative_path, NULL)), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_cancelled_thread_leaves_no_lock_behind),
+        cmocka_unit_test(without_descriptors_an_open_says_emfile),
+        cmocka_unit_test(a_relative_path_holds_after_a_chdir),
         cmocka_unit_test(a_second_open_shares_the_mapping_and_is_counted),
         cmocka_unit_test(a_forked_child_is_a_client_of_its_own),
         cmocka_unit_test(little_address_space_is_for_fewer_threads),

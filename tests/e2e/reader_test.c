@@ -75,7 +75,8 @@ static int library_reader(void *argument)
     if (arena_alloc(a, 10) || errno != EACCES || arena_calloc(a, 1, 10) || arena_alloc_flags(a, 50000, ARENA_ZERO))
         return 4;
     if (arena_root_set(a, "r", 0) != -EACCES || arena_root_cas(a, "r", ref, 0) != -EACCES || arena_tx_begin(a) >= 0 ||
-        arena_publish(a, p) == 0 || arena_claim(a, p) == 0)
+        arena_publish(a, p) != -EACCES || arena_claim(a, p) != -EACCES || arena_gc(a, 0, NULL) != -EACCES ||
+        arena_gc(a, ARENA_GC_DRY_RUN, NULL) != -EACCES)
         return 5;
     if (arena_stats(a, &stats) != 0 || stats.roots != 1 || arena_root_wait(a, "r", ref, 0, &ref) != -ETIMEDOUT)
         return 6;
@@ -238,6 +239,47 @@ static void who_is_not_on_the_list_is_told_so(void **state)
     d = first;
 }
 
+struct denied {
+    _Atomic uint64_t opened, killed;
+};
+
+/* Opened by one who may, who then becomes another: a connection that is lost is not to be had again. */
+static int becomes_other(void *argument)
+{
+    struct denied *denied = argument;
+    struct arena_options options = ARENA_OPTIONS_INIT;
+    arena_t *a;
+    options.timeout_ms = -1; /* it says so nevertheless */
+    if (arena_open(&a, d.socket, &options) != 0)
+        return 1;
+    become_other();
+    denied->opened++;
+    while (!denied->killed)
+        pause_us(100);
+    if (arena_root_set(a, "r", 0) != -ENOTCONN)
+        return 2;
+    return strstr(arena_reason(), "this user may not open") ? 0 : 3;
+}
+
+static void who_may_not_connect_again_is_told_why(void **state)
+{
+    (void)state;
+    struct daemon first = d;
+    if (!other_user)
+        skip();
+    daemon_start(&d, "16M", "--socket-mode", "0600", "--keeper=no", NULL);
+    assert_int_equal(chmod(d.dir, 0755), 0);
+    struct denied *denied = shared_memory(sizeof *denied);
+    pid_t pid = spawn(becomes_other, denied);
+    await_counter(&denied->opened, 1, pid);
+    daemon_kill(&d);
+    denied->killed++;
+    assert_int_equal(reap(pid), 0);
+    munmap(denied, sizeof *denied);
+    daemon_clean(&d);
+    d = first;
+}
+
 static int setup(void **state)
 {
     *state = &d;
@@ -259,6 +301,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_reader_of_another_user_cannot_write_by_any_way),
+        cmocka_unit_test(who_may_not_connect_again_is_told_why),
         cmocka_unit_test(who_is_not_on_the_list_is_told_so),
     };
     return cmocka_run_group_tests(tests, setup, daemon_teardown);

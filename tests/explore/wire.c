@@ -167,6 +167,10 @@ void conn_lock(struct arena *a)
 {
     pthread_mutex_lock(&a->conn.lock);
 }
+bool conn_trylock(struct arena *a)
+{
+    return pthread_mutex_trylock(&a->conn.lock) == 0;
+}
 void conn_unlock(struct arena *a)
 {
     pthread_mutex_unlock(&a->conn.lock);
