@@ -184,6 +184,13 @@ static struct pins *pins_lock(struct arena *a)
 
 static void pins_unlock(struct pins *s) { pthread_mutex_unlock(&s->lock); }
 
+/* What waits for a collection that is over waits no longer, also if this process pins nothing any more. */
+static void pins_settle(struct arena *a)
+{
+    if (a->pins && a->generation == fork_generation && !heap_is_stale(a))
+        pins_unlock(pins_lock(a));
+}
+
 /* An object whose references were copied elsewhere: while a collection runs it stays as it is, to be read. False: it is
  * to be freed at once. */
 bool gc_free_later(struct arena *a, void *object)
@@ -311,6 +318,7 @@ PUBLIC int arena_safepoint(arena_t *a, int mode)
     }
     if (mode == GC_SAFEPOINT && load_relaxed(&a->gc_mode) == GC_RUNS)
         stack_collect(a); /* while it may still allocate */
+    pins_settle(a);
     conn_lock(a);
     a->conn.out.mode = CLIENT_MODE_SAFEPOINT;
     a->conn.out.value = (uint64_t)mode;
@@ -429,9 +437,13 @@ PUBLIC int arena_gc(arena_t *a, unsigned flags, struct arena_gc_stats *stats)
     struct arena_gc_stats own = {.size = sizeof own};
     if (flags & ~(unsigned)(ARENA_GC_DRY_RUN | ARENA_GC_SAFEPOINT) || (stats && stats->size < sizeof(size_t)))
         return -EINVAL;
+    if (a->read_only)
+        return -EACCES;
     struct asked *x = malloc(sizeof *x);
     if (!x)
         return -ENOMEM;
+    cancel_off();
+    pins_settle(a);
     int before = load_relaxed(&a->gc_mode);
     bool enter = flags & ARENA_GC_SAFEPOINT && before == GC_RUNS;
     if (!(flags & ARENA_GC_DRY_RUN) && before != GC_SAFEPOINT)
@@ -444,6 +456,8 @@ PUBLIC int arena_gc(arena_t *a, unsigned flags, struct arena_gc_stats *stats)
         int left = arena_safepoint(a, GC_RUNS);
         rc = rc < 0 ? rc : left;
     }
+    pins_settle(a);
+    cancel_on();
     if (stats) {
         size_t size = stats->size;
         memcpy(stats, &own, size < sizeof own ? size : sizeof own);

@@ -87,6 +87,7 @@ static void release_held(struct server *s)
 static void finish(struct server *s, const char *result)
 {
     struct collector *k = s->collector;
+    gc_is_over(&s->core); /* before the answer: who has read it and unpins sees no collection */
     answer(s, result);
     if (k->gc)
         gc_end(&s->core, k->gc);

@@ -179,9 +179,11 @@ struct gc *gc_begin(struct core *core, const uint8_t *objects, uint32_t workers,
     return gc;
 }
 
+void gc_is_over(struct core *core) { store_release(&core->heap.header->collecting, 0); /* [GC1] */ }
+
 void gc_end(struct core *core, struct gc *gc)
 {
-    store_release(&core->heap.header->collecting, 0); /* [GC1] */
+    gc_is_over(core);
     mheap_hold_units(&core->mheap, false);
     gc_free(gc);
 }

@@ -45,6 +45,7 @@ unsigned gc_blocker(const struct core *core, unsigned from);
 /* Clients see from now on that a collection runs. The caller lets none of them leave its safepoint, and none in, until
  * gc_end(). `objects`: the heap region, readable, of heap.heap_bytes. NULL: out of memory. */
 struct gc *gc_begin(struct core *core, const uint8_t *objects, uint32_t workers, bool dry_run);
+void gc_is_over(struct core *core);            /* clients see it: before the requester is answered */
 void gc_end(struct core *core, struct gc *gc); /* and frees it */
 
 /* State words that spans have given up since it began may be used again from the end of its snapshot on, and those that are

@@ -48,6 +48,23 @@ static bool is_there(arena_t *a, void *p)
     return rc == 0;
 }
 
+/* ---- pins, again and again ---------------------------------------------------------------------------------------------------- */
+
+static void what_is_unpinned_after_a_collection_is_freed_by_the_next(void **state)
+{
+    (void)state;
+    daemon_start(&d, "64M", NULL);
+    arena_t *a = open_heap(&d);
+    for (int i = 0; i < 300; i++) {
+        uint64_t *p = published(a, 64, 0);
+        assert_int_equal(arena_pin(a, p), 0);
+        assert_int_equal(collect(a, 0).objects, 0);
+        assert_int_equal(arena_unpin(a, p), 0);
+        assert_int_equal(collect(a, 0).objects, 1);
+    }
+    arena_close(a);
+}
+
 /* ---- what counts ------------------------------------------------------------------------------------------------------------ */
 
 static void what_roots_lead_to_stays_and_the_rest_is_freed(void **state)
@@ -563,6 +580,7 @@ int main(void)
         cmocka_unit_test_teardown(what_roots_lead_to_stays_and_the_rest_is_freed, daemon_teardown),
         cmocka_unit_test_teardown(owned_objects_and_open_transactions_are_roots, daemon_teardown),
         cmocka_unit_test_teardown(pins_are_counted_and_end_with_their_process, daemon_teardown),
+        cmocka_unit_test_teardown(what_is_unpinned_after_a_collection_is_freed_by_the_next, daemon_teardown),
         cmocka_unit_test_teardown(it_is_refused_while_a_client_has_declared_nothing_and_says_who, daemon_teardown),
         cmocka_unit_test_teardown(the_report_says_where_it_was, daemon_teardown),
         cmocka_unit_test_teardown(random_graphs_of_many_processes_agree_with_a_second_way, daemon_teardown),
