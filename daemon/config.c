@@ -98,10 +98,14 @@ static const char *parse_number(const struct key *key, char *at, const char *tex
     case SIZE:
     case COUNT:
     case MS:
-        if (!*text && strcmp(key->name, "max") == 0)
-            value = 0;
-        else if (size_parse(text, &value) < 0)
+        if (!*text)
+            return "needs a value";
+        if (size_parse(text, &value) < 0)
             return key->kind == SIZE ? "is not a size such as 512M or 8G" : "is not a number";
+        if (key->at == offsetof(struct config, max) && (value < HEAP_MIN || value > HEAP_MAX))
+            return "must be from 1M to 1T";
+        if (key->at == offsetof(struct config, map_roots) && (value < 16 || value > ROOT_SLOTS_MAX))
+            return "must be from 16 to 1M";
         if (key->kind == COUNT && key->at != offsetof(struct config, map_roots)) {
             if (value > UINT32_MAX)
                 return "is too large";
@@ -208,8 +212,13 @@ static int read_file(struct config *config, const char *path, const bool *given,
         fprintf(stderr, "arenad: cannot read %s: %s\n", path, strerror(errno));
         return -EINVAL;
     }
-    int line = ini_parse_file(f, on_key, &r);
+    errno = 0;
+    int line = ini_parse_file(f, on_key, &r), error = ferror(f) ? (errno ? errno : EIO) : 0;
     fclose(f);
+    if (error) { /* a directory can be opened, and not be read */
+        fprintf(stderr, "arenad: cannot read %s: %s\n", path, strerror(error));
+        return -EINVAL;
+    }
     if (line == 0)
         return 0;
     fprintf(stderr, "arenad: %s:%d: %s\n", path, line, r.why[0] ? r.why : "not a line 'key = value'");
@@ -341,14 +350,16 @@ static int finish(struct config *config)
     if (length == 0 || length > 64 || strspn(config->name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
                                                            "0123456789_-.@") != length || config->name[0] == '.')
         return refuse("name", config->name, "must be 1..64 letters, digits, '-', '_', '.' or '@'");
-    if (config->max == 0)
-        config->max = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE) / 2;
-    if (config->max < HEAP_MIN || config->max > HEAP_MAX)
-        return refuse("max", "", "must be from 1M to 1T");
+    if (config->max == 0) {
+        uint64_t half = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE) / 2;
+        config->max = half < HEAP_MAX ? half : HEAP_MAX;
+    }
+    if (config->reset && strcmp(config->backing, "memfd") == 0)
+        return refuse("--reset", "needs", "--backing DIR: with memfd a daemon that is started has a new heap anyway");
+    if (config->socket_group[0] && !getgrnam(config->socket_group))
+        return refuse("socket-group", config->socket_group, "names a group that is not there");
     if (config->base == 0)
         config->base = default_base(config->name, config->max);
-    if (config->map_roots < 16 || config->map_roots > ROOT_SLOTS_MAX)
-        return refuse("root-slots", "", "must be from 16 to 1M");
     if (log_level_parse(config->log_level) < 0)
         return refuse("log-level", config->log_level, "is none of error, warning, info, debug");
     return default_socket(config);
@@ -359,6 +370,8 @@ static int defaults(struct config *config)
     memset(config, 0, sizeof *config);
     config->ready_fd = -1;
     for (int i = 0; i < KEY_COUNT; i++) {
+        if (keys[i].kind == SIZE && !keys[i].initial[0])
+            continue; /* 0 until finish(): nobody can write that */
         const char *why = parse_value(config, &keys[i], keys[i].initial);
         if (why)
             return refuse(keys[i].name, keys[i].initial, why);
@@ -398,11 +411,12 @@ static void take_over(struct config *config, char **text)
         const char *now = text[i] ? text[i] : keys[i].initial, *then = file_text[i] ? file_text[i] : keys[i].initial;
         if (given[i])
             continue;
+        char quoted[256];
         if (keys[i].reloads)
             parse_value(config, &keys[i], now);
         else if (strcmp(now, then) != 0)
             log_event(LOG_LEVEL_WARNING, "reload", "key=%s value=\"%s\" result=unchanged why=\"it cannot change while the "
-                      "heap lives: stop, then start\"", keys[i].name, now);
+                      "heap lives: stop, then start\"", keys[i].name, log_quote(quoted, sizeof quoted, now));
     }
 }
 

@@ -287,6 +287,8 @@ static bool is_allowed(const struct config *config, uint32_t uid, uint32_t gid)
     return false;
 }
 
+static const char no_descriptor[] = "the daemon has no file descriptor left: raise LimitNOFILE of its service";
+
 static void accept_failed(struct server *s, int error)
 {
     if (error != EMFILE && error != ENFILE) {
@@ -296,10 +298,10 @@ static void accept_failed(struct server *s, int error)
     }
     close(s->fd_reserve); /* one descriptor, to take the newcomer and tell it */
     int fd = accept4(s->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    log_event(LOG_LEVEL_WARNING, "refuse", "why=\"%s\" connections=%u", no_descriptor, s->connection_count);
     if (fd >= 0)
-        refuse_fd(fd, EMFILE, "the daemon has no file descriptor left: raise LimitNOFILE of its service");
+        refuse_fd(fd, EMFILE, no_descriptor);
     s->fd_reserve = open("/dev/null", O_RDONLY | O_CLOEXEC);
-    log_event(LOG_LEVEL_WARNING, "refuse", "why=\"no file descriptor left\" connections=%u", s->connection_count);
 }
 
 void connection_on_listen(uv_poll_t *poll, int status, int events)
@@ -336,7 +338,10 @@ void connection_on_listen(uv_poll_t *poll, int status, int events)
     }
     c->counted = rc == 0;
     if (rc < 0 || (rc = uv_poll_init(&s->loop, &c->poll, fd)) < 0) {
-        refuse_fd(fd, -rc, rc == -EMFILE ? "the daemon has no file descriptor left" : "the peer's process is not to be seen");
+        const char *why = rc == -EMFILE || rc == -ENFILE ? no_descriptor : "the peer's process is not to be seen";
+        log_event(LOG_LEVEL_WARNING, "refuse", "pid=%u uid=%u why=\"%s\" error=\"%s\" connections=%u", c->pid, c->uid, why,
+                  strerror(-rc), s->connection_count);
+        refuse_fd(fd, -rc, why);
         connection_free(c);
         return;
     }

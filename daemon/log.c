@@ -56,6 +56,38 @@ static int to_journal(void)
            st.st_dev == device && st.st_ino == inode;
 }
 
+const char *log_quote(char *out, size_t capacity, const char *text)
+{
+    char *to = out, *end = out + capacity - 2; /* room for two, and the end */
+    while (*text && to < end) {
+        if (*text == '"' || *text == '\\')
+            *to++ = '\\';
+        *to++ = *text++;
+    }
+    *to = 0;
+    return out;
+}
+
+/* Where a value ends: at its quote that has no backslash before it. */
+static const char *value_end(const char *value, int quoted)
+{
+    if (!quoted)
+        return value + strcspn(value, " ");
+    while (*value && *value != '"')
+        value += *value == '\\' && value[1] ? 2 : 1;
+    return value;
+}
+
+static size_t copy_value(char *to, const char *value, const char *end, int quoted)
+{
+    char *from = to;
+    for (; value < end; value++) {
+        value += quoted && *value == '\\' && value + 1 < end;
+        *to++ = *value;
+    }
+    return (size_t)(to - from);
+}
+
 /* key=value key="a b" -> ARENA_KEY=value, ARENA_KEY=a b: how many. The text is cut up, the fields
  * are in `space`. */
 static int split_fields(const char *text, struct iovec *fields, int most, char *space, size_t room)
@@ -71,18 +103,17 @@ static int split_fields(const char *text, struct iovec *fields, int most, char *
         const char *value = equals + 1;
         int quoted = *value == '"';
         value += quoted;
-        size_t value_bytes = strcspn(value, quoted ? "\"" : " "),
-               bytes = 6 + key_bytes + 1 + value_bytes;
-        if (bytes > room)
+        const char *end = value_end(value, quoted);
+        if (6 + key_bytes + 1 + (size_t)(end - value) > room)
             return count;
         memcpy(space, "ARENA_", 6);
         for (size_t i = 0; i < key_bytes; i++)
             space[6 + i] = isalnum((unsigned char)p[i]) ? (char)toupper((unsigned char)p[i]) : '_';
         space[6 + key_bytes] = '=';
-        memcpy(space + 7 + key_bytes, value, value_bytes);
+        size_t bytes = 7 + key_bytes + copy_value(space + 7 + key_bytes, value, end, quoted);
         fields[count++] = (struct iovec){space, bytes};
         space += bytes, room -= bytes;
-        p = value + value_bytes + (quoted && value[value_bytes] == '"');
+        p = end + (quoted && *end == '"');
     }
     return count;
 }

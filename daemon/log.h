@@ -4,6 +4,8 @@
 #ifndef DAEMON_LOG_H
 #define DAEMON_LOG_H
 
+#include <stddef.h>
+
 enum log_level {
     LOG_LEVEL_ERROR = 3,
     LOG_LEVEL_WARNING = 4,
@@ -14,6 +16,10 @@ enum log_level {
 int log_level_parse(const char *text); /* -EINVAL */
 void log_set_level(int level);
 void log_detach(void); /* in the background: the standard streams lead nowhere from here on */
+
+/* What may hold anything, to stand between double quotes: a backslash before each quote and backslash. out, which is cut
+ * off where `capacity` ends. */
+const char *log_quote(char *out, size_t capacity, const char *text);
 
 /* event is one word; format gives key=value pairs, values with spaces in double quotes */
 void log_event(int level, const char *event, const char *format, ...)

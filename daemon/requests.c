@@ -180,7 +180,10 @@ static void on_hello(struct connection *c)
     c->greeted = true;
     uint16_t tag = c->client->tag;
     welcome(c, 0);
-    log_event(LOG_LEVEL_INFO, "attach", "tag=%u pid=%u uid=%u command=\"%.16s\"", tag, c->pid, c->uid, identity.command);
+    char command[sizeof identity.command + 1] = "", quoted[2 * sizeof command + 2];
+    memcpy(command, identity.command, sizeof identity.command);
+    log_event(LOG_LEVEL_INFO, "attach", "tag=%u pid=%u uid=%u command=\"%s\"", tag, c->pid, c->uid,
+              log_quote(quoted, sizeof quoted, command));
 }
 
 /* Looks through some of the leases of a client that has listed its own; when all was looked at, it may go on. */
@@ -280,6 +283,37 @@ static int try_memory(struct connection *c, const struct pending *p)
     return 0;
 }
 
+/* Is it the heap's own space that is lacking? Else the machine has no memory for it. */
+static bool is_full(const struct core *core, const struct pending *p, uint32_t need)
+{
+    const struct mheap *m = &core->mheap;
+    struct span_info span;
+    if (p->type != MSG_EXTEND)
+        return pagealloc_find(&m->free, need, p->type == MSG_LARGE && p->align ? p->align : 1) == PAGEALLOC_NONE ||
+               !m->units.free_count;
+    if (!span_at(&core->heap, p->first, &span) || p->pages <= span.page_count ||
+        p->pages > core->heap.page_count - p->first)
+        return true;
+    return !pagealloc_all_free(&m->free, p->first + span.page_count, p->pages - span.page_count);
+}
+
+static void no_memory(struct connection *c, const struct pending *p)
+{
+    const struct core *core = &c->server->core;
+    const struct mheap *m = &core->mheap;
+    const char *dir = c->server->regions.directory;
+    uint32_t need = p->type == MSG_LEASE ? class_table[p->span_class].pages : p->pages;
+    if (is_full(core, p, need))
+        connection_error(c, p->id, ENOMEM, "the heap is full: %llu of %llu pages in spans, no run of %u is to be had",
+                         (unsigned long long)m->used_pages, (unsigned long long)core->heap.page_count, need);
+    else
+        connection_error(c, p->id, ENOMEM, "the machine has no memory: %llu MiB of the heap are free, but the machine and its "
+                         "cgroups%s%s would give %llu MiB beyond memory-reserve",
+                         (unsigned long long)(m->free.free_count >> (20 - PAGE_SHIFT)), dir ? ", and the file system of " : "",
+                         dir ? dir : "",
+                         (unsigned long long)(m->backing.allowance(m->backing.context) >> (20 - PAGE_SHIFT)));
+}
+
 static void memory_error(struct connection *c, const struct pending *p, int rc)
 {
     struct core *core = &c->server->core;
@@ -288,8 +322,7 @@ static void memory_error(struct connection *c, const struct pending *p, int rc)
     if (rc == -EDQUOT)
         limit_error(c, p->id);
     else if (rc == -ENOMEM)
-        connection_error(c, p->id, ENOMEM, "the heap is full: %llu of %llu pages in spans, no run of %u is to be had",
-                         (unsigned long long)core->mheap.used_pages, (unsigned long long)core->heap.page_count, p->pages);
+        no_memory(c, p);
     else if (rc == -EINVAL)
         connection_error(c, p->id, EINVAL, "span class %u is not of the kind that %s grants", p->span_class, msg_name(p->type));
     else

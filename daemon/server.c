@@ -117,8 +117,9 @@ static void mend(struct server *s)
     int rc = s->mending ? 0 : regions_mend(&s->regions, h);
     if (rc == 0)
         return;
+    char directory[512];
     log_event(LOG_LEVEL_ERROR, "mend", "directory=\"%s\" cause=\"a client cut off or punched a file of it\" result=\"%s\"",
-              s->regions.directory, rc < 0 ? strerror(-rc) : "what was there is lost");
+              log_quote(directory, sizeof directory, s->regions.directory), rc < 0 ? strerror(-rc) : "what was there is lost");
     struct mending *w = rc > 0 ? calloc(1, sizeof *w) : NULL;
     if (rc > 0)
         store_relaxed(&h->header->cut_off, h->header->cut_off + 1); /* check says so from now on */

@@ -408,6 +408,7 @@ static void a_daemon_without_descriptors_says_so_and_serves_the_rest(void **stat
     (void)state;
     struct raw r;
     int fds[200], count = 0;
+    char out[64];
     bool told = false;
     struct rlimit limit = {60, 60};
     start("64M", "--hello-timeout", "100000000", true);
@@ -423,6 +424,7 @@ static void a_daemon_without_descriptors_says_so_and_serves_the_rest(void **stat
         assert_true(told || got == MSG_OK);
     }
     assert_true(told);
+    assert_int_equal(run(out, sizeof out, "grep -c 'event=refuse .*no file descriptor left' %s", d.log), 0);
     await_steps(500);
     int left = daemon_fd_count(&d) - (count - 1); /* the last one was refused */
     while (count > 0)

@@ -35,12 +35,15 @@ static uint64_t fill_and_free(arena_t *a, size_t size, int expect)
     return bytes;
 }
 
-static void fill_all_ways(struct daemon *d, uint64_t least, size_t one_piece, int expect)
+/* `says` is in the reason that the last refusal gave. */
+static void fill_all_ways(struct daemon *d, uint64_t least, size_t one_piece, int expect, const char *says)
 {
     arena_t *a = open_heap(d);
     static const size_t sizes[] = {64, 1000, 8192, 30000, 300000};
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
         uint64_t bytes = fill_and_free(a, sizes[i], expect);
+        if (!strstr(arena_reason(), says))
+            fail_msg("objects of %zu: should say '%s', says: %s", sizes[i], says, arena_reason());
         if (bytes < least)
             fail_msg("only %llu bytes in objects of %zu", (unsigned long long)bytes, sizes[i]);
         void *p = arena_alloc(a, one_piece);
@@ -59,7 +62,7 @@ static void a_heap_of_64_mib_is_filled_to_the_end_again_and_again(void **state)
     struct daemon d;
     (void)state;
     daemon_start(&d, "64M", NULL);
-    fill_all_ways(&d, 56 << 20, (64 << 20) - 8192, ENOMEM);
+    fill_all_ways(&d, 56 << 20, (64 << 20) - 8192, ENOMEM, "the heap is full: ");
     daemon_clean(&d);
 }
 
@@ -106,7 +109,7 @@ static void a_small_tmpfs_behind_a_backing_directory_is_the_limit(void **state)
         skip();
     }
     daemon_start(&d, "1G", "--backing", mount_dir, "--memory-reserve", "1M", "--root-slots", "64", NULL);
-    fill_all_ways(&d, 40 << 20, 40 << 20, ENOMEM);
+    fill_all_ways(&d, 40 << 20, 40 << 20, ENOMEM, "the machine has no memory: ");
     daemon_clean(&d);
     umount(mount_dir);
     rmdir(mount_dir);
@@ -151,7 +154,7 @@ static void a_memory_cgroup_is_the_limit_and_nobody_is_killed(void **state)
     daemon_start(&d, "1G", "--memory-reserve", "32M", NULL);
     assert_int_equal(run(out, sizeof out, "echo %d > %s/cgroup.procs && echo %d > %s/cgroup.procs", (int)d.pid, group,
                          (int)daemon_serving(&d), group), 0);
-    fill_all_ways(&d, 100 << 20, 100 << 20, ENOMEM);
+    fill_all_ways(&d, 100 << 20, 100 << 20, ENOMEM, "the machine has no memory: ");
     assert_int_equal(stat_of(&d, "epoch"), 1); /* a keeper would hide that the daemon was killed */
     daemon_clean(&d);
     rmdir(group);
@@ -161,12 +164,29 @@ static void a_memory_cgroup_is_the_limit_and_nobody_is_killed(void **state)
     }
 }
 
+static void a_machine_that_gives_nothing_is_no_full_heap(void **state)
+{
+    struct daemon d;
+    (void)state;
+    daemon_start(&d, "64M", "--memory-reserve", "1000T", NULL);
+    arena_t *a = open_heap(&d);
+    static const size_t sizes[] = {64, 30000, 300000};
+    for (size_t i = 0; i < 3; i++) {
+        assert_null(arena_alloc(a, sizes[i]));
+        assert_int_equal(errno, ENOMEM);
+        assert_string_equal(arena_reason(), "the machine has no memory: 63 MiB of the heap are free, but the machine and its "
+                                            "cgroups would give 0 MiB beyond memory-reserve");
+    }
+    arena_close(a);
+    daemon_clean(&d);
+}
+
 static void a_quota_is_edquot(void **state)
 {
     struct daemon d;
     (void)state;
     daemon_start(&d, "256M", "--limit-client-bytes", "32M", NULL);
-    fill_all_ways(&d, 24 << 20, 28 << 20, EDQUOT);
+    fill_all_ways(&d, 24 << 20, 28 << 20, EDQUOT, "limit-client-bytes");
     daemon_clean(&d);
 }
 
@@ -177,6 +197,7 @@ int main(void)
         cmocka_unit_test(what_a_dead_client_held_can_be_had_at_once),
         cmocka_unit_test(a_small_tmpfs_behind_a_backing_directory_is_the_limit),
         cmocka_unit_test(a_memory_cgroup_is_the_limit_and_nobody_is_killed),
+        cmocka_unit_test(a_machine_that_gives_nothing_is_no_full_heap),
         cmocka_unit_test(a_quota_is_edquot),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

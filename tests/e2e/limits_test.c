@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -191,6 +192,23 @@ static void connections_that_say_nothing_are_counted_too(void **state)
     arena_close(a);
 }
 
+static int names_itself(void *argument)
+{
+    (void)argument;
+    prctl(PR_SET_NAME, "a \"b\\c\" x=1");
+    return arena_close(open_heap(&d));
+}
+
+static void a_command_s_name_does_not_end_its_quotes_in_the_log(void **state)
+{
+    char out[256];
+    (void)state;
+    daemon_start(&d, "16M", NULL);
+    assert_int_equal(reap(spawn(names_itself, NULL)), 0);
+    stat_await(&d, "clients", 0);
+    assert_int_equal(run(out, sizeof out, "grep -cF 'command=\"a \\\"b\\\\c\\\" x=1\"' %s", d.log), 0);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 int main(void)
 {
@@ -199,6 +217,7 @@ int main(void)
         TEST(a_wrong_file_changes_nothing),
         TEST(roots_clients_and_transactions),
         TEST(connections_that_say_nothing_are_counted_too),
+        TEST(a_command_s_name_does_not_end_its_quotes_in_the_log),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

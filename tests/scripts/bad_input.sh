@@ -19,7 +19,18 @@ one_line() {
 ad=$build/arenad ctl=$build/arenactl
 one_line 2 '--nonsense is not an option' "$ad" --nonsense
 one_line 2 '--max .* is not a size' "$ad" --max 12Q
-one_line 2 'max .* from 1M to 1T' "$ad" --max 5
+one_line 2 '--max 5 must be from 1M to 1T' "$ad" --max 5
+one_line 2 '--max 0 must be from 1M to 1T' "$ad" --max=0
+one_line 2 '--max needs a value' "$ad" --max=
+one_line 2 '--root-slots 3 must be from 16 to 1M' "$ad" --root-slots 3
+one_line 2 'socket-group no-such-group names a group that is not there' "$ad" --socket-group=no-such-group \
+    --socket "$work/s2"
+one_line 2 '--reset needs --backing DIR' "$ad" --reset --socket "$work/s2"
+one_line 2 "cannot read $work: Is a directory" "$ad" --config="$work" --socket "$work/s2"
+mkdir "$work/files"
+one_line 1 'cannot size region heap: File too large' bash -c 'ulimit -f 100; exec "$@"' - "$ad" --socket "$work/s2" --max 1M \
+    --backing "$work/files"
+[ -z "$(ls "$work/files")" ] || fault "half a heap is left: $(ls "$work/files")"
 one_line 2 '--max needs a value' "$ad" --max
 one_line 2 'no arguments are wanted' "$ad" stray
 one_line 2 'multiple of 2M' "$ad" --base 12345
@@ -32,6 +43,8 @@ printf '[arenad]\nmax = 64M\nmaximum = 5\n' >"$work/bad.conf"
 one_line 2 'bad.conf:3: maximum = 5 unknown key' "$ad" --config "$work/bad.conf"
 printf 'max = lots\n' >"$work/bad.conf"
 one_line 2 'bad.conf:1: max = lots is not a size' "$ad" --config "$work/bad.conf"
+printf 'max =\n' >"$work/bad.conf"
+one_line 2 'bad.conf:1: max needs a value' "$ad" --config "$work/bad.conf"
 printf '\nkeeper = maybe\n' >"$work/bad.conf"
 one_line 2 'bad.conf:2: keeper = maybe is neither' "$ad" --config "$work/bad.conf"
 printf '[other]\nmax = 1M\n' >"$work/bad.conf"

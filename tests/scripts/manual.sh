@@ -4,6 +4,7 @@
 # names the page and what is to be written there:
 #
 #   an option of a program    a line  *--option* _UNIT_  and behind it, indented by a tab, what it does and its default
+#   an event of the log       its name behind "Events:" in arenad.8
 #   a configuration key       a line  *key* = _UNIT_     in arenad.conf.5 with its default and _(reload)_ if it may change,
 #                             the option in arenad.8, and  #key = default  in packaging/default.conf
 #   a function                its name in a NAME section, its declaration as in arena.h in a SYNOPSIS block of that page
@@ -54,6 +55,12 @@ while read -r command; do # each command's own options stand on its line
     cmp -s "$work/own" "$work/line" ||
         fault "$man/arenactl.1.scd" "$command takes $(paste -sd' ' "$work/own"), its line has $(paste -sd' ' "$work/line")"
 done <"$work/is"
+
+# ---- events: the first strings of log_event() ----------------------------------------------------
+cat daemon/*.c | tr '\n' ' ' | grep -oE 'log_event\(LOG_LEVEL_[^"]*"[a-z-]+"( : "[a-z-]+")?' | grep -oE '"[a-z-]+"' |
+    tr -d '"' >"$work/is"
+awk '/^Events: / { on = 1 } on && /^$/ { exit } on' "$man/arenad.8.scd" | sed 's/^Events: //' | grep -oE '[a-z-]+' >"$work/page"
+compare arenad.8 event "$work/page" "$work/is"
 
 # ---- configuration: KEY("name", KIND, member, reloads, "default", "text") in daemon/config.h ---
 sed -n 's/^ *KEY("\([^"]*\)", \([A-Z]*\), [a-z_.]*, \([01]\), "\([^"]*\)", .*/\1 \2 \3 \4/p' daemon/config.h >"$work/keys"
