@@ -253,9 +253,10 @@ static void two_thousand_clients_leave_nothing_behind(void **state)
     stat_await(&d, "spans", 0);
     assert_int_equal(stat_of(&d, "objects_used"), 0);
     assert_int_equal(stat_of(&d, "transactions"), 0);
-    for (int tries = 0; daemon_fd_count(&d) != fds && tries < 1000; tries++)
-        stat_of(&d, "clients"); /* a descriptor is closed by the turn of the loop after its last event */
-    assert_int_equal(daemon_fd_count(&d), fds);
+    for (int tries = 0; daemon_fd_count(&d) > fds && tries < 1000; tries++)
+        stat_of(&d, "clients"); /* a descriptor is closed by the turn of the loop after its last event: so were perhaps
+                                   some of those that were there before */
+    assert_in_range(daemon_fd_count(&d), 0, fds);
     assert_int_equal(check_of(&d), 0);
 }
 
