@@ -91,7 +91,8 @@ SAME_PLACE(mcache, arena_inline_mcache, cached);
 SAME_PLACE(mcache, arena_inline_mcache, owned);
 SAME_PLACE(mcache, arena_inline_mcache, magazines);
 _Static_assert(sizeof(struct arena_magazine) == 32 && PAGE_CLASS_BITS == ARENA_INLINE_CLASS_BITS, "a page entry's class bits are a magazine's place");
-_Static_assert(PAGE_SIZE == ARENA_INLINE_PAGE && UNIT_WORDS == ARENA_INLINE_UNIT_WORDS && SMALL_MAX == ARENA_INLINE_SMALL_MAX, "");
+_Static_assert(PAGE_SIZE == ARENA_INLINE_PAGE && UNIT_WORDS == ARENA_INLINE_UNIT_WORDS && SMALL_MAX == ARENA_INLINE_SMALL_MAX &&
+                   WORD_SHARED == ARENA_INLINE_WORD_SHARED, "");
 
 /* ---- the process's leases --------------------------------------------------------------------------------------------- */
 
@@ -358,6 +359,7 @@ int conn_ahead(struct arena *a, unsigned span_class);
 int conn_connect(const char *path, bool looks_up);
 struct patience conn_patience(const struct arena *a);
 bool conn_waits(struct patience *p); /* false: no more */
+int64_t now_ms(void); /* monotonic */
 void conn_init(struct connection *c, int fd);
 void reason_set(const char *text); /* what arena_reason() says to this thread */
 const char *socket_path(const char *given, char *buf, size_t capacity);

@@ -113,7 +113,7 @@ void conn_unlock(struct arena *a)
     cancel_on();
 }
 
-static int64_t now_ms(void)
+int64_t now_ms(void)
 {
     struct timespec ts;
     clock_gettime(CLOCK_MONOTONIC, &ts);

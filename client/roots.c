@@ -11,13 +11,6 @@
 #include "client/client.h"
 #include "shm/root.h"
 
-static int64_t now_ms(void)
-{
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
-
 PUBLIC int arena_root_get(arena_t *a, const char *name, arena_ref_t *ref)
 {
     uint64_t found;

@@ -72,6 +72,14 @@ static inline void later_answer(struct core *core, struct asked asked, int error
         core_returned(core, asked.first, asked.pages, error);
 }
 
+/* The state words of the span that begins at page `first`. */
+static inline uint16_t *words_of(const struct heap *h, uint32_t first)
+{
+    struct span_info span = {0};
+    ASSERT(span_at(h, first, &span));
+    return span.words;
+}
+
 /* A client without a process. */
 static inline struct client *attach(struct core *core, uint32_t pid, uint32_t uid)
 {

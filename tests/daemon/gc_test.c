@@ -89,13 +89,6 @@ static uint32_t lease(struct client *client, uint32_t size, unsigned noscan)
     return first;
 }
 
-static uint16_t *words_of(uint32_t first)
-{
-    struct span_info span = {0};
-    assert_true(span_at(&f.h, first, &span));
-    return span.words;
-}
-
 static uint64_t ref_of(uint32_t first, uint32_t index)
 {
     return ((uint64_t)first << PAGE_SHIFT) + (uint64_t)index * class_table[f.h.spans[first].span_class].size;
@@ -108,7 +101,7 @@ static struct client *pinning(uint32_t pid, uint64_t **ret_slots)
 {
     struct client *client = attach(&core, pid, 1);
     uint32_t first = lease(client, PIN_TABLE_BYTES, 0);
-    words_of(first)[0] = WORD_OWNED(client->tag);
+    words_of(&f.h, first)[0] = WORD_OWNED(client->tag);
     assert_int_equal(client_gc_mode(&core, client, GC_PINS), 0);
     assert_int_equal(client_pins(&core, client, ref_of(first, 0)), 0);
     *ret_slots = slot_at(ref_of(first, 0)) + 1;
@@ -125,8 +118,8 @@ static void sweep_all(void)
 /* A published object is freed, and it was the last one of an unleased span. */
 static void free_last(uint32_t first, uint32_t index)
 {
-    assert_int_equal(words_of(first)[index], WORD_SHARED);
-    words_of(first)[index] = WORD_FREE;
+    assert_int_equal(words_of(&f.h, first)[index], WORD_SHARED);
+    words_of(&f.h, first)[index] = WORD_FREE;
     hint_set(&f.h.hints[first]);
     sweep_all();
     assert_int_equal(f.h.spans[first].span_class, 0);
@@ -155,13 +148,13 @@ static void make_x(void)
     struct client *maker = attach(&core, 1, 1);
     x_first = lease(maker, 1024, 0);
     x_unit = f.h.spans[x_first].unit;
-    words_of(x_first)[LAST] = WORD_SHARED;
+    words_of(&f.h, x_first)[LAST] = WORD_SHARED;
     assert_int_equal(class_table[f.h.spans[x_first].span_class].objects, LAST + 1);
     assert_int_equal(mcentral_uncache_span(&core, maker, x_first), 0);
     struct client *client = pinning(2, &pins);
     client_gc_mode(&core, maker, GC_SAFEPOINT);
     root_first = lease(client, 8192, 0);
-    words_of(root_first)[0] = WORD_SHARED;
+    words_of(&f.h, root_first)[0] = WORD_SHARED;
     *slot_at(ref_of(root_first, 0)) = ref_of(x_first, LAST);
     assert_int_equal(client_root(&core, client, 1, "root", ROOT_MODE_SET, 0, ref_of(root_first, 0)), 0);
     other = attach(&core, 3, 1);
@@ -185,9 +178,9 @@ static void publish_z_and_end(void)
 {
     assert_int_equal(gc_work(gc), 0);
     assert_null(trap.at);
-    words_of(z_first)[LAST] = WORD_SHARED;
+    words_of(&f.h, z_first)[LAST] = WORD_SHARED;
     end_collection();
-    assert_int_equal(words_of(z_first)[LAST], WORD_SHARED);
+    assert_int_equal(words_of(&f.h, z_first)[LAST], WORD_SHARED);
 }
 
 static void words_of_a_span_that_is_uncut_while_marking_are_not_those_of_another(void **state)
@@ -223,7 +216,7 @@ static void words_of_a_span_that_is_uncut_in_the_sweep_are_black_too(void **stat
     assert_non_null(gc = gc_begin(&core, objects, 1, false));
     assert_int_equal(gc_work(gc), 0);
     assert_true(gc_sweep(&core, gc, 1)); /* that is X's span, the first */
-    assert_int_equal(words_of(x_first)[LAST], WORD_FREE);
+    assert_int_equal(words_of(&f.h, x_first)[LAST], WORD_FREE);
     sweep_all();
     assert_int_equal(f.h.spans[x_first].span_class, 0);
     gc_release(&core, gc);
@@ -231,9 +224,9 @@ static void words_of_a_span_that_is_uncut_in_the_sweep_are_black_too(void **stat
     z_first = lease(other, 512, 0);                             /* so that the sweep comes by Z's */
     assert_true(z_first > x_first);
     assert_int_equal(f.h.spans[z_first].unit, x_unit);
-    words_of(z_first)[LAST] = WORD_SHARED;
+    words_of(&f.h, z_first)[LAST] = WORD_SHARED;
     end_collection();
-    assert_int_equal(words_of(z_first)[LAST], WORD_SHARED);
+    assert_int_equal(words_of(&f.h, z_first)[LAST], WORD_SHARED);
 }
 
 static void free_x_before_the_snapshot_is_through(void)
@@ -254,7 +247,7 @@ static void words_of_a_span_that_is_uncut_while_the_snapshot_is_taken_wait_for_i
     for (unsigned tag = 1; tag < core.heap.header->tag_top; tag++)
         f.h.tags[tag].gc_mode = GC_PINS;
     assert_non_null(gc = gc_begin(&core, objects, 1, false));
-    trap_set(&words_of(late_first)[2047], free_x_before_the_snapshot_is_through);
+    trap_set(&words_of(&f.h, late_first)[2047], free_x_before_the_snapshot_is_through);
     publish_z_and_end();
 }
 
@@ -330,7 +323,7 @@ static void pins_of_a_client_that_dies_count_until_the_end(void **state)
     (void)state;
     make_x();
     early_first = lease(other, 8192, 0);
-    words_of(early_first)[0] = WORD_SHARED;
+    words_of(&f.h, early_first)[0] = WORD_SHARED;
     *slot_at(ref_of(early_first, 0)) = ref_of(root_first, 0); /* so it is read first */
     assert_int_equal(client_root(&core, other, 1, "root", ROOT_MODE_SET, 0, ref_of(early_first, 0)), 0);
     assert_non_null(gc = gc_begin(&core, objects, 1, false));
@@ -338,7 +331,7 @@ static void pins_of_a_client_that_dies_count_until_the_end(void **state)
     assert_int_equal(gc_work(gc), 0);
     assert_null(trap.at);
     end_collection();
-    assert_int_equal(words_of(x_first)[LAST], WORD_SHARED);
+    assert_int_equal(words_of(&f.h, x_first)[LAST], WORD_SHARED);
     assert_true(core.reclaim.running);
     for (int i = 0; i < 100 && core_turn(&core); i++)
         ;

@@ -119,13 +119,6 @@ static uint32_t lease(struct client *client, unsigned span_class)
     return first;
 }
 
-static uint16_t *words_of(uint32_t first)
-{
-    struct span_info span = {0};
-    assert_true(span_at(&f.h, first, &span));
-    return span.words;
-}
-
 static void idle(void)
 {
     mheap_tick(&core.mheap);
@@ -146,7 +139,7 @@ static unsigned two_in_seven(void)
 static uint32_t half_used(struct client *client)
 {
     uint32_t first = lease(client, two_in_seven());
-    words_of(first)[1] = WORD_SHARED;
+    words_of(&f.h, first)[1] = WORD_SHARED;
     assert_int_equal(mcentral_uncache_span(&core, client, first), 0);
     assert_int_equal(core.dspans[first].list, LIST_NONEMPTY);
     return first;
@@ -187,7 +180,7 @@ static void a_span_that_becomes_wholly_free_while_busy_gives_its_pages_to_the_mh
     (void)state;
     idle();
     scavenge_turn(&core, TURN_SPANS, TURN_WORDS);
-    words_of(first)[1] = WORD_FREE;
+    words_of(&f.h, first)[1] = WORD_FREE;
     hint_set(&f.h.hints[first + 4]);
     while (core.sweep_serial == 0) {
         sweep_cycle(&core);
@@ -253,7 +246,7 @@ static void no_leased_page_is_without_memory_whatever_happens(void **state)
             core.now_ns += 1000000000;
             if (mcentral_cache_span(&core, client, c, 1, &first, 1, &fresh) == 1)
                 for (uint32_t i = 0; i < class_table[c].objects; i++)
-                    words_of(first)[i] = random_below(&seed, 4) ? WORD_FREE : WORD_SHARED;
+                    words_of(&f.h, first)[i] = random_below(&seed, 4) ? WORD_FREE : WORD_SHARED;
             break;
         }
         case 2:
