@@ -8,7 +8,7 @@
  *   EXTEND        to so many pages in all: the second time it has them
  *   TX_TAGS       what lost TAGS had named stays this client's, unused, until it ends
  *   TX_COMMIT     looked up: the transaction is committed. Only its own thread lets its tag go on from there
- *   ROOT          looked up: the tag's root_done is the request's id. The root itself does not tell: another client may
+ *   ROOT          looked up: the tag's done is the request's id. The root itself does not tell: another client may
  *                 have moved it on since
  *   MODE          says what is from now on, not what changes
  *   INFO          changes nothing
@@ -142,7 +142,7 @@ static void drop(struct connection *c)
     c->ahead.id = 0;
 }
 
-/* Goes on over reconnections, so that root_done names one request. (It comes again after 2^32 requests: a ROOT that was lost
+/* Goes on over reconnections, so that done names one request. (It comes again after 2^32 requests: a ROOT that was lost
  * with its connection could be taken for one just so many requests before it, if no root was moved between the two.) */
 static uint32_t next_id(struct connection *c) { return ++c->next_id ? c->next_id : ++c->next_id; }
 
@@ -286,7 +286,7 @@ static bool was_done(const struct arena *a, uint32_t type)
     const struct msg *out = &a->conn.out;
     if (type == MSG_TX_COMMIT)
         return tag_state(&a->heap, out->tag) == TAG_TX_COMMITTED;
-    return type == MSG_ROOT && out->id && load_relaxed(&a->heap.tags[a->tag].root_done) == out->id;
+    return type == MSG_ROOT && out->id && load_relaxed(&a->heap.tags[a->tag].done) == out->id;
 }
 
 static int gave_up(struct connection *c)

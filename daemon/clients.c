@@ -282,7 +282,7 @@ static void root_move(struct core *core, struct client *client, unsigned tx, uin
         tag_set_state(h, tx, TAG_TX_COMMITTED);
     root_apply(core, client->uid, name, slot, desired);
     if (request)
-        store_relaxed(&h->tags[client->tag].root_done, request);
+        store_relaxed(&h->tags[client->tag].done, request);
     store_release(&redo->valid, 0); /* [RD1] */
 }
 

@@ -250,7 +250,7 @@ int client_tx_resolved(struct core *core, struct client *client, unsigned tag);
 int client_gc_mode(struct core *core, struct client *client, uint64_t mode);
 int client_pins(struct core *core, struct client *client, uint64_t ref);
 
-/* mode ROOT_MODE_SET or _CAS. When it moves the root, the client's root_done becomes `request`, in the map before this
+/* mode ROOT_MODE_SET or _CAS. When it moves the root, the client's done becomes `request`, in the map before this
  * returns: after a restart both are as before, or both done. Errors as above, -ENOENT for removing what is not there. */
 int client_root(struct core *core, struct client *client, uint32_t request, const char *name, unsigned mode,
                 uint64_t expected, uint64_t desired);

@@ -98,6 +98,8 @@ int regions_create(struct regions *r, const struct geometry *g, const char *dir,
     int rc = region_back(r, REGION_MAP, 0, dir ? g->pages_at : g->tags_at);
     if (rc < 0)
         return fail(ret_why, -rc, "cannot back region", "map");
+    if (dir && (rc = region_back(r, REGION_STATE, g->tickets_at, g->words_at - g->tickets_at)) < 0)
+        return fail(ret_why, -rc, "cannot back region", "state");
     return map_regions(r, ret_why);
 }
 
@@ -207,6 +209,9 @@ int regions_mend(struct regions *r, const struct heap *h)
         return heap;
     if (h->header->top)
         rc = region_back(r, REGION_STATE, 0, h->header->top);
+    uint64_t tickets_at = (uint64_t)((uint8_t *)h->tickets - h->hints);
+    if (rc == 0)
+        rc = region_back(r, REGION_STATE, tickets_at, words_at - tickets_at);
     if (rc == 0 && r->state_backed_to)
         rc = region_back(r, REGION_STATE, words_at, r->state_backed_to * UNIT_BYTES);
     if (rc == 0 && mmap(r->mapped[REGION_STATE], r->bytes[REGION_STATE], PROT_READ | PROT_WRITE,

@@ -21,7 +21,9 @@ int geometry_init(struct geometry *g, uint64_t heap_max, uint32_t root_slots)
     g->pages_at = round_up(g->roots_at + root_slots * sizeof(struct root), 4096);
     g->spans_at = round_up(g->pages_at + g->page_count * sizeof(uint64_t), 4096);
     g->map_bytes = round_up(g->spans_at + g->page_count * sizeof(struct span), 4096);
-    g->words_at = round_up(g->page_count, 4096);
+    g->tickets_at = round_up(g->page_count, 4096);
+    g->hazards_at = round_up(g->tickets_at + TAG_COUNT * sizeof(uint64_t), 4096);
+    g->words_at = round_up(g->hazards_at + HAZARD_COUNT * sizeof(uint32_t), 4096);
     /* a page full of 8-byte objects has 2 KiB of words: a quarter of the heap's size is enough for all but 4-byte ones */
     uint64_t words_bytes = g->heap_bytes / 4;
     if (words_bytes / UNIT_BYTES > UINT32_MAX)
@@ -45,6 +47,8 @@ void heap_view(struct heap *h, const struct geometry *g, void *heap, void *map, 
         .pages = (uint64_t *)(m + g->pages_at),
         .spans = (struct span *)(m + g->spans_at),
         .hints = s,
+        .tickets = (uint64_t *)(void *)(s + g->tickets_at),
+        .hazards = (uint32_t *)(void *)(s + g->hazards_at),
         .words = (uint16_t *)(s + g->words_at),
         .page_count = g->page_count,
         .unit_count = g->unit_count,

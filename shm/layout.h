@@ -5,7 +5,7 @@
  *   state   a word an object, a hint byte a page  daemon and clients
  *
  *   map:    header | tags | root gens, touched | roots | page entries | span records
- *   state:  hints (1 byte a page) | words (16 bits an object, in units of 8 words)
+ *   state:  hints (1 byte a page) | tickets (8 bytes a tag) | hazards | words (16 bits an object, in units of 8 words)
  *
  * Invariants of the map (span_check(), tag_check(), root_check() verify them; O(1) for each span, tag, root):
  *   1. A page is in at most one span: its entry names the span class, the page's index in it, and its first unit.
@@ -24,7 +24,7 @@
 #include "shm/sizeclass_table.h"
 
 #define LAYOUT_MAGIC   0x50414548414e4552ULL /* "RENAHEAP" */
-#define LAYOUT_VERSION 2
+#define LAYOUT_VERSION 3
 
 #define PAGE_SHIFT 13
 #define PAGE_SIZE  (1ULL << PAGE_SHIFT)
@@ -38,6 +38,9 @@
 
 #ifndef TAG_COUNT        /* the explorer's world is smaller */
 #define TAG_COUNT  32768 /* tags 1..32767 */
+#endif
+#ifndef HAZARD_COUNT     /* so are these */
+#define HAZARD_COUNT 1024 /* claims and frees of committed transactions' objects that are under way at once */
 #endif
 #define ROOT_NAME  64    /* bytes of a name with its NUL */
 #define ROOT_GENS  256   /* futex words, by hash of the name */
@@ -57,12 +60,12 @@
 /* ---- header ----------------------------------------------------------------------------------------------------- */
 
 /* A redo record: what the move of a root changes in two places, the root and the state of the transaction that is
- * committed with it, or the root and root_done of the client that asked for no more. Written, made valid, applied, made
+ * committed with it, or the root and `done` of the client that asked for no more. Written, made valid, applied, made
  * invalid; a daemon that finds it valid at its start applies it again, which changes nothing if it had been applied. */
 struct redo {
     uint32_t valid;     /* sync: daemon; store_release [RD1] after the rest */
     uint16_t tag;       /* the transaction; 0: none */
-    uint16_t client;    /* whose root_done becomes `request`; 0: nobody's */
+    uint16_t client;    /* whose `done` becomes `request`; 0: nobody's */
     uint32_t request;
     uint32_t root_slot;
     uint32_t root_uid;
@@ -96,7 +99,8 @@ struct map_header {
     uint64_t refills, reclaimed_clients, reclaimed_objects, pages_returned, round_trips;
     struct redo redo;
     uint32_t cut_off; /* how often a file of the backing directory was found cut off or punched, and mended. sync: daemon */
-    uint32_t spare;
+    uint32_t shortages; /* how often memory was found short. Who finds it changed gives back what it hoards. sync: daemon,
+                           atomic */
 };
 
 /* ---- tags: clients and transactions ----------------------------------------------------------------------------- */
@@ -118,13 +122,14 @@ struct tag {
     uint8_t read_only;
     uint8_t gc_mode;     /* enum gc_mode: what the client has declared. sync: daemon, atomic */
     uint32_t pid, uid;
-    uint32_t root_done;  /* id of the client's last ROOT request that moved a root, kept over a RESUME; 0: none. sync: daemon,
-                            atomic, under the redo record; its client looks when it has resumed */
+    uint32_t done;       /* id of the client's last request that took effect, of those that a ticket is for, kept over a
+                            RESUME; 0: none. sync: daemon, atomic, of a root's move under the redo record */
     uint32_t epoch;      /* of the daemon that admitted it */
     uint64_t start_time; /* of the process, clock ticks since boot: pid and this name it */
     uint64_t since_ns;   /* real time of admission */
     char command[16];
     uint64_t pins;       /* reference of its first table of pins, 0: none. sync: daemon, atomic */
+    uint64_t image;      /* of the program that the process ran when it attached: another one replaced it by exec. 0: not told */
 };
 
 /* What a client says of the references that it holds outside the heap: see daemon/gc.c. */
@@ -202,6 +207,8 @@ struct heap {
     uint64_t *pages;
     struct span *spans;
     uint8_t *hints;
+    uint64_t *tickets; /* by client's tag: see shm/ticket.h */
+    uint32_t *hazards; /* HAZARD_COUNT; see shm/hazard.h */
     uint16_t *words;
     uint64_t page_count, unit_count;
     uint32_t root_slots;
@@ -210,7 +217,7 @@ struct heap {
 struct geometry {
     uint64_t heap_bytes, page_count, unit_count;
     uint64_t tags_at, gens_at, roots_at, pages_at, spans_at, map_bytes;
-    uint64_t words_at, state_bytes;
+    uint64_t tickets_at, hazards_at, words_at, state_bytes;
     uint32_t root_slots;
 };
 

@@ -11,9 +11,10 @@ void tag_write(struct heap *h, unsigned tag, const struct tag *value)
     store_relaxed(&t->pins, value->pins);
     t->pid = value->pid;
     t->uid = value->uid;
-    store_relaxed(&t->root_done, value->root_done);
+    store_relaxed(&t->done, value->done);
     t->epoch = value->epoch;
     t->start_time = value->start_time;
+    t->image = value->image;
     t->since_ns = value->since_ns;
     memcpy(t->command, value->command, sizeof t->command);
     tag_set_state(h, tag, (enum tag_state)value->state);

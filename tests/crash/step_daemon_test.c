@@ -6,7 +6,7 @@
  * leaves the same, so those points are one (merged). For each that differs a new core is started
  * over a copy, works off what is pending, and is checked: every invariant of the heap; published
  * objects, live clients' words and leases as before; a transaction and its root, a root and its
- * client's root_done both or neither; no page lost. Some points are killed in earnest, to see that
+ * client's done both or neither; no page lost. Some points are killed in earnest, to see that
  * the regions then hold the same. And the rebuild is stepped itself, over regions that were left in
  * the middle of an operation.
  *
@@ -499,7 +499,7 @@ static const char *check_transaction(const struct heap *h, const struct op *op)
     if (op->old_root_moves && rc == 0 && ref_old != ref_shared && ref_old != ref_of(span_b, 0))
         return "a root is neither what it was nor what it became";
     bool moved = root_lookup(h, "new", &ref) == 0 || rc < 0 || ref_old != ref_shared;
-    if (h->tags[tag_a].root_done != (moved ? REQUEST : REQUEST_BEFORE))
+    if (h->tags[tag_a].done != (moved ? REQUEST : REQUEST_BEFORE))
         return moved ? "a root is moved, and its client will not know"
                      : "a root is as before, and its client believes that it was moved";
     return NULL;

@@ -69,7 +69,7 @@ static bool has_answer(void *w)
 
 static void serve(unsigned i);
 
-/* At most one of each is on its way, so numbers need not grow; but for ROOTs, as root_done tells
+/* At most one of each is on its way, so numbers need not grow; but for ROOTs, as done tells
  * them apart. */
 enum { ID_CALL = 1, ID_AHEAD };
 
@@ -236,7 +236,7 @@ int conn_call(struct arena *a, uint32_t type, uint32_t expect)
         if (type == MSG_TX_COMMIT && tag_state(&a->heap, c->out.tag) == TAG_TX_COMMITTED)
             return 0;
         if (type == MSG_ROOT && c->out.id &&
-            load_relaxed(&a->heap.tags[a->tag].root_done) == c->out.id)
+            load_relaxed(&a->heap.tags[a->tag].done) == c->out.id)
             return 0;
     }
 }

@@ -16,7 +16,7 @@ static void an_entry_reads_back_as_it_was_written(void **state)
                       .read_only = 1,
                       .pid = 4000000,
                       .uid = UINT32_MAX,
-                      .root_done = 7,
+                      .done = 7,
                       .epoch = 3,
                       .start_time = UINT64_MAX - 1,
                       .since_ns = 99,
