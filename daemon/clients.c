@@ -101,7 +101,6 @@ int client_attach(struct core *core, const struct tag *identity, struct client *
         return -ENOMEM;
     struct tag value = *identity;
     value.state = TAG_CLIENT;
-    value.epoch = core->heap.header->epoch;
     tag_write(&core->heap, tag, &value);
     *ret = client;
     return 0;

@@ -124,12 +124,11 @@ struct tag {
     uint32_t pid, uid;
     uint32_t done;       /* id of the client's last request that took effect, of those that a ticket is for, kept over a
                             RESUME; 0: none. sync: daemon, atomic, of a root's move under the redo record */
-    uint32_t epoch;      /* of the daemon that admitted it */
+    uint32_t image;      /* of the program that the process ran when it attached: another one has replaced it by exec. 0: not told */
     uint64_t start_time; /* of the process, clock ticks since boot: pid and this name it */
     uint64_t since_ns;   /* real time of admission */
     char command[16];
     uint64_t pins;       /* reference of its first table of pins, 0: none. sync: daemon, atomic */
-    uint64_t image;      /* of the program that the process ran when it attached: another one replaced it by exec. 0: not told */
 };
 
 /* What a client says of the references that it holds outside the heap: see daemon/gc.c. */

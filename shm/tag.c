@@ -12,9 +12,8 @@ void tag_write(struct heap *h, unsigned tag, const struct tag *value)
     t->pid = value->pid;
     t->uid = value->uid;
     store_relaxed(&t->done, value->done);
-    t->epoch = value->epoch;
-    t->start_time = value->start_time;
     t->image = value->image;
+    t->start_time = value->start_time;
     t->since_ns = value->since_ns;
     memcpy(t->command, value->command, sizeof t->command);
     tag_set_state(h, tag, (enum tag_state)value->state);

@@ -17,7 +17,7 @@ static void an_entry_reads_back_as_it_was_written(void **state)
                       .pid = 4000000,
                       .uid = UINT32_MAX,
                       .done = 7,
-                      .epoch = 3,
+                      .image = 3,
                       .start_time = UINT64_MAX - 1,
                       .since_ns = 99,
                       .command = "fifteen letters"};
