@@ -63,7 +63,7 @@ static int hello(struct connection *c, unsigned flags, int fds[4], struct patien
         reason_set(c->in.text);
         rc = -(int)c->in.error;
     }
-    else if (rc == 0 && (c->in.type != MSG_WELCOME || count != (flags & ARENA_READ_ONLY ? 3 : 4) || c->in.heap_id_bytes != 16))
+    else if (rc == 0 && (c->in.type != MSG_WELCOME || count < 3 || count > (flags & ARENA_READ_ONLY ? 3 : 4) || c->in.heap_id_bytes != 16))
         rc = -EPROTO;
     if (rc < 0)
         while (count > 0)

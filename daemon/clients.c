@@ -106,6 +106,20 @@ int client_attach(struct core *core, const struct tag *identity, struct client *
     return 0;
 }
 
+struct client *client_replaced(const struct core *core, const struct tag *identity, const struct client *after)
+{
+    if (!identity->image || !identity->pid || !identity->start_time)
+        return NULL;
+    for (unsigned tag = after ? after->tag + 1u : 1; tag < core->heap.header->tag_top; tag++) {
+        struct client *client = core->clients[tag];
+        const struct tag *t = &core->heap.tags[tag];
+        if (client && client->state != CLIENT_DYING && client->pid == identity->pid && t->image &&
+            t->image != identity->image && t->start_time == identity->start_time)
+            return client;
+    }
+    return NULL;
+}
+
 void client_die(struct core *core, struct client *client)
 {
     if (client->state == CLIENT_DYING)

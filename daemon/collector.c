@@ -267,7 +267,7 @@ bool collector_defers(struct connection *c, const struct msg *m, const uint8_t *
     enum collector_state state = s->collector->state;
     bool runs = state == COLLECTOR_MARKING || state == COLLECTOR_SWEEPING;
     bool is_gc = m->type == MSG_GC && m->cursor == 0 && state != COLLECTOR_IDLE;
-    bool enters = m->type == MSG_HELLO && !(m->flags & HELLO_MONITOR) && runs;
+    bool enters = m->type == MSG_HELLO && !(m->flags & (HELLO_MONITOR | HELLO_LOOK)) && runs;
     bool leaves = m->type == MSG_MODE && m->mode == CLIENT_MODE_SAFEPOINT && runs && c->client &&
                   (m->value == GC_RUNS || s->core.heap.tags[c->client->tag].gc_mode == GC_SAFEPOINT);
     if (!is_gc && !enters && !leaves)

@@ -22,6 +22,7 @@ struct connection {
     uint64_t start_time;   /* of the process */
     struct client *client; /* NULL: before HELLO, or a monitor */
     bool greeted, monitor, closing, polling_write;
+    bool looked;           /* greeted by a look: a HELLO may follow */
     bool counted;          /* in its user's account */
     uint8_t *listed;       /* spans listed by RESUME */
     struct packet *out_first, *out_last; /* replies that the socket did not take yet; while there are any, nothing is read */

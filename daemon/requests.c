@@ -69,10 +69,28 @@ static void client_leaves(struct connection *c)
     client_die(&c->server->core, client);
 }
 
+static void welcome_send(struct connection *c, unsigned tag, uint64_t mcache_bytes, unsigned flags, const int *fds, int count)
+{
+    const struct map_header *header = c->server->core.heap.header;
+    out.type = MSG_WELCOME;
+    out.id = in.id;
+    out.version = PROTO_VERSION;
+    out.tag = tag;
+    out.epoch = header->epoch;
+    out.heap_id = header->heap_id;
+    out.heap_id_bytes = 16;
+    out.base = header->base;
+    out.heap_bytes = header->heap_max;
+    out.map_bytes = header->map_bytes;
+    out.state_bytes = header->state_bytes;
+    out.mcache_bytes = mcache_bytes;
+    out.flags = flags;
+    connection_send(c, &out, fds, count);
+}
+
 static void welcome(struct connection *c, unsigned flags)
 {
     struct server *s = c->server;
-    const struct map_header *header = s->core.heap.header;
     bool read_only = c->client->read_only, fresh = !(flags & WELCOME_RESUMED);
     int fds[4], count = 0, mcache = -1;
     for (int i = 0; fresh && i < REGION_COUNT; i++)
@@ -86,20 +104,7 @@ static void welcome(struct connection *c, unsigned flags)
         }
         fds[count++] = mcache;
     }
-    out.type = MSG_WELCOME;
-    out.id = in.id;
-    out.version = PROTO_VERSION;
-    out.tag = c->client->tag;
-    out.epoch = header->epoch;
-    out.heap_id = header->heap_id;
-    out.heap_id_bytes = 16;
-    out.base = header->base;
-    out.heap_bytes = header->heap_max;
-    out.map_bytes = header->map_bytes;
-    out.state_bytes = header->state_bytes;
-    out.mcache_bytes = read_only ? 0 : 1ULL << MCACHE_SHIFT;
-    out.flags = flags;
-    connection_send(c, &out, fds, count);
+    welcome_send(c, c->client->tag, read_only ? 0 : 1ULL << MCACHE_SHIFT, flags, fds, count);
     if (mcache >= 0)
         close(mcache);
 }
@@ -136,10 +141,29 @@ static void hello_resume(struct connection *c)
     welcome(c, WELCOME_RESUMED);
 }
 
+/* The memory of a program that another one has replaced by exec is gone, and so is what it held, though the process and its
+ * pidfd live on. */
+static void bury_replaced(struct connection *c, const struct tag *identity)
+{
+    struct client *client = NULL;
+    while ((client = client_replaced(&c->server->core, identity, client)) != NULL) {
+        struct connection *old = client->connection;
+        log_event(LOG_LEVEL_INFO, "death", "tag=%u pid=%u uid=%u leased_pages=%llu by=exec", client->tag, client->pid,
+                  client->uid, (unsigned long long)client->leased_pages);
+        connection_unwatch(client);
+        client->connection = NULL;
+        if (old)
+            old->client = NULL;
+        client_die(&c->server->core, client);
+        if (old)
+            connection_close(old, NULL);
+    }
+}
+
 static void on_hello(struct connection *c)
 {
     struct server *s = c->server;
-    if (c->greeted) {
+    if (c->greeted && !c->looked) {
         connection_close(c, "a second HELLO");
         return;
     }
@@ -150,17 +174,23 @@ static void on_hello(struct connection *c)
                          LAYOUT_VERSION);
         return;
     }
-    if (in.flags & HELLO_MONITOR) {
-        c->greeted = c->monitor = true;
+    c->greeted = c->monitor = (in.flags & (HELLO_MONITOR | HELLO_LOOK)) != 0;
+    c->looked = (in.flags & HELLO_LOOK) != 0;
+    if (c->looked) {
+        welcome_send(c, 0, 0, 0, NULL, 0);
+        return;
+    }
+    if (c->monitor) {
         reply_ok(c, in.id, 0);
         return;
     }
+    struct tag identity = {.pid = c->pid, .uid = c->uid, .start_time = c->start_time, .image = in.image,
+                           .since_ns = real_ns(), .read_only = (in.flags & HELLO_READ_ONLY) != 0};
+    bury_replaced(c, &identity);
     if (in.tag) {
         hello_resume(c);
         return;
     }
-    struct tag identity = {.pid = c->pid, .uid = c->uid, .start_time = c->start_time,
-                           .since_ns = real_ns(), .read_only = (in.flags & HELLO_READ_ONLY) != 0};
     peer_command(c->pid, identity.command);
     int rc = client_attach(&s->core, &identity, &c->client);
     if (rc < 0) {

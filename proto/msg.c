@@ -7,7 +7,7 @@
 
 #include <msgpack.h>
 
-enum kind { KIND_END, KIND_U32, KIND_U64, KIND_STR, KIND_BIN, KIND_LIST };
+enum kind { KIND_END, KIND_U32, KIND_OPT32, KIND_U64, KIND_STR, KIND_BIN, KIND_LIST };
 
 struct field {
     const char *name;
@@ -17,6 +17,7 @@ struct field {
 };
 
 #define AT_U32(name)  offsetof(struct msg, name), 0
+#define AT_OPT32(name) AT_U32(name)
 #define AT_U64(name)  offsetof(struct msg, name), 0
 #define AT_STR(name)  offsetof(struct msg, name), 0
 #define AT_BIN(name)  offsetof(struct msg, name), offsetof(struct msg, name##_bytes)
@@ -112,7 +113,7 @@ static int encode_field(msgpack_packer *pk, const struct msg *m, const struct fi
     const uint8_t *at = (const uint8_t *)m + f->at;
     uint64_t number = 0;
     uint32_t count = 0;
-    if (f->kind == KIND_U32)
+    if (f->kind == KIND_U32 || f->kind == KIND_OPT32)
         number = *(const uint32_t *)(const void *)at;
     else if (f->kind == KIND_U64)
         number = *(const uint64_t *)(const void *)at;
@@ -256,6 +257,7 @@ static const char *decode_field(struct msg *m, const msgpack_object *o, const st
     const char *why;
     switch (f->kind) {
     case KIND_U32:
+    case KIND_OPT32:
         if ((why = decode_number(o, f, &number)) == NULL)
             *(uint32_t *)(void *)at = (uint32_t)number;
         return why;
@@ -303,12 +305,16 @@ static int decode_array(struct msg *m, const msgpack_object *array, char *ret_wh
         snprintf(ret_why, MSG_TEXT_MAX, "unknown message type %u", m->type);
         return -EPROTO;
     }
-    if (count < (uint32_t)message->field_count + 2) {
-        snprintf(ret_why, MSG_TEXT_MAX, "%s has %u fields, not %d", message->name, count - 2, message->field_count);
-        return -EPROTO;
-    }
     for (int i = 0; i < message->field_count; i++) {
         const struct field *f = &fields[message->fields[i]];
+        if ((uint32_t)i + 2 >= count && f->kind == KIND_OPT32) {
+            *(uint32_t *)(void *)((uint8_t *)m + f->at) = 0;
+            continue;
+        }
+        if ((uint32_t)i + 2 >= count) {
+            snprintf(ret_why, MSG_TEXT_MAX, "%s has %u fields, not %d", message->name, count - 2, message->field_count);
+            return -EPROTO;
+        }
         const char *why = decode_field(m, &e[i + 2], f);
         if (why) {
             snprintf(ret_why, MSG_TEXT_MAX, "%s: field %s %s", message->name, f->name, why);

@@ -24,8 +24,8 @@
 #define MSG_TEXT_MAX 511
 #define MSG_BODY_MAX 61440
 
-/* FIELD(name, kind, least, most): kinds are U32, U64 (least <= value <= most), STR and BIN (length), and
- * LIST (of u32; at most `most` of them). */
+/* FIELD(name, kind, least, most): kinds are U32, U64 (least <= value <= most), STR and BIN (length), LIST (of u32; at
+ * most `most` of them), and OPT32: a U32 that came later, at the end of its message; 0 where an older peer leaves it out. */
 #define MSG_FIELDS(FIELD)                                                                                              \
     FIELD(version_min, U32, 0, UINT32_MAX)  /* of the protocol */                                                      \
     FIELD(version, U32, 0, UINT32_MAX)      /* of the protocol: highest that the client speaks; in WELCOME the one */  \
@@ -54,12 +54,14 @@
     FIELD(value, U64, 0, UINT64_MAX)                                                                                   \
     FIELD(error, U32, 1, 4095)              /* an errno */                                                             \
     FIELD(text, STR, 0, MSG_TEXT_MAX)                                                                                  \
-    FIELD(body, BIN, 0, MSG_BODY_MAX)       /* msgpack of its own */
+    FIELD(body, BIN, 0, MSG_BODY_MAX)       /* msgpack of its own */                                                   \
+    FIELD(image, OPT32, 0, UINT32_MAX)      /* of the program that the process runs; 0: not told */
 
 /* MESSAGE(name, number, sender, fields in order). Senders: CLIENT, DAEMON. */
 #define MSG_TABLE(MESSAGE)                                                                                             \
-    /* first of all, once. tag and heap_id: those of a client that comes back; RESUME follows */                       \
-    MESSAGE(HELLO, 1, CLIENT, (version_min, version, layout, flags, heap_id, tag))                                     \
+    /* first of all, once. tag and heap_id: those of a client that comes back; RESUME follows. image: a client of this \
+     * process with another image, neither of them 0, is gone: exec has replaced it */                                 \
+    MESSAGE(HELLO, 1, CLIENT, (version_min, version, layout, flags, heap_id, tag, image))                              \
     /* after a HELLO with a tag: `list` of leased spans; flags 1: the last packet of them. -> OK */                    \
     MESSAGE(RESUME, 2, CLIENT, (flags, list))                                                                          \
     /* refill: about `pages` pages of spans of a class; gives back the spans in `list`. flags LEASE_AHEAD: refused     \
@@ -106,7 +108,9 @@ enum msg_type {
 #undef MSG_ENUM
 };
 
-enum { HELLO_READ_ONLY = 1, HELLO_MONITOR = 2 };      /* HELLO.flags. monitor: neither tag nor regions */
+/* HELLO.flags. monitor: neither tag nor regions. look: which heap is it? The WELCOME has a tag of 0 and no descriptors;
+ * the connection is a monitor's from then on, unless another HELLO follows, without this flag */
+enum { HELLO_READ_ONLY = 1, HELLO_MONITOR = 2, HELLO_LOOK = 4 };
 enum { WELCOME_RESUMED = 1 };                         /* WELCOME.flags: the old tag, RESUME now */
 enum { RESUME_LAST = 1 };
 enum { LEASE_AHEAD = 1 };                             /* LEASE.flags: not needed yet, so nobody is asked to trim for it */
@@ -126,6 +130,7 @@ enum info_what {
 struct msg {
     uint32_t type, id;
 #define MSG_MEMBER_U32(name)  uint32_t name;
+#define MSG_MEMBER_OPT32(name) uint32_t name;
 #define MSG_MEMBER_U64(name)  uint64_t name;
 #define MSG_MEMBER_STR(name)  char name[MSG_TEXT_MAX + 1];
 #define MSG_MEMBER_BIN(name)  const uint8_t *name; uint32_t name##_bytes; /* decoded: points into the packet */

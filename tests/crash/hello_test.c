@@ -1,0 +1,115 @@
+/* Goal: a HELLO says who comes. A look makes no client; another image of a process that is attached means that exec has
+ * replaced the one before, whose memory comes back at once; an image that is not told means nothing.
+ * Method: raw clients of this process, which are the same process with the images that they say they are. */
+#include <string.h>
+#include <unistd.h>
+
+#include "shm/tag.h"
+#include "tests/crash/raw.h"
+#include "tests/e2e/harness.h"
+
+static struct daemon d;
+
+static void say_hello(struct raw *r, uint32_t flags, uint32_t image)
+{
+    memset(r, 0, sizeof *r);
+    r->fd = raw_connect(d.socket);
+    hello_fields(flags);
+    m.image = image;
+    assert_int_equal(raw_send(r->fd, MSG_HELLO, 1), 0);
+    assert_int_equal(raw_receive(r), MSG_WELCOME);
+    r->tag = m.tag;
+    r->epoch = m.epoch;
+}
+
+static void lease_some(struct raw *r)
+{
+    m.epoch = r->epoch;
+    m.span_class = 8;
+    m.pages = 4;
+    m.flags = m.list_count = 0;
+    assert_int_equal(raw_send(r->fd, MSG_LEASE, 2), 0);
+    assert_int_equal(raw_receive(r), MSG_GRANT);
+    assert_true(m.list_count > 0);
+}
+
+static bool is_served(struct raw *r)
+{
+    m.mode = m.value = 0;
+    return raw_send(r->fd, MSG_MODE, 9) == 0 && raw_receive(r) == MSG_OK;
+}
+
+static void a_look_names_the_heap_and_makes_no_client(void **state)
+{
+    struct raw r;
+    uint8_t id[16];
+    (void)state;
+    say_hello(&r, HELLO_LOOK, 7);
+    assert_int_equal(r.tag, 0);
+    assert_int_equal(r.fd_count, 0);
+    assert_int_equal(m.heap_id_bytes, 16);
+    memcpy(id, m.heap_id, 16);
+    assert_int_equal(stat_of(&d, "clients"), 0);
+    m.what = INFO_STATS; /* as any monitor */
+    m.cursor = 0;
+    assert_int_equal(raw_send(r.fd, MSG_INFO, 2), 0);
+    assert_int_equal(raw_receive(&r), MSG_ROWS);
+    hello_fields(0);
+    assert_int_equal(raw_send(r.fd, MSG_HELLO, 3), 0);
+    assert_int_equal(raw_receive(&r), MSG_WELCOME);
+    assert_int_not_equal(m.tag, 0);
+    assert_memory_equal(m.heap_id, id, 16);
+    assert_true(r.fd_count >= 3);
+    assert_int_equal(stat_of(&d, "clients"), 1);
+    hello_fields(HELLO_LOOK); /* a client looks no more */
+    assert_int_equal(raw_send(r.fd, MSG_HELLO, 4), 0);
+    assert_int_equal(raw_receive(&r), 0);
+    raw_close(&r);
+}
+
+static void another_image_buries_the_one_before_and_its_memory_comes_back(void **state)
+{
+    struct raw old, new;
+    (void)state;
+    say_hello(&old, 0, 7);
+    lease_some(&old);
+    say_hello(&new, 0, 8);
+    stat_await(&d, "clients", 1);
+    assert_false(is_served(&old));
+    assert_true(is_served(&new));
+    stat_await(&d, "spans_leased", 0);
+    raw_close(&old);
+    raw_close(&new);
+}
+
+static void the_same_image_and_one_that_is_not_told_bury_nobody(void **state)
+{
+    struct raw first, same, silent, after;
+    (void)state;
+    say_hello(&first, 0, 7);
+    say_hello(&same, 0, 7);
+    say_hello(&silent, 0, 0);
+    assert_true(is_served(&first));
+    assert_true(is_served(&same));
+    assert_true(is_served(&silent));
+    say_hello(&after, 0, 8); /* the silent one may be anybody */
+    assert_false(is_served(&first));
+    assert_false(is_served(&same));
+    assert_true(is_served(&silent));
+    raw_close(&first);
+    raw_close(&same);
+    raw_close(&silent);
+    raw_close(&after);
+}
+
+static int start(void **state) { return daemon_setup(state, &d, "64M", NULL); }
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(a_look_names_the_heap_and_makes_no_client, start, daemon_teardown),
+        cmocka_unit_test_setup_teardown(another_image_buries_the_one_before_and_its_memory_comes_back, start, daemon_teardown),
+        cmocka_unit_test_setup_teardown(the_same_image_and_one_that_is_not_told_bury_nobody, start, daemon_teardown),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
