@@ -86,9 +86,13 @@ E2E_TESTS   := $(patsubst tests/%.c,$(B)/tests/%,$(E2E_SRC)) $(addprefix $(B)/te
 HARNESS_OBJ := $(call obj,tests/e2e/harness.c)
 TEST_LIBS    = $(call PKG,libs,cmocka)
 
-$(UNIT_TESTS): $(B)/tests/%: $(B)/obj/tests/%.o $(SHM_OBJ) $(PROTO_OBJ) $(DAEMON_OBJ)
+CLIENT_TESTS := $(filter $(B)/tests/client/%,$(UNIT_TESTS))
+$(filter-out $(CLIENT_TESTS),$(UNIT_TESTS)): $(B)/tests/%: $(B)/obj/tests/%.o $(SHM_OBJ) $(PROTO_OBJ) $(DAEMON_OBJ)
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -pthread -o $@ $^ $(DAEMON_LIBS) $(TEST_LIBS)
+$(CLIENT_TESTS): $(B)/tests/%: $(B)/obj/tests/%.o $(B)/libarena.a # its inner functions are hidden in the shared library only
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS) -pthread -o $@ $^ $(LIB_LIBS) $(TEST_LIBS)
 $(E2E_TESTS): $(B)/tests/%: $(B)/obj/tests/%.o $(HARNESS_OBJ) $(SHM_OBJ) $(PROTO_OBJ) $(B)/libarena.so
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -pthread -o $@ $(filter %.o,$^) -L$(B) -larena -Wl,-rpath,'$$ORIGIN/../..' $(LIB_LIBS) $(TEST_LIBS)

@@ -105,7 +105,14 @@ struct arena_stats {
  * A relative path is that of the directory at this call, also after a chdir.
  * -ENOENT, -ECONNREFUSED no daemon there - -ENAMETOOLONG a socket's path has at most 107 bytes - -EACCES this user is not allowed - -EDQUOT too many clients -
  * -EPROTONOSUPPORT the daemon is of another version - -EUCLEAN it found a heap that cannot be trusted, keeps it and does
- * not serve it - -EINVAL bad options - -ENOMEM - -EMFILE, here or there. arena_reason() has the daemon's words. */
+ * not serve it - -EINVAL bad options - -ENOMEM - -EMFILE, here or there. arena_reason() has the daemon's words.
+ *
+ * The environment is read here, by the first open of a heap: ARENA_SOCKET, ARENA_DEBUG, ARENA_STACK_MAX, ARENA_PROFILE,
+ * ARENA_PROFILE_DIR, XDG_RUNTIME_DIR. An empty variable counts as unset. In a program that runs with more rights than its
+ * caller (setuid, setgid, capabilities of its file) each counts as unset.
+ * A variable that cannot be used is named, with what it may say, and counts as unset; the heap is opened. There is no error
+ * handler yet, so it is said by one line on standard error, never by an abort: once, as long as the same is to be said.
+ * arena_reason() says it each time. */
 int arena_open(arena_t **out, const char *socket, const struct arena_options *options);
 
 /* The last close says goodbye: what this process owns is freed. No other thread may be inside a call with `a`. */
@@ -424,15 +431,16 @@ int arena_on_error(arena_t *a, arena_error_fn *fn, void *context);
 /* Why the daemon refused: the line that came with this thread's last refused call, such as which limit an EDQUOT is of and
  * how much is used, which versions an EPROTONOSUPPORT is between, why a name was not taken; or the library's own, where a
  * lost connection is not to be made anew because this user may not open the socket any more (ENOTCONN). It may be cut off at 239 bytes.
+ * After an arena_open that succeeded: what could not be used of the environment, if anything.
  * "" if no call of this thread was ever refused by a daemon; a later success leaves it as it is, so look at it only after
  * an error. This thread's memory, valid until its next refused call. No cost; never fails; not for signal handlers. In a
  * forked child: what the parent's thread had. */
 const char *arena_reason(void);
 
-/* ARENA_PROFILE=RATE in the environment, read by arena_open, samples one allocation in RATE (on: 65536; 1: all), with its
+/* ARENA_PROFILE=RATE in the environment, read by arena_open, samples one allocation in RATE (on: 65536; 1: all; off: none), with its
  * call site and what becomes of it: freed before its caller returned, by its thread, by another, published, taken by
  * another client. `arenactl escape FILE` tells, by site, what need not be on the shared heap. The file is written at
- * arena_close and exit: arena-PID.prof in $ARENA_PROFILE_DIR, else $XDG_RUNTIME_DIR, else /tmp; and by this call (path
+ * arena_close and exit: arena-PID.prof in $ARENA_PROFILE_DIR as of arena_open, else $XDG_RUNTIME_DIR, else /tmp; and by this call (path
  * NULL: there). From a rate of 16384 on a thread of the library's lets the others sample for one part in 64 of the time.
  * -ENOENT: nothing is sampled; else what open and rename say. */
 int arena_profile_write(arena_t *a, const char *path);

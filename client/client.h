@@ -362,7 +362,6 @@ bool conn_waits(struct patience *p); /* false: no more */
 int64_t now_ms(void); /* monotonic */
 void conn_init(struct connection *c, int fd);
 void reason_set(const char *text); /* what arena_reason() says to this thread */
-const char *socket_path(const char *given, char *buf, size_t capacity);
 
 /* tx.c */
 void tx_log(struct mcache *mc, void *object, uint16_t *word);

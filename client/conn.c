@@ -32,19 +32,6 @@
 
 enum { DENIED_MAX = 16 }; /* times in a row, in half a second */
 
-const char *socket_path(const char *given, char *buf, size_t capacity)
-{
-    const char *dir = getenv("XDG_RUNTIME_DIR"), *env = getenv("ARENA_SOCKET");
-    struct stat st;
-    if (given && *given)
-        return given;
-    if (env && *env)
-        return env;
-    if (dir && *dir && snprintf(buf, capacity, "%s/arenad/default.sock", dir) < (int)capacity && stat(buf, &st) == 0)
-        return buf;
-    return "/run/arenad/default.sock";
-}
-
 static void conn_look_up(int fd)
 {
     struct timeval every = {.tv_sec = 0, .tv_usec = 100000};

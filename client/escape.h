@@ -9,10 +9,9 @@
 #ifndef CLIENT_ESCAPE_H
 #define CLIENT_ESCAPE_H
 
+#include "client/environ.h"
 #include "client/site.h"
 #include "client/stack.h"
-
-enum { DEBUG_STACK = 1, DEBUG_ESCAPE = 2 };
 
 /* A frame got the object [at, end) of its stack. */
 void escape_note_frame(struct stack *k, size_t at, size_t end);

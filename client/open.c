@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "client/client.h"
+#include "client/environ.h"
 #include "client/escape.h"
 #include "client/profile.h"
 #include "client/stack.h"
@@ -175,29 +176,29 @@ static void unmap_regions(struct arena *a)
 
 /* ---- what the environment asks for --------------------------------------------------------------------------------- */
 
-/* "64K", "1G"; 0: not a size */
-static uint64_t parse_size(const char *text)
+/* Names what cannot be used: in arena_reason(), and on one line of standard error - the error handler's place, which nobody
+ * can have set yet - where it is not what this process was told last. */
+static void say_complaint(const struct environment *e)
 {
-    char *end;
-    errno = 0;
-    unsigned long long n = strtoull(text, &end, 10);
-    unsigned shift = *end == 'K' ? 10 : *end == 'M' ? 20 : *end == 'G' ? 30 : 0;
-    if (errno || end == text || end[shift != 0] || n > UINT64_MAX >> shift)
-        return 0;
-    return n << shift;
+    static uint64_t said; /* sync: atomic */
+    uint64_t hash = 14695981039346656037ULL;
+    if (!*e->complaint)
+        return;
+    for (const char *at = e->complaint; *at; at++)
+        hash = (hash ^ (unsigned char)*at) * 1099511628211ULL;
+    reason_set(e->complaint);
+    if (exchange_acq_rel(&said, hash) != hash)
+        dprintf(STDERR_FILENO, "arena: %s\n", e->complaint);
 }
 
-static void debug_init(struct arena *a)
+static void environ_apply(struct arena *a, struct environment *e)
 {
-    const char *debug = getenv("ARENA_DEBUG"), *max = getenv("ARENA_STACK_MAX");
-    if (debug && strstr(debug, "stack"))
-        a->debug |= DEBUG_STACK;
-    if (debug && strstr(debug, "escape"))
-        a->debug |= DEBUG_ESCAPE;
+    environ_read(e);
+    a->debug = e->debug;
     a->watched = (a->debug & DEBUG_ESCAPE) != 0;
-    profile_init(a);
-    if (!max || arena_stack_set_max(a, parse_size(max)) < 0)
-        a->stack_max = STACK_MAX_FIRST;
+    a->stack_max = e->stack_max ? e->stack_max : STACK_MAX_FIRST;
+    profile_init(a, e);
+    say_complaint(e);
 }
 
 /* ---- open and close ------------------------------------------------------------------------------------------------------------------- */
@@ -299,6 +300,7 @@ static char *socket_absolute(const char *path)
 PUBLIC int arena_open(arena_t **out, const char *socket, const struct arena_options *options)
 {
     struct arena_options o = ARENA_OPTIONS_INIT;
+    struct environment environment = {.complaint = ""};
     char buf[256];
     if (!out || (options && (options->size < sizeof o || (options->flags & ~(unsigned)ARENA_READ_ONLY) || options->timeout_ms < -1)))
         return -EINVAL;
@@ -311,8 +313,8 @@ PUBLIC int arena_open(arena_t **out, const char *socket, const struct arena_opti
     a->conn.fd = a->mcache_fd = -1;
     a->read_only = (o.flags & ARENA_READ_ONLY) != 0;
     a->timeout_ms = o.timeout_ms;
-    a->socket = socket_absolute(socket_path(socket, buf, sizeof buf));
-    debug_init(a);
+    a->socket = socket_absolute(environ_socket(&environment, socket, buf, sizeof buf));
+    environ_apply(a, &environment);
     threads_start();
     pthread_mutex_lock(&registry_lock);
     a->generation = fork_generation;

@@ -336,26 +336,19 @@ static void exit_init(void)
     atexit(at_exit);
 }
 
-void profile_init(struct arena *a)
+void profile_init(struct arena *a, const struct environment *e)
 {
-    const char *text = getenv("ARENA_PROFILE");
-    char *rest;
-    if (!text || !*text || a->read_only)
+    if (!e->profile_rate || a->read_only)
         return;
-    uint64_t rate = strtoull(text, &rest, 10);
-    if (strcmp(text, "on") == 0)
-        rate = PROFILE_RATE;
-    else if (*rest == 'K' && !rest[1])
-        rate <<= 10;
-    else if (*rest)
-        rate = 0;
-    struct profile *p = rate && rate <= UINT32_MAX ? calloc(1, sizeof *p) : NULL;
-    if (!p)
+    struct profile *p = calloc(1, sizeof *p);
+    if (!p || !(p->dir = strdup(e->profile_dir))) {
+        free(p);
         return;
+    }
     p->arena = a;
-    p->rate = rate;
-    p->windows = rate >= PROFILE_OPEN;
-    p->every = p->windows ? rate / PROFILE_WINDOWS : rate;
+    p->rate = e->profile_rate;
+    p->windows = p->rate >= PROFILE_OPEN;
+    p->every = p->windows ? p->rate / PROFILE_WINDOWS : p->rate;
     a->profile = p;
 }
 
@@ -419,6 +412,7 @@ void profile_fini(struct arena *a)
             drop(p, &p->buckets[i]);
     for (struct tally *t; (t = p->tallies) != NULL; free(t))
         p->tallies = t->next;
+    free(p->dir);
     free(p);
     a->profile = NULL;
 }

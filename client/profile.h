@@ -18,6 +18,7 @@
 #define CLIENT_PROFILE_H
 
 #include "client/client.h"
+#include "client/environ.h"
 #include "client/site.h"
 
 enum {
@@ -81,6 +82,7 @@ struct sample {
 
 struct profile {
     struct arena *arena;
+    char *dir; /* where its file goes */
     uint64_t rate, every;
     bool windows; /* false: always open */
     uint16_t tag; /* of sampled objects; 0: none could be had */
@@ -96,8 +98,8 @@ struct profile {
     struct profile *next; /* of all. sync: registry_lock */
 };
 
-/* Reads $ARENA_PROFILE; 0 or an error that nobody needs to hear of: then there is no profile. */
-void profile_init(struct arena *a);
+/* What $ARENA_PROFILE asks for; without memory for it there is no profile. */
+void profile_init(struct arena *a, const struct environment *e);
 void profile_start(struct arena *a); /* attached, or attached anew in a forked child */
 void profile_fini(
     struct arena *a); /* writes the file and ends the thread; nobody else is inside a call */
@@ -110,7 +112,7 @@ void profile_published(struct arena *a, const void *p);
 void profile_look(struct profile *p);
 uint64_t profile_now_ns(void);
 
-/* profile_file.c. path NULL: where $ARENA_PROFILE_DIR says. */
+/* profile_file.c. path NULL: in p->dir. */
 int profile_write(struct profile *p, const char *path);
 
 #endif

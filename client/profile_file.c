@@ -93,10 +93,7 @@ static int write_file(struct profile *p, const char *path)
 {
     char name[4096], unfinished[4200];
     if (!path) {
-        const char *dir = getenv("ARENA_PROFILE_DIR");
-        if (!dir || !*dir)
-            dir = getenv("XDG_RUNTIME_DIR");
-        snprintf(name, sizeof name, "%s/arena-%d.prof", dir && *dir ? dir : "/tmp", (int)getpid());
+        snprintf(name, sizeof name, "%s/arena-%d.prof", p->dir, (int)getpid());
         path = name;
     }
     snprintf(unfinished, sizeof unfinished, "%s.%d", path, (int)getpid());

@@ -339,7 +339,7 @@ int main(int argc, char **argv)
         return rc < 0 ? 2 : 0;
     log_set_level(log_level_parse(config.log_level));
     take_handed(&handed);
-    bool managed = getenv("NOTIFY_SOCKET") != NULL;
+    bool managed = secure_getenv("NOTIFY_SOCKET") != NULL;
     int listen_fd = handed.listen_fd >= 0 ? handed.listen_fd : listen_here(&config);
     if (listen_fd < 0)
         return 1;

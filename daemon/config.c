@@ -312,10 +312,10 @@ static int refuse(const char *what, const char *value, const char *why)
 
 static int default_socket(struct config *config)
 {
-    const char *dir = getenv("XDG_RUNTIME_DIR");
+    const char *dir = secure_getenv("XDG_RUNTIME_DIR");
     if (config->socket[0])
         return 0;
-    if (!(dir && *dir) && geteuid() != 0 && !getenv("LISTEN_FDS")) { /* a handed socket has its path */
+    if (!(dir && *dir) && geteuid() != 0 && !secure_getenv("LISTEN_FDS")) { /* a handed socket has its path */
         fprintf(stderr, "arenad: XDG_RUNTIME_DIR is not set: say where to listen with --socket PATH\n");
         return -EINVAL;
     }

@@ -26,6 +26,7 @@
 #include <unistd.h>
 
 #include "client/ctl/ctl.h"
+#include "client/environ.h"
 #include "shm/layout.h"
 
 enum { NOT_FOUND = 127, NOT_EXECUTABLE = 126 };
@@ -63,7 +64,7 @@ static bool is_program(const char *path)
 static int find_daemon(char *ret, size_t capacity)
 {
     static const char *const beside[] = {"%s/arenad", "%s/../sbin/arenad"};
-    const char *path = getenv("PATH");
+    const char *path = environ_get("PATH");
     char self[PATH_MAX], list[8192], *save = NULL;
     ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
     if (n > 0) {
@@ -87,7 +88,7 @@ static int find_daemon(char *ret, size_t capacity)
 
 static int make_socket(struct private_heap *heap)
 {
-    const char *places[] = {getenv("XDG_RUNTIME_DIR"), getenv("TMPDIR"), "/tmp"};
+    const char *places[] = {environ_get("XDG_RUNTIME_DIR"), environ_get("TMPDIR"), "/tmp"};
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     bool made = false;
     for (int i = 0; i < 3 && !made; i++)

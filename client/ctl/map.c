@@ -7,6 +7,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include "client/environ.h"
 #include "shm/layout.h"
 
 #define MAP_NAME(name, glyph, ascii, colour, fill, text) #name,
@@ -226,11 +227,11 @@ static int show_blocks(const struct map *map, bool ascii)
     struct winsize size = {.ws_row = 24, .ws_col = 80};
     struct drawing d = {.ascii = ascii || strcmp(nl_langinfo(CODESET), "UTF-8") != 0,
                         .last = MAP_KIND_COUNT};
-    const char *no_colour = getenv("NO_COLOR"), *term = getenv("TERM");
+    const char *term = environ_get("TERM");
     bool terminal = isatty(1);
     if (terminal)
         ioctl(1, TIOCGWINSZ, &size);
-    d.colour = terminal && !(no_colour && *no_colour) && term && strcmp(term, "dumb") != 0;
+    d.colour = terminal && !environ_get("NO_COLOR") && term && strcmp(term, "dumb") != 0;
     uint64_t width = size.ws_col > 28 ? (size.ws_col - 12) / 8 * 8 : 16,
              height = size.ws_row > 18 ? size.ws_row - 14 : 4;
     if (!terminal)

@@ -10,6 +10,7 @@
 
 #include "client/client.h"
 #include "client/ctl/ctl.h"
+#include "client/environ.h"
 #include "proto/packet.h"
 
 static uint8_t packet[MSG_MAX];
@@ -147,7 +148,13 @@ static const char *advice(int error)
 
 const char *ctl_socket(const struct ctl *ctl, char *buf, size_t capacity)
 {
-    return socket_path(ctl->socket, buf, capacity);
+    static bool said;
+    struct environment e = {.complaint = ""};
+    const char *path = environ_socket(&e, ctl->socket, buf, capacity);
+    if (*e.complaint && !said)
+        fprintf(stderr, "arenactl: %s\n", e.complaint);
+    said = said || *e.complaint;
+    return path;
 }
 
 static int say_hello(struct ctl *ctl)

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "client/ctl/ctl.h"
+#include "client/environ.h"
 #include "shm/layout.h"
 
 enum { LINES_MAX = 512, LINE = 400, CLASS_LINES = 6, CLASS_LINES_PLAIN = 12 };
@@ -322,7 +323,7 @@ static int wait_reply(struct ctl *ctl)
 
 static bool screen_open(void)
 {
-    const char *term = getenv("TERM");
+    const char *term = environ_get("TERM");
     if (!isatty(0) || !isatty(1) || !term || strcmp(term, "dumb") == 0 ||
         !newterm(NULL, stdout, stdin))
         return false;

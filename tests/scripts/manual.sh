@@ -134,7 +134,7 @@ done >"$work/constants"
 [ ! -s "$work/constants" ] || fault "$man" "$(cat "$work/constants")"
 
 # what the library reads of the environment
-sed -n 's/.*getenv("\(ARENA_[A-Z_]*\)").*/\1/p' client/*.c client/ctl/*.c | sort -u |
+grep -oE '"(ARENA|XDG|NO|TERM|TMPDIR|PATH)[A-Z_]*"' client/environ.c | tr -d '"' | sort -u |
     while read -r name; do
         grep -qE "\*$name\*" "$man"/*.scd || echo "$man/*.scd: no page has *$name*"
     done >"$work/environment"
