@@ -71,11 +71,23 @@ enum {
 #endif
 #define ARENA_INLINE_UNLIKELY(x) __builtin_expect(!!(x), 0)
 
+/* What another thread may set at any time, loaded at each use and not once for a whole loop. An atomic load would say the
+ * same, and be an instruction of its own: compilers do not make it an operand of the comparison. */
+static inline uint32_t arena_inline_now(uint32_t *at)
+{
+#ifdef __SANITIZE_THREAD__
+    return ARENA_INLINE_LOAD(at);
+#else
+    __asm__ volatile("" : "+m"(*at));
+    return *at;
+#endif
+}
+
 /* Pops the top entry of a magazine, its word turned to `to`. 0: something is out of the ordinary. */
 static inline int arena_inline_pop(struct arena_inline_mcache *mc, struct arena_magazine *m, uint16_t to, void **ret)
 {
     struct arena_slot *top = m->top, s = top[-1];
-    if (ARENA_INLINE_UNLIKELY(ARENA_INLINE_LOAD(s.word) != mc->expect))
+    if (ARENA_INLINE_UNLIKELY(ARENA_INLINE_LOAD(s.word) != arena_inline_now(&mc->expect)))
         return 0;
     ARENA_INLINE_STORE(s.word, to); /* CACHED(t) -> OWNED(t): mine, a plain store */
     m->top = top - 1;
@@ -115,7 +127,7 @@ static inline int arena_inline_push(const struct arena_inline_heap *h, struct ar
     struct arena_slot *top = m->top;
     if (ARENA_INLINE_UNLIKELY(top >= m->limit))
         return 0;
-    if (__builtin_expect(own == mc->own, 1))
+    if (__builtin_expect(own == arena_inline_now(&mc->own), 1))
         ARENA_INLINE_STORE(word, mc->cached); /* OWNED(t) -> CACHED(t): mine, a plain store */
     else {
         uint16_t shared = ARENA_INLINE_WORD_SHARED;

@@ -161,7 +161,7 @@ struct connection {
     int fd;              /* -1: none */
     uint32_t epoch;      /* of the daemon that it is to */
     uint32_t next_id;
-    bool stale;          /* the daemon serves another heap: for ever. sync: atomic, set with conn.lock */
+    bool stale;          /* the daemon serves another heap: for ever. sync: atomic [EX1], set with conn.lock */
     bool waited_out;     /* who holds the lock has waited for one that gave up */
     uint32_t gave_up;    /* calls that no daemon answered in time. sync: atomic, set with conn.lock */
     struct ahead ahead;
@@ -200,7 +200,7 @@ struct arena {
     uint8_t gc_mode;      /* as last declared. sync: atomic */
     int timeout_ms;
     unsigned debug;        /* DEBUG_*, of $ARENA_DEBUG. constant after arena_open */
-    bool watched;          /* allocations take the slow path, and are told to watch_alloc(). sync: atomic */
+    bool watched;          /* allocations take the slow path, and are told to watch_alloc(). sync: atomic [EX1] */
     struct profile *profile; /* of $ARENA_PROFILE; NULL: none. constant after arena_open */
     struct escape *escape; /* what ARENA_DEBUG=escape keeps. sync: registry_lock */
     uint64_t stack_max;    /* bytes. sync: atomic */
@@ -372,10 +372,29 @@ void tx_resume(struct mcache *mc, struct transaction *tx);
 int tx_take_tag(struct arena *a, uint16_t *ret);
 bool tx_is_mine(const struct arena *a, unsigned tag);
 
-/* What `expect` of an mcache is to be: whatever has more to do with each allocation has it take the slow path. */
+/* What `expect` of an mcache is to be: whatever has more to do with each allocation has it take the slow path. Its thread
+ * and one that switches the fast paths off may be here at once. The one stores `expect` and then looks at watched and stale,
+ * the other stores these and then `expect`, each with a full fence between: the last store to `expect` is NO_WORD. */
 static inline void mcache_expect(struct mcache *mc)
 {
-    mc->expect = mc->tx || load_relaxed(&mc->arena->watched) || heap_is_stale(mc->arena) ? NO_WORD : mc->cached;
+    const struct arena *a = mc->arena;
+    uint32_t expect = mc->tx || load_relaxed(&a->watched) || heap_is_stale(a) ? NO_WORD : mc->cached;
+    if (load_relaxed(&mc->expect) == expect)
+        return;
+    store_relaxed(&mc->expect, expect);
+    if (expect == NO_WORD)
+        return;
+    fence_seq_cst(); /* [EX1] */
+    if (load_relaxed(&a->watched) || heap_is_stale(a))
+        store_relaxed(&mc->expect, NO_WORD);
+}
+
+/* With conn.lock held: the heap is of the past, for ever, and no thread's fast path serves it. */
+static inline void heap_set_stale(struct arena *a)
+{
+    store_relaxed(&a->conn.stale, true);
+    fence_seq_cst(); /* [EX1] then `mcache_count`, `expect` and `own` */
+    mcaches_expire(a);
 }
 
 /* profile.c: called with what a slow path allocated, where `watched` is set */

@@ -252,8 +252,7 @@ static int reconnect(struct arena *a, struct patience *patience)
                 return 0;
             drop(c);
             if (rc == -ESTALE) {
-                store_relaxed(&c->stale, true);
-                mcaches_expire(a);
+                heap_set_stale(a);
                 return -ESTALE;
             }
             if (rc != -EPIPE && rc != -ETIMEDOUT && rc != -EMFILE && rc != -ENOMEM)
@@ -293,7 +292,7 @@ int conn_call(struct arena *a, uint32_t type, uint32_t expect)
 int conn_call_within(struct arena *a, uint32_t type, uint32_t expect, struct patience patience)
 {
     struct connection *c = &a->conn;
-    if (c->stale)
+    if (heap_is_stale(a))
         return -ESTALE;
     c->out.id = 0; /* not sent yet */
     for (bool again = false;; again = true) {
@@ -327,7 +326,7 @@ int conn_call_within(struct arena *a, uint32_t type, uint32_t expect, struct pat
 void conn_ask_ahead(struct arena *a)
 {
     struct connection *c = &a->conn;
-    if (c->fd < 0 || c->stale || c->ahead.id)
+    if (c->fd < 0 || heap_is_stale(a) || c->ahead.id)
         return;
     uint32_t id = next_id(c);
     int rc = send_out(a, MSG_LEASE, id);

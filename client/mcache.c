@@ -242,7 +242,7 @@ void *alloc_class(struct mcache *mc, unsigned span_class, unsigned flags, size_t
     void *object = take(mc, span_class, flags & ARENA_SHARED ? WORD_SHARED : mc->owned);
     if (unlikely(load_relaxed(&mc->arena->watched)) && object)
         watch_alloc(mc, object, size);
-    else if (unlikely(mc->expect == NO_WORD))
+    else if (unlikely(load_relaxed(&mc->expect) == NO_WORD))
         mcache_expect(mc); /* what was watched is watched no more */
     if (object && (flags & ARENA_ZERO))
         memset(object, 0, size);
@@ -294,7 +294,7 @@ PUBLIC size_t arena_alloc_batch(arena_t *a, size_t size, void **out, size_t coun
         struct mcache *mc = mcache_of(a); /* the first object may have made it */
         struct arena_magazine *m = &mc->magazines[span_class];
         struct arena_slot *top = m->top;
-        uint32_t expect = mc->expect;
+        uint32_t expect = load_relaxed(&mc->expect);
         uint16_t owned = mc->owned;
         while (got < count && load_relaxed(top[-1].word) == expect) {
             store_relaxed(top[-1].word, owned);

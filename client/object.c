@@ -193,7 +193,7 @@ PUBLIC int arena_publish(arena_t *a, void *p)
 {
     struct mcache *mc = mcache_of(a);
     uint16_t *word;
-    if (unlikely(!word_of_small(a, mc, p, &word) || load_relaxed(word) != mc->own))
+    if (unlikely(!word_of_small(a, mc, p, &word) || load_relaxed(word) != arena_inline_now(&mc->own)))
         return publish_slow(a, p);
     store_release(word, WORD_SHARED); /* [PB1] */
     return 0;

@@ -223,7 +223,7 @@ static struct arena *find_open(const uint8_t heap_id[16], bool read_only)
 {
     for (int i = 0; i < HEAPS_MAX; i++)
         if (heaps[i] && heaps[i]->read_only == read_only &&
-            memcmp(heaps[i]->heap.header->heap_id, heap_id, 16) == 0 && !heaps[i]->conn.stale)
+            memcmp(heaps[i]->heap.header->heap_id, heap_id, 16) == 0 && !heap_is_stale(heaps[i]))
             return heaps[i];
     return NULL;
 }
@@ -233,7 +233,7 @@ static void say_bye(struct arena *a)
 {
     conn_lock(a);
     a->conn.out.flags = 0;
-    if (!a->conn.stale)
+    if (!heap_is_stale(a))
         conn_call(a, MSG_BYE, MSG_OK);
     conn_unlock(a);
 }
@@ -408,7 +408,7 @@ int arena_reattach(struct arena *a)
         say_bye(a);
     if (rc == -ESTALE) { /* for ever: it is not asked again */
         a->generation = fork_generation;
-        store_relaxed(&a->conn.stale, true);
+        heap_set_stale(a);
     }
 out:
     pthread_mutex_unlock(&registry_lock);

@@ -292,8 +292,10 @@ static void set_open(struct profile *p, bool open)
     p->open = open;
     p->opened_ns = now;
     store_relaxed(&p->arena->watched, open || (p->arena->debug & DEBUG_ESCAPE));
-    if (open)
-        mcaches_watch(p->arena);
+    if (!open)
+        return;
+    fence_seq_cst(); /* [EX1] first `watched`, then every thread's `expect` */
+    mcaches_watch(p->arena);
 }
 
 static void *run_windows(void *argument)

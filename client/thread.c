@@ -190,8 +190,13 @@ struct mcache *mcache_get(struct arena *a)
         mc->trim_seen = load_relaxed(&a->trim_serial);
     } else
         mc = mcache_map(a);
-    if (mc)
+    if (mc) {
         tls_mcaches[a->index] = mc;
+        store_relaxed(&mc->expect, NO_WORD);
+        mcache_expect(mc); /* [EX1] once it is counted: who switches the fast paths off meanwhile may not have seen it */
+        if (heap_is_stale(a))
+            store_relaxed(&mc->own, NO_WORD);
+    }
     pthread_mutex_unlock(&registry_lock);
     return mc;
 }

@@ -30,7 +30,7 @@
 
 #define fence_acquire() __atomic_thread_fence(__ATOMIC_ACQUIRE)
 #define fence_release() __atomic_thread_fence(__ATOMIC_RELEASE)
-#define fence_seq_cst() __atomic_thread_fence(__ATOMIC_SEQ_CST) /* a store before it, a load after it: [GC1] only */
+#define fence_seq_cst() __atomic_thread_fence(__ATOMIC_SEQ_CST) /* stores before it, loads after it: [GC1] [HZ1] [EX1] */
 
 #define fetch_or_relaxed(p, v)  __atomic_fetch_or((p), (v), __ATOMIC_RELAXED)
 #define fetch_and_relaxed(p, v) __atomic_fetch_and((p), (v), __ATOMIC_RELAXED)

@@ -298,6 +298,12 @@ void ex_fence_release(void)
         ex_current->fences++;
 }
 
+void ex_fence_full(void)
+{
+    if (ex_current)
+        drain_current();
+}
+
 static bool is_unlocked(void *lock)
 {
     return *(int *)lock == 0;

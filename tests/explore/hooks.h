@@ -26,6 +26,7 @@ uint64_t ex_exchange(void *p, uint64_t value, unsigned size, bool add, const cha
 bool ex_cas(void *p, void *expected, uint64_t desired, unsigned size, const char *function,
             const char *address);
 void ex_fence_release(void);
+void ex_fence_full(void);
 void ex_lock(pthread_mutex_t *lock, const char *function);
 bool ex_trylock(pthread_mutex_t *lock, const char *function);
 void ex_unlock(pthread_mutex_t *lock, const char *function);
@@ -57,6 +58,7 @@ void ex_free(void *p);
 
 #define fence_acquire() ((void)0) /* loads are not reordered here */
 #define fence_release() ex_fence_release()
+#define fence_seq_cst() ex_fence_full()
 
 #ifndef EX_ENGINE
 #define pthread_mutex_init(lock, attributes) memset((lock), 0, sizeof *(lock))
