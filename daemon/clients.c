@@ -108,13 +108,12 @@ int client_attach(struct core *core, const struct tag *identity, struct client *
 
 struct client *client_replaced(const struct core *core, const struct tag *identity, const struct client *after)
 {
-    if (!identity->image || !identity->pid || !identity->start_time)
+    if (!identity->image)
         return NULL;
     for (unsigned tag = after ? after->tag + 1u : 1; tag < core->heap.header->tag_top; tag++) {
         struct client *client = core->clients[tag];
         const struct tag *t = &core->heap.tags[tag];
-        if (client && client->state != CLIENT_DYING && client->pid == identity->pid && t->image &&
-            t->image != identity->image && t->start_time == identity->start_time)
+        if (client && client->state != CLIENT_DYING && t->image && t->image != identity->image && tag_same_process(t, identity))
             return client;
     }
     return NULL;

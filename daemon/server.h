@@ -53,6 +53,10 @@ struct server {
     bool mending;      /* the heap's pages are being backed again */
     bool trim_wanted;  /* all free memory is to be returned, a few pieces at a time */
     uint32_t pending_count;
+    bool pids_are_ours;       /* the pids in the tag table were read in this pid namespace */
+    uint64_t look_at_tick;    /* when clients whose process cannot be told are looked at again; 0: there are none */
+    uint64_t look_every;      /* ticks, doubled each time */
+    uint32_t look_tag, look_untold; /* such a look has come to this tag, and found so many */
     char untrusted[256]; /* what is wrong with the heap, after a start that failed with -EUCLEAN */
 };
 

@@ -14,7 +14,8 @@ void tag_write(struct heap *h, unsigned tag, const struct tag *value)
     store_relaxed(&t->done, value->done);
     t->image = value->image;
     t->start_time = value->start_time;
-    t->since_ns = value->since_ns;
+    t->since_s = value->since_s;
+    t->inode = value->inode;
     memcpy(t->command, value->command, sizeof t->command);
     tag_set_state(h, tag, (enum tag_state)value->state);
 }

@@ -24,6 +24,14 @@ static inline void tag_set_state(struct heap *h, unsigned tag, enum tag_state st
     store_release(&h->tags[tag].state, (uint32_t)state); /* [TG1] */
 }
 
+/* Do two entries name one process? The inodes tell where both are known, else pid and start time. */
+static inline int tag_same_process(const struct tag *a, const struct tag *b)
+{
+    if (a->inode && b->inode)
+        return a->inode == b->inode;
+    return a->pid && a->pid == b->pid && a->start_time && a->start_time == b->start_time;
+}
+
 /* NULL, or what is wrong with the entry (invariant 3's other half). O(1). */
 const char *tag_check(const struct heap *h, unsigned tag);
 

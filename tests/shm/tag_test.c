@@ -18,8 +18,9 @@ static void an_entry_reads_back_as_it_was_written(void **state)
                       .uid = UINT32_MAX,
                       .done = 7,
                       .image = 3,
-                      .start_time = UINT64_MAX - 1,
-                      .since_ns = 99,
+                      .start_time = UINT32_MAX - 1,
+                      .since_s = 99,
+                      .inode = UINT64_MAX - 1,
                       .command = "fifteen letters"};
     (void)state;
     fixture_init(&f, HEAP_MIN, 64);
