@@ -106,7 +106,7 @@ static int table_add(struct arena *a, struct pins *s)
     if (!table)
         return -errno;
     if (s->last)
-        store_release(&s->last->next, arena_ref(a, table));
+        store_release(&s->last->next, arena_ref(a, table)); /* [PN1] */
     else {
         conn_lock(a);
         a->conn.out.mode = CLIENT_MODE_PINS;
@@ -252,7 +252,7 @@ static int pin_locked(struct arena *a, struct pins *s, uint64_t ref)
     pin->ref = ref;
     pin->count = 1;
     HASH_ADD(hh, s->by_ref, ref, sizeof pin->ref, pin);
-    store_release(pin->slot, ref);
+    store_relaxed(pin->slot, ref);
     return 0;
 }
 

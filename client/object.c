@@ -65,7 +65,7 @@ static void report_word(struct arena *a, const void *p, uint16_t word)
         bad_free(a, p, EALREADY, "double free: it is free already");
     else
         bad_free(a, p, EPERM, "owned by another process (client %u, pid %u) that has not published it", tag,
-                 a->heap.tags[tag].pid);
+                 load_relaxed(&a->heap.tags[tag].pid));
 }
 
 /* OWNED by this process: by its tag or one of its open transactions'. */

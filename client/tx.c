@@ -39,7 +39,7 @@ void tx_log(struct mcache *mc, void *object, uint16_t *word)
 
 bool tx_is_mine(const struct arena *a, unsigned tag)
 {
-    return a->heap.tags[tag].owner == a->tag && tag_state(&a->heap, tag) == TAG_TX;
+    return tag_is_of(&a->heap, tag, TAG_TX, a->tag);
 }
 
 /* A tag in state TAG_TX that bears no word. */
@@ -187,7 +187,7 @@ PUBLIC int arena_tx_commit(arena_t *a, const char *root, arena_ref_t expected, a
     uint32_t told = a->tx_resolved_count;
     memcpy(out->list, a->tx_resolved, told * sizeof *out->list);
     out->list_count = told;
-    fence_release(); /* what the objects hold is written before they are published */
+    fence_release(); /* [TG1] what the objects hold is written before they are published */
     rc = conn_call(a, MSG_TX_COMMIT, MSG_OK);
     if (rc != -ENOTCONN && rc != -ESTALE) { /* it was read: those tags may run again */
         for (uint32_t i = 0; i < told && a->tx_ready_count < TX_TAGS_MAX; i++)

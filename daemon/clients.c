@@ -52,7 +52,7 @@ static unsigned tag_take(struct core *core)
     for (unsigned n = 0; n < end; n++) {
         core->tag_cursor = core->tag_cursor + 1 < end ? core->tag_cursor + 1 : 1;
         if (core->tag_cursor >= header->tag_top) {
-            store_release(&header->tag_top, core->tag_cursor + 1);
+            store_release(&header->tag_top, core->tag_cursor + 1); /* [TT1] */
             return core->tag_cursor;
         }
         if (tag_state(&core->heap, core->tag_cursor) == TAG_FREE)
@@ -226,7 +226,7 @@ static bool may_refer(const struct core *core, uint64_t ref, unsigned tx)
     struct object object;
     if (ref == 0 || !object_find(&core->heap, ref, &object) || object.remainder)
         return false;
-    uint16_t word = load_acquire(object.word); /* the publisher's writes */
+    uint16_t word = load_acquire(object.word); /* [PB1] */
     return word == WORD_SHARED || (word_is_owned(word) && (word_tag(word) == tx || tag_is_committed(&core->heap, word_tag(word))));
 }
 

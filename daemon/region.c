@@ -317,7 +317,7 @@ int regions_mend(struct regions *r, const struct heap *h)
 int regions_back_again(const struct regions *r, const struct heap *h)
 {
     enum { PIECE = 1024 };
-    uint64_t top = load_acquire(&h->header->top), page = 1;
+    uint64_t top = load_acquire(&h->header->top), page = 1; /* [TP1] */
     while (page < top) {
         uint64_t from = page;
         while (page < top && page - from < PIECE && load_relaxed(&h->pages[page]) != PAGE_COLD)

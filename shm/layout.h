@@ -118,8 +118,8 @@ enum tag_state {
 };
 
 struct tag {
-    uint32_t state;      /* enum tag_state. sync: daemon, store_release [TG1] after the other fields */
-    uint16_t owner;      /* of a transaction: its client's tag */
+    uint32_t state;      /* enum tag_state. sync: daemon, store_release [TG1] after the other fields, a fence before [TG2] */
+    uint16_t owner;      /* of a transaction: its client's tag. sync: daemon, atomic: see tag_is_of() */
     uint8_t read_only;
     uint8_t gc_mode;     /* enum gc_mode: what the client has declared. sync: daemon, atomic */
     uint32_t pid;        /* in header->pid_namespace; 0: not seen from there */
@@ -186,10 +186,11 @@ static inline uint32_t page_entry_index(uint64_t entry)
 /* The record of a span stands at its first page. */
 struct span {
     uint16_t lessee;     /* tag of the client that alone may take its FREE objects; 0: none. sync: daemon [LS1] */
-    uint16_t returned;   /* bit i: page i has no memory behind it; only of a span that nobody leases */
+    uint16_t returned;   /* bit i: page i has no memory behind it; only of a span that nobody leases.
+                            sync: daemon [RP1] */
     uint8_t span_class;  /* 0: no span begins here. sync: daemon, store_release [SP1], last of all */
     uint8_t spare[3];
-    uint32_t page_count;
+    uint32_t page_count; /* sync: daemon, of a large span that grows in place [PC1] */
     uint32_t unit;       /* first unit of its state words */
     uint32_t uid;        /* whose quota it is charged to */
     uint16_t charged;    /* the client whose quota it is charged to; 0: it is gone */
