@@ -152,7 +152,7 @@ EXPLORE_OBJ := $(patsubst %.c,$(B)/explore/%.o,$(EXPLORE_SRC))
 $(B)/explore/tests/explore/explore.o $(B)/explore/tests/explore/search.o: EXPLORE_FLAGS := -DEX_ENGINE -O2
 $(B)/explore/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) -DARENA_EXPLORE -DTAG_COUNT=32 -O1 $(EXPLORE_FLAGS) -include tests/explore/hooks.h -std=gnu11 $(WARN) \
+	$(CC) $(CPPFLAGS) -DARENA_EXPLORE -DTAG_COUNT=32 -DHAZARD_COUNT=2 -O1 $(EXPLORE_FLAGS) -include tests/explore/hooks.h -std=gnu11 $(WARN) \
 	    -fno-strict-aliasing -ffunction-sections -fno-pie -g -MMD -MP -c -o $@ $<
 $(B)/tests/explore/%_test: $(B)/explore/tests/explore/%_test.o $(EXPLORE_OBJ)
 	@mkdir -p $(@D)

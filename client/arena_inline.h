@@ -45,10 +45,10 @@ struct arena_inline_mcache {
     struct arena_magazine magazines[256]; /* by span class: twice the size class, and 1 if noscan */
 };
 
-/* How an arena_t begins. Constant while it is open */
+/* How an arena_t begins. Constant while it is open, but for fast_bytes */
 struct arena_inline_heap {
     unsigned char *base;
-    uint64_t heap_bytes;
+    uint64_t fast_bytes;    /* a free of what is below it is fast: all of the heap, or nothing while the process pins. sync: atomic */
     const uint64_t *pages;  /* of the map region: an entry a page */
     uint16_t *words;        /* of the state region: a state word an object */
     const uint8_t *classes; /* by (size + 15) / 16: the size class */
@@ -102,7 +102,7 @@ static inline int arena_inline_pop(struct arena_inline_mcache *mc, struct arena_
 static inline int arena_inline_word(const struct arena_inline_heap *h, struct arena_inline_mcache *mc, uint64_t at,
                                     uint16_t **ret_word, struct arena_magazine **ret_m)
 {
-    if (ARENA_INLINE_UNLIKELY(at >= h->heap_bytes))
+    if (ARENA_INLINE_UNLIKELY(at >= ARENA_INLINE_LOAD(&h->fast_bytes)))
         return 0;
     uint64_t entry = ARENA_INLINE_LOAD(&h->pages[at / ARENA_INLINE_PAGE]);
     struct arena_magazine *m =

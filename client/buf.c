@@ -14,7 +14,7 @@ PUBLIC int arena_buf_init(arena_buf_t *b, arena_t *a, size_t capacity)
 
 PUBLIC void arena_buf_fini(arena_buf_t *b)
 {
-    arena_free(b->arena, b->data);
+    free_slow(b->arena, b->data, "arena_buf_fini");
     *b = (arena_buf_t){.arena = b->arena};
 }
 
@@ -33,7 +33,7 @@ PUBLIC int arena_buf_reserve(arena_buf_t *b, size_t more)
     if (__builtin_add_overflow(b->length, more, &need) || need == SIZE_MAX)
         return failed(b, -ENOMEM);
     char *data = object_grow(b->arena, b->data, b->data ? b->length + 1 : 0, need + 1, ARENA_NOSCAN,
-                             &capacity);
+                             &capacity, "arena_buf_reserve");
     if (!data)
         return failed(b, -errno);
     b->data = data;
@@ -129,7 +129,9 @@ PUBLIC char *arena_buf_detach(arena_buf_t *b, size_t *ret_length)
         errno = -rc;
         return NULL;
     }
-    char *data = object_fit(b->arena, b->data, b->length + 1);
+    char *data = object_fit(b->arena, b->data, b->length + 1, "arena_buf_detach");
+    if (!data)
+        return NULL;
     if (ret_length)
         *ret_length = b->length;
     *b = (arena_buf_t){.arena = b->arena};

@@ -173,9 +173,10 @@ struct connection {
 /* ---- a heap ----------------------------------------------------------------------------------------------------------- */
 
 struct arena {
-    /* hot, constant after arena_open; in arena_inline.h too */
+    /* hot, constant after arena_open but for fast_bytes; in arena_inline.h too */
     uint8_t *base;
-    uint64_t heap_bytes;
+    uint64_t fast_bytes; /* the fast paths of a free serve what is below it: heap_bytes, or 0 while something is pinned. sync:
+                            atomic */
     const uint64_t *pages;
     uint16_t *words;
     const uint8_t *classes; /* size_class_table */
@@ -183,6 +184,7 @@ struct arena {
     uint32_t index;  /* in tls_mcaches */
     uint16_t tag;
     bool read_only, same_address;
+    uint64_t heap_bytes;
     struct heap heap;
     uint64_t map_bytes, state_bytes;
     /* sync: registry lock */
@@ -197,6 +199,9 @@ struct arena {
     uint32_t trim_serial;  /* sync: atomic; a thread that finds it changed gives its magazines back */
     uint64_t trim_notice;  /* sync: atomic; serial of a NOTICE_TRIM that waits for an answer; 0: none */
     struct pins *pins;    /* a lock of its own, before all others */
+    uint32_t fast_flags;  /* the highest of arena_alloc_flags that its fast path serves. sync: atomic */
+    uint16_t limbo;       /* tag of what is freed after a collection; 0: none yet. sync: atomic */
+    bool late;            /* something waits for the end of a collection, or of its snapshot. sync: atomic */
     uint8_t gc_mode;      /* as last declared. sync: atomic */
     int timeout_ms;
     unsigned debug;        /* DEBUG_*, of $ARENA_DEBUG. constant after arena_open */
@@ -214,6 +219,11 @@ struct arena {
     struct central central[256];
     uint32_t tx_ready[TX_TAGS_MAX]; /* tags of transactions that may be begun. sync: conn.lock */
     uint32_t tx_ready_count;
+    uint32_t tx_clean;             /* so many of them, the first, are named by no hazard */
+    pthread_mutex_t tx_lock;       /* taken last: nothing is called with it */
+    struct transaction *tx_open;   /* this process's. sync: tx_lock */
+    struct transaction *tx_late;   /* committed ones whose words are not turned yet. sync: tx_lock */
+    uint64_t tx_freed_by_others;   /* objects of transactions, not by their threads. sync: atomic */
     uint32_t tx_resolved[TX_TAGS_MAX]; /* that bear no word any more, to be told with the next commit. sync: conn.lock */
     uint32_t tx_resolved_count;
 };
@@ -243,7 +253,7 @@ static inline struct mcache *mcache_of(const struct arena *a)
 }
 
 SAME_PLACE(arena, arena_inline_heap, base);
-SAME_PLACE(arena, arena_inline_heap, heap_bytes);
+SAME_PLACE(arena, arena_inline_heap, fast_bytes);
 SAME_PLACE(arena, arena_inline_heap, pages);
 SAME_PLACE(arena, arena_inline_heap, words);
 SAME_PLACE(arena, arena_inline_heap, classes);
@@ -363,8 +373,16 @@ int64_t now_ms(void); /* monotonic */
 void conn_init(struct connection *c, int fd);
 void reason_set(const char *text); /* what arena_reason() says to this thread */
 
-/* tx.c */
+/* tx.c. A transaction is open on the thread: tx_room() before an object is taken, false: no private memory; tx_log() after. */
+void tx_init(struct arena *a);
+bool tx_room(struct mcache *mc);
 void tx_log(struct mcache *mc, void *object, uint16_t *word);
+void tx_freed(struct arena *a, const struct mcache *mc, unsigned tag); /* an object of an open one is it no more */
+int tx_adopt(struct mcache *mc, void *object); /* an object of the process's becomes the open one's; or there is none */
+/* An object of the process's, so far, becomes that of the open transaction `tag` of any thread: 0, -ENOMEM, -EBUSY it is
+ * being committed. */
+int tx_move(struct arena *a, unsigned tag, void *object, uint16_t *word);
+bool tx_turn_late(struct arena *a); /* true: some still wait for the end of a snapshot */
 void tx_thread_exit(struct mcache *mc);
 /* What is allocated between the two is the process's own, whatever transaction is open. */
 struct transaction *tx_suspend(struct mcache *mc);
@@ -400,18 +418,59 @@ static inline void heap_set_stale(struct arena *a)
 /* profile.c: called with what a slow path allocated, where `watched` is set */
 void watch_alloc(struct mcache *mc, void *object, size_t size);
 
-/* object.c */
+/* object.c. `call`: the function that was called, for messages. */
 void report_error(struct arena *a, const void *p, int error, const char *text);
-void bad_free(struct arena *a, const void *p, int error, const char *format, ...) __attribute__((format(printf, 4, 5)));
-int free_slow(struct arena *a, void *p);
+int free_slow(struct arena *a, void *p, const char *call);
+void free_of_tx(struct arena *a, struct mcache *mc, unsigned tag, void *p, uint16_t *word); /* OWNED(tag), not committed */
+/* To the limbo: OWNED by it, from any standing that may be freed. False: a bad free, reported. */
+bool limbo_word(struct arena *a, void *p, uint16_t limbo, const char *call);
+void limbo_free(struct arena *a, void *p); /* and out of it */
+/* Moves an object to one of `size` bytes, of the same standing and kind, of which the first `used` count: NULL and errno. */
+void *object_move(struct arena *a, void *p, size_t used, size_t size, const char *call);
+/* What arena_reason() says is the library's own refusal: returns `error`. */
+int refused(int error, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void refused_root(struct arena *a, const char *name, uint64_t ref, unsigned tx);
 
 /* gc.c */
 int pins_init(struct arena *a); /* also in a forked child: it has none of its parent's */
 void pins_fini(struct arena *a);
-bool gc_free_later(struct arena *a, void *object);
+
+/* An object was copied, and may be freed. While a collection runs that may still have to read it, it goes to the limbo: for
+ * that limbo_prepare() makes room before the copy, and limbo_or_free() comes after it. */
+struct limbo_entry;
+int limbo_prepare(struct arena *a, struct limbo_entry **ret); /* 0 or a negative errno */
+void limbo_or_free(struct arena *a, void *object, struct limbo_entry *entry, const char *call);
+void late_settle(struct arena *a); /* what waits for the end of a collection that is over */
+
+static inline void late_look(struct arena *a)
+{
+    if (unlikely(load_relaxed(&a->late)))
+        late_settle(a);
+}
+
+/* Pins of this process's on the object that begins at `ref` go with it; one that is to take its place gets as many, once at
+ * least if `born`. -ENOMEM and the like: nothing has changed. */
+void pins_freed_slow(struct arena *a, uint64_t ref);
+static inline void pins_freed(struct arena *a, uint64_t ref)
+{
+    if (unlikely(!load_relaxed(&a->fast_bytes)))
+        pins_freed_slow(a, ref);
+}
+void pins_moved(const struct arena *a, uint64_t ref); /* to the copy of what was freed: there is none to be unpinned any more */
+int pins_copy(struct arena *a, uint64_t from, uint64_t to, uint64_t size, bool born);
+bool pins_is_pinned(struct arena *a, uint64_t ref);
+void *pinned_alloc(struct arena *a, struct mcache *mc, size_t size, unsigned flags); /* ARENA_SHARED, born pinned */
+bool pins_are_declared(const struct arena *a); /* what comes to be SHARED is born pinned */
+
+/* [TN1] committed words are not turned then; they are after it. */
+static inline bool snapshot_is_taken(const struct arena *a)
+{
+    uint32_t serial = load_acquire(&a->heap.header->collecting);
+    return unlikely(serial != 0) && load_acquire(&a->heap.header->snapped) != serial;
+}
 
 /* grow.c: objects that grow, for buffers and vectors */
-void *object_grow(struct arena *a, void *p, size_t used, size_t need, unsigned flags, size_t *ret_capacity);
-void *object_fit(struct arena *a, void *p, size_t used);
+void *object_grow(struct arena *a, void *p, size_t used, size_t need, unsigned flags, size_t *ret_capacity, const char *call);
+void *object_fit(struct arena *a, void *p, size_t used, const char *call);
 
 #endif

@@ -23,11 +23,21 @@ static bool grow_in_place(struct arena *a, void *p, size_t capacity, size_t need
     return true;
 }
 
-/* p (NULL: none yet), whose first `used` bytes count, gets room for `need` bytes, and more ahead of
- * demand. What it is now, or NULL and errno: then p is as it was. die: both objects are OWNED, and
- * freed by the pass. */
-void *object_grow(struct arena *a, void *p, size_t used, size_t need, unsigned flags,
-                  size_t *ret_capacity)
+/* An object of the process's own, whatever transaction is open: what a buffer or a vector holds is its owner's scratch. */
+static void *alloc_own(struct arena *a, size_t size, unsigned flags)
+{
+    struct mcache *mc = mcache_get(a);
+    if (!mc)
+        return NULL;
+    struct transaction *tx = tx_suspend(mc);
+    void *p = arena_alloc_flags(a, size, flags);
+    tx_resume(mc, tx);
+    return p;
+}
+
+/* p (NULL: none yet), whose first `used` bytes count, gets room for `need` bytes, and more ahead of demand. What it is now, or
+ * NULL and errno: then p is as it was. die: both objects are OWNED, and freed by the pass. */
+void *object_grow(struct arena *a, void *p, size_t used, size_t need, unsigned flags, size_t *ret_capacity, const char *call)
 {
     size_t capacity = p ? arena_usable_size(a, p) : 0, want = need;
     if (p && need <= capacity) {
@@ -43,24 +53,25 @@ void *object_grow(struct arena *a, void *p, size_t used, size_t need, unsigned f
         want = capacity * 2 > COPY_LEAST ? capacity * 2 : COPY_LEAST;
         want = want > need ? want : need;
     }
-    void *bigger = arena_alloc_flags(a, want, flags);
+    void *bigger = p ? object_move(a, p, used, want, call) : alloc_own(a, want, flags);
     if (!bigger && want > need)
-        bigger = arena_alloc_flags(a, need, flags);
-    if (!bigger)
-        return NULL;
-    if (p) {
-        memcpy(bigger, p, used);
-        if (flags & ARENA_NOSCAN || !gc_free_later(a, p))
-            arena_free(a, p);
-    }
-    *ret_capacity = arena_usable_size(a, bigger);
+        bigger = p ? object_move(a, p, used, need, call) : alloc_own(a, need, flags);
+    if (bigger)
+        *ret_capacity = arena_usable_size(a, bigger);
     return bigger;
 }
 
-/* Gives back what is behind the first `used` bytes, if it is worth it. Never fails: at worst p as
- * it is. */
-void *object_fit(struct arena *a, void *p, size_t used)
+/* Gives back what is behind the first `used` bytes, if it is worth it, and hands the object to the transaction that is open on
+ * the thread, as if it were allocated now. NULL and errno: it cannot be noted there, and p is as it was. */
+void *object_fit(struct arena *a, void *p, size_t used, const char *call)
 {
+    struct mcache *mc = mcache_get(a);
+    if (!mc)
+        return NULL;
+    if (mc->tx && !tx_room(mc)) {
+        errno = refused(ENOMEM, "no private memory to note an object of a transaction");
+        return NULL;
+    }
     size_t capacity = arena_usable_size(a, p);
     uint64_t first = (uint64_t)((uint8_t *)p - a->base) >> PAGE_SHIFT;
     unsigned span_class = page_entry_class(load_relaxed(&a->pages[first]));
@@ -68,17 +79,13 @@ void *object_fit(struct arena *a, void *p, size_t used)
         uint64_t pages = (used + PAGE_SIZE - 1) >> PAGE_SHIFT;
         if (pages < capacity >> PAGE_SHIFT)
             large_extend(a, first, (uint32_t)pages);
-        return p;
+    } else {
+        unsigned noscan = CLASS_IS_NOSCAN(span_class), size_class = size_class_of((uint32_t)(used ? used : 1), noscan);
+        void *smaller = NULL;
+        if (CLASS_IS_LARGE(span_class) || class_table[SPAN_CLASS(size_class, noscan)].size < capacity)
+            smaller = object_move(a, p, used, used, call);
+        p = smaller ? smaller : p; /* at worst as it is */
     }
-    unsigned noscan = CLASS_IS_NOSCAN(span_class);
-    unsigned size_class = size_class_of((uint32_t)(used ? used : 1), noscan);
-    if (!CLASS_IS_LARGE(span_class) && class_table[SPAN_CLASS(size_class, noscan)].size >= capacity)
-        return p;
-    void *smaller = arena_alloc_flags(a, used, noscan ? ARENA_NOSCAN : 0);
-    if (!smaller)
-        return p;
-    memcpy(smaller, p, used);
-    if (noscan || !gc_free_later(a, p))
-        arena_free(a, p);
-    return smaller;
+    tx_adopt(mc, p);
+    return p;
 }

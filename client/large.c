@@ -174,6 +174,10 @@ void *large_alloc(struct arena *a, struct mcache *mc, size_t size, size_t alignm
         errno = ESTALE;
         return NULL;
     }
+    if (mc->tx && !(flags & ARENA_SHARED) && !tx_room(mc)) {
+        errno = refused(ENOMEM, "no private memory to note an object of a transaction");
+        return NULL;
+    }
     trim_if_asked(mc);
     if (!pages || size > a->heap_bytes) {
         errno = ENOMEM;

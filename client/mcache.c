@@ -211,6 +211,11 @@ static void *take(struct mcache *mc, unsigned span_class, uint16_t to)
         errno = ESTALE;
         return NULL;
     }
+    bool logged = mc->tx && to == mc->owned;
+    if (unlikely(logged && !tx_room(mc))) {
+        errno = refused(ENOMEM, "no private memory to note an object of a transaction");
+        return NULL;
+    }
     for (;;) {
         while (m->top > mc->bases[span_class]) {
             struct arena_slot s = m->top[-1];
@@ -218,7 +223,7 @@ static void *take(struct mcache *mc, unsigned span_class, uint16_t to)
             m->top--;
             if (unlikely(!ok))
                 continue;
-            if (mc->tx)
+            if (logged)
                 tx_log(mc, s.object, s.word);
             return s.object;
         }
@@ -252,12 +257,15 @@ void *alloc_class(struct mcache *mc, unsigned span_class, unsigned flags, size_t
 static __attribute__((noinline)) void *alloc_slow(arena_t *a, size_t size, unsigned flags)
 {
     if (flags & ~(unsigned)(ARENA_NOSCAN | ARENA_ZERO | ARENA_SHARED)) {
-        errno = EINVAL;
+        errno = refused(EINVAL, "arena_alloc_flags: unknown flags 0x%x", flags & ~(unsigned)(ARENA_NOSCAN | ARENA_ZERO | ARENA_SHARED));
         return NULL;
     }
     struct mcache *mc = mcache_get(a);
     if (!mc)
         return NULL;
+    late_look(a);
+    if (unlikely(flags & ARENA_SHARED) && pins_are_declared(a))
+        return pinned_alloc(a, mc, size, flags);
     if (size > SMALL_MAX)
         return large_alloc(a, mc, size, 1, flags);
     unsigned noscan = flags & ARENA_NOSCAN;
@@ -277,7 +285,7 @@ PUBLIC void *arena_alloc_flags(arena_t *a, size_t size, unsigned flags)
 {
     struct mcache *mc = mcache_of(a);
     void *object;
-    if (unlikely(size > SMALL_MAX || flags > (ARENA_NOSCAN | ARENA_ZERO | ARENA_SHARED)))
+    if (unlikely(size > SMALL_MAX || flags > load_relaxed(&a->fast_flags)))
         return alloc_slow(a, size, flags);
     unsigned noscan = flags & ARENA_NOSCAN, size_class = size_class_of((uint32_t)size, noscan);
     uint16_t to = flags & ARENA_SHARED ? WORD_SHARED : mc->owned;
@@ -314,13 +322,14 @@ PUBLIC size_t arena_alloc_batch(arena_t *a, size_t size, void **out, size_t coun
 PUBLIC void arena_free(arena_t *a, void *p)
 {
     if (unlikely(!arena_inline_push(hot_of(a), hot_mcache(mcache_of(a)), p)))
-        free_slow(a, p);
+        free_slow(a, p, "arena_free");
 }
 
 PUBLIC void arena_free_batch(arena_t *a, void **objects, size_t count)
 {
     for (size_t i = 0; i < count; i++)
-        arena_free(a, objects[i]);
+        if (unlikely(!arena_inline_push(hot_of(a), hot_mcache(mcache_of(a)), objects[i])))
+            free_slow(a, objects[i], "arena_free_batch");
 }
 
 PUBLIC int arena_trim(arena_t *a)

@@ -105,6 +105,28 @@ static void close_fds(int *fds, int count)
 
 /* ---- the regions --------------------------------------------------------------------------------------------------------------------- */
 
+/* Elsewhere, but aligned as the common address is, up to ALIGN_MAX, where there are addresses enough: so that an object which is
+ * aligned in the heap is aligned here. */
+static void *map_elsewhere(int fd, uint64_t bytes, uint64_t base, int prot)
+{
+    enum { ALIGN_MAX = 2 << 20 };
+    uint8_t *all = mmap(NULL, bytes + ALIGN_MAX, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (all == MAP_FAILED)
+        return mmap(NULL, bytes, prot, MAP_SHARED | MAP_NORESERVE, fd, 0);
+    uint64_t before = (base - (uint64_t)(uintptr_t)all) % ALIGN_MAX;
+    void *got = mmap(all + before, bytes, prot, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd, 0);
+    if (got == MAP_FAILED) {
+        int error = errno;
+        munmap(all, bytes + ALIGN_MAX);
+        errno = error;
+        return got;
+    }
+    if (before)
+        munmap(all, before);
+    munmap(all + before + bytes, ALIGN_MAX - before);
+    return got;
+}
+
 /* Maps the heap where every process has it, or elsewhere if something is there. */
 static void *map_heap(int fd, uint64_t bytes, uint64_t base, int prot, bool *ret_same)
 {
@@ -115,7 +137,7 @@ static void *map_heap(int fd, uint64_t bytes, uint64_t base, int prot, bool *ret
         got = MAP_FAILED;
     }
     *ret_same = got != MAP_FAILED;
-    return *ret_same ? got : mmap(NULL, bytes, prot, MAP_SHARED | MAP_NORESERVE, fd, 0);
+    return *ret_same ? got : map_elsewhere(fd, bytes, base, prot);
 }
 
 static bool fd_covers(int fd, uint64_t bytes)
@@ -187,7 +209,7 @@ static void say_complaint(const struct environment *e)
     for (const char *at = e->complaint; *at; at++)
         hash = (hash ^ (unsigned char)*at) * 1099511628211ULL;
     reason_set(e->complaint);
-    if (exchange_relaxed(&said, hash) != hash)
+    if (exchange_acq_rel(&said, hash) != hash)
         dprintf(STDERR_FILENO, "arena: %s\n", e->complaint);
 }
 

@@ -23,7 +23,7 @@ static struct stack *stack_of(arena_stack_t *s)
 
 static bool is_debugged(const struct stack *k)
 {
-    return k->arena->debug != 0;
+    return (k->arena->debug & (DEBUG_STACK | DEBUG_ESCAPE)) != 0;
 }
 
 /* The limit that says `size`, less the guard; in debug mode every allocation takes the slow path.
@@ -47,13 +47,12 @@ static void *alloc_own(struct arena *a, size_t size)
 
 /* ---- moving --------------------------------------------------------------------------------- */
 
-/* Frees the old place; in debug mode it is poisoned, and kept from use until others have been. */
-static void leave(struct stack *k, void *old, size_t size)
+/* Frees the old place, now or after a collection that may have it still to read; in debug mode, without one, it is poisoned,
+ * and kept from use until others have been. */
+static void leave(struct stack *k, void *old, size_t size, struct limbo_entry *entry)
 {
-    if (gc_free_later(k->arena, old)) /* a collection may have it still to read */
-        return;
-    if (!is_debugged(k)) {
-        arena_free(k->arena, old);
+    if (!is_debugged(k) || entry) {
+        limbo_or_free(k->arena, old, entry, "arena_frame_alloc");
         return;
     }
     memset(old, 0xdb, size);
@@ -64,15 +63,22 @@ static void leave(struct stack *k, void *old, size_t size)
 
 static int move_to(struct stack *k, size_t size)
 {
+    struct limbo_entry *entry = NULL;
+    int rc = k->size ? limbo_prepare(k->arena, &entry) : 0;
+    if (rc < 0)
+        return rc;
     char *from = k->s.base, *to = alloc_own(k->arena, size);
-    if (!to)
-        return -errno;
+    if (!to) {
+        rc = -errno;
+        free(entry);
+        return rc;
+    }
     memcpy(to, from, k->s.top);
     if (is_debugged(k))
         memset(to + k->s.top, 0, size - k->s.top);
     k->s.base = to;
     if (k->size)
-        leave(k, from, k->size);
+        leave(k, from, k->size, entry);
     k->size = size;
     k->s.limit = is_debugged(k) ? 0 : real_limit(k);
     return 0;
@@ -97,11 +103,17 @@ PUBLIC int arena_stack_shrink(arena_stack_t *s)
     return size < k->size ? move_to(k, size) : 0;
 }
 
-void stack_collect(struct arena *a)
+int stack_collect(struct arena *a)
 {
     struct stack *k = tls_stacks[a->index];
-    if (k && k->size)
-        arena_stack_shrink(&k->s);
+    if (!k)
+        return 0;
+    if (k->size) {
+        arena_stack_shrink(&k->s); /* or it is as it was */
+        return 0;
+    }
+    /* a forked child's, still in private memory: the collector reads the heap alone */
+    return k->s.top > STACK_BOTTOM ? grow(k, k->s.top + ARENA_FRAME_GUARD) : 0;
 }
 
 PUBLIC size_t arena_stack_size(const arena_stack_t *s)

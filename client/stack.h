@@ -44,7 +44,7 @@ void stack_thread_exit(uint32_t index);
 void stack_forget(struct arena *a); /* the heap is closed */
 void stacks_after_fork(void);
 
-void stack_collect(
-    struct arena *a); /* a collection, or what counts as one: this thread's may shrink */
+/* A collection, or what counts as one: this thread's may shrink, and a forked child's comes to the heap. */
+int stack_collect(struct arena *a);
 
 #endif

@@ -14,7 +14,7 @@ PUBLIC int arena_vec_init(arena_vec_t *v, arena_t *a, size_t item_size, size_t c
 
 PUBLIC void arena_vec_fini(arena_vec_t *v)
 {
-    arena_free(v->arena, v->items);
+    free_slow(v->arena, v->items, "arena_vec_fini");
     v->items = NULL;
     v->count = v->capacity = 0;
 }
@@ -28,7 +28,7 @@ PUBLIC int arena_vec_reserve(arena_vec_t *v, size_t more)
         __builtin_mul_overflow(count, v->item_size, &bytes))
         return -ENOMEM;
     void *items = object_grow(v->arena, v->items, v->count * v->item_size, bytes,
-                              v->flags & ARENA_NOSCAN, &capacity);
+                              v->flags & ARENA_NOSCAN, &capacity, "arena_vec_reserve");
     if (!items)
         return -errno;
     v->items = items;
@@ -83,7 +83,9 @@ PUBLIC void *arena_vec_detach(arena_vec_t *v, size_t *ret_count)
         errno = ENOENT;
         return NULL;
     }
-    void *items = object_fit(v->arena, v->items, v->count * v->item_size);
+    void *items = object_fit(v->arena, v->items, v->count * v->item_size, "arena_vec_detach");
+    if (!items)
+        return NULL;
     if (ret_count)
         *ret_count = v->count;
     v->items = NULL;

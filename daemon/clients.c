@@ -8,6 +8,7 @@
 
 #include "proto/msg.h"
 #include "shm/assert.h"
+#include "shm/hazard.h"
 #include "shm/root.h"
 
 struct uid_account *account_of(struct core *core, uint32_t uid)
@@ -41,7 +42,8 @@ void account_disconnect(struct core *core, uint32_t uid)
 
 /* ---- attach and death ---------------------------------------------------------------------------------------------------- */
 
-/* A free tag, round robin so that one is not used again soon, among few so that the table stays small; 0: none. */
+/* A free tag, round robin so that one is not used again soon, among few so that the table stays small; 0: none. One that a
+ * hazard names is left at rest: it was a committed transaction's, and somebody may be about to swap a word that bore it. */
 static unsigned tag_take(struct core *core)
 {
     struct map_header *header = core->heap.header;
@@ -52,10 +54,10 @@ static unsigned tag_take(struct core *core)
     for (unsigned n = 0; n < end; n++) {
         core->tag_cursor = core->tag_cursor + 1 < end ? core->tag_cursor + 1 : 1;
         if (core->tag_cursor >= header->tag_top) {
-            store_release(&header->tag_top, core->tag_cursor + 1); /* [TT1] */
+            store_release(&header->tag_top, core->tag_cursor + 1);
             return core->tag_cursor;
         }
-        if (tag_state(&core->heap, core->tag_cursor) == TAG_FREE)
+        if (tag_state(&core->heap, core->tag_cursor) == TAG_FREE && !hazard_names(&core->heap, core->tag_cursor)) /* [HZ1] */
             return core->tag_cursor;
     }
     return 0;
@@ -108,12 +110,13 @@ int client_attach(struct core *core, const struct tag *identity, struct client *
 
 struct client *client_replaced(const struct core *core, const struct tag *identity, const struct client *after)
 {
-    if (!identity->image)
+    if (!identity->image || !identity->pid || !identity->start_time)
         return NULL;
     for (unsigned tag = after ? after->tag + 1u : 1; tag < core->heap.header->tag_top; tag++) {
         struct client *client = core->clients[tag];
         const struct tag *t = &core->heap.tags[tag];
-        if (client && client->state != CLIENT_DYING && t->image && t->image != identity->image && tag_same_process(t, identity))
+        if (client && client->state != CLIENT_DYING && client->pid == identity->pid && t->image &&
+            t->image != identity->image && t->start_time == identity->start_time)
             return client;
     }
     return NULL;
@@ -226,7 +229,7 @@ static bool may_refer(const struct core *core, uint64_t ref, unsigned tx)
     struct object object;
     if (ref == 0 || !object_find(&core->heap, ref, &object) || object.remainder)
         return false;
-    uint16_t word = load_acquire(object.word); /* [PB1] */
+    uint16_t word = load_acquire(object.word); /* the publisher's writes */
     return word == WORD_SHARED || (word_is_owned(word) && (word_tag(word) == tx || tag_is_committed(&core->heap, word_tag(word))));
 }
 

@@ -16,7 +16,13 @@
 #include "daemon/worker.h"
 #include "shm/assert.h"
 
-enum collector_state { COLLECTOR_IDLE, COLLECTOR_WAITING, COLLECTOR_MARKING, COLLECTOR_SWEEPING };
+/* settling: the flag is up, and some client still turns words of a commit */
+enum collector_state { COLLECTOR_IDLE, COLLECTOR_WAITING, COLLECTOR_SETTLING, COLLECTOR_MARKING, COLLECTOR_SWEEPING };
+
+enum {
+    SETTLE_MS = 1000, /* a turning is 1024 words at a time: who is longer at it stands still */
+    LOOK_MS = 1,      /* at it, and at the snapshot's end */
+};
 
 struct collector {
     enum collector_state state;
@@ -30,6 +36,9 @@ struct collector {
     uint32_t running;             /* sync: atomic */
     int rc;                       /* of the workers, the worst. sync: atomic */
     uv_async_t marked;
+    uv_timer_t look;              /* while settling and marking */
+    uint32_t worker_count;
+    unsigned turner;              /* tag of the client that stood still in a turning; 0: none */
     uint64_t since_ns, marked_ns;
     struct gc_rows rows;          /* of the last one, for whoever reads them in portions */
     uint32_t serial;
@@ -60,7 +69,7 @@ static void answer(struct server *s, const char *result)
     const struct gc_report *report = k->gc ? gc_report(k->gc) : NULL;
     gc_rows_free(&k->rows);
     k->serial++;
-    int rc = gc_rows_make(&k->rows, &s->core, report, result, k->marked_ns - k->since_ns, uv_hrtime() - k->since_ns);
+    int rc = gc_rows_make(&k->rows, &s->core, report, k->turner, result, k->marked_ns - k->since_ns, uv_hrtime() - k->since_ns);
     if (k->requester && rc == 0)
         send_rows(k->requester, k->id, k, 0);
     else if (k->requester)
@@ -96,6 +105,7 @@ static void finish(struct server *s, const char *result)
     k->gc = NULL;
     k->objects = NULL;
     k->state = COLLECTOR_IDLE;
+    uv_timer_stop(&k->look);
     release_held(s);
 }
 
@@ -132,6 +142,7 @@ static void on_marked(uv_async_t *async)
     while (k->thread_count)
         uv_thread_join(&k->threads[--k->thread_count]);
     k->marked_ns = uv_hrtime();
+    gc_snapped(&s->core, k->gc);
     if (k->rc < 0)
         finish(s, k->rc == -EAGAIN ? "gave up" : "canceled");
     else
@@ -175,6 +186,36 @@ static bool blocker_is_dead(const struct server *s)
     return false;
 }
 
+/* The flag is up. The snapshot begins when no client turns words that were committed before: who turns any from here on sees
+ * the flag. One that stands still in the middle of it is in the way. */
+static void settle(struct server *s)
+{
+    struct collector *k = s->collector;
+    unsigned turner = gc_turner(&s->core, 0);
+    if (!turner) {
+        k->state = COLLECTOR_MARKING;
+        start_threads(s, k->worker_count);
+    } else if (uv_hrtime() - k->since_ns > SETTLE_MS * 1000000ULL) {
+        k->turner = turner;
+        gc_end(&s->core, k->gc);
+        k->gc = NULL;
+        finish(s, "refused");
+    }
+}
+
+static void on_look(uv_timer_t *timer)
+{
+    struct server *s = timer->data;
+    struct collector *k = s->collector;
+    if (k->state == COLLECTOR_SETTLING) {
+        settle(s);
+        server_pump(s);
+    } else if (k->state == COLLECTOR_MARKING && gc_may_release(k->gc)) {
+        gc_snapped(&s->core, k->gc);
+        uv_timer_stop(timer);
+    }
+}
+
 /* Begins when nothing is in the way: no dead client's words, no page on its way back to the system. */
 static void begin(struct server *s)
 {
@@ -202,8 +243,10 @@ static void begin(struct server *s)
         fail(s, ENOMEM, "cannot begin a collection");
         return;
     }
-    k->state = COLLECTOR_MARKING;
-    start_threads(s, count);
+    k->worker_count = count;
+    k->state = COLLECTOR_SETTLING;
+    uv_timer_start(&k->look, on_look, LOOK_MS, LOOK_MS);
+    settle(s);
 }
 
 /* ---- turns --------------------------------------------------------------------------------------------------------------------------- */
@@ -251,6 +294,7 @@ void collector_request(struct connection *c, uint32_t id, unsigned flags, uint64
     k->requester = c;
     k->id = id;
     k->dry_run = (flags & GC_DRY_RUN) != 0;
+    k->turner = 0;
     k->since_ns = k->marked_ns = uv_hrtime();
     k->state = COLLECTOR_WAITING;
 }
@@ -265,7 +309,7 @@ bool collector_defers(struct connection *c, const struct msg *m, const uint8_t *
 {
     const struct server *s = c->server;
     enum collector_state state = s->collector->state;
-    bool runs = state == COLLECTOR_MARKING || state == COLLECTOR_SWEEPING;
+    bool runs = state > COLLECTOR_WAITING;
     bool is_gc = m->type == MSG_GC && m->cursor == 0 && state != COLLECTOR_IDLE;
     bool enters = m->type == MSG_HELLO && !(m->flags & (HELLO_MONITOR | HELLO_LOOK)) && runs;
     bool leaves = m->type == MSG_MODE && m->mode == CLIENT_MODE_SAFEPOINT && runs && c->client &&
@@ -288,7 +332,8 @@ int collector_start(struct server *s)
         free(k);
         return rc;
     }
-    k->marked.data = s;
+    uv_timer_init(&s->loop, &k->look);
+    k->marked.data = k->look.data = s;
     s->collector = k;
     return 0;
 }

@@ -93,6 +93,7 @@ struct gc {
     const struct heap *heap;
     const uint8_t *objects;
     uint64_t base, top;
+    uint32_t serial;
     /* a bit a state word, a byte a unit. sync: atomic */
     uint8_t *white, *grey;
     uint64_t cursor;     /* page: the next piece of a walk. sync: atomic */
@@ -116,6 +117,21 @@ unsigned gc_blocker(const struct core *core, unsigned from)
             load_relaxed(&core->heap.tags[tag].gc_mode) == GC_RUNS)
             return tag;
     return 0;
+}
+
+unsigned gc_turner(const struct core *core, unsigned from)
+{
+    for (unsigned tag = from ? from : 1; tag < core->heap.header->tag_top; tag++)
+        if (core->clients[tag] && core->clients[tag]->state != CLIENT_DYING &&
+            load_acquire(&core->heap.turning[tag])) /* [TN1] the words that it has turned */
+            return tag;
+    return 0;
+}
+
+void gc_snapped(struct core *core, const struct gc *gc)
+{
+    if (load_relaxed(&core->heap.header->snapped) != gc->serial)
+        store_release(&core->heap.header->snapped, gc->serial); /* [TN1] */
 }
 
 static void *bits_new(uint64_t bytes)
@@ -171,10 +187,11 @@ struct gc *gc_begin(struct core *core, const uint8_t *objects, uint32_t workers,
     }
     uint32_t serial = load_relaxed(&header->collections) + 1;
     serial += serial == 0;
+    gc->serial = serial;
     store_relaxed(&header->collections, serial);
     store_release(&header->collecting, serial); /* [GC1] */
     fence_seq_cst();                            /* [GC1] before any word, pin or object is read */
-    gc->top = load_acquire(&header->top); /* [TP1] */
+    gc->top = load_acquire(&header->top);
     mheap_hold_units(&core->mheap, true); /* 2.; on the loop thread, as all that gives them up */
     return gc;
 }
@@ -402,7 +419,7 @@ static void rescan_span(struct worker *w, const struct span_info *span)
     for (uint32_t i = 0; i < span->objects; i += UNIT_WORDS, unit++) {
         if (!load_relaxed(&gc->grey[unit]))
             continue;
-        uint8_t bits = exchange_relaxed(&gc->grey[unit], 0);
+        uint8_t bits = exchange_acq_rel(&gc->grey[unit], 0);
         for (; bits; bits &= (uint8_t)(bits - 1)) {
             uint32_t index = i + (uint32_t)__builtin_ctz(bits);
             if (index < span->objects)
@@ -467,7 +484,7 @@ static void look_at_pins(struct worker *w, unsigned tag)
             object.size < PIN_TABLE_BYTES || load_relaxed(object.word) != WORD_OWNED(tag))
             return;
         scan_bytes(w, ref, ref + PIN_TABLE_BYTES);
-        ref = load_acquire(&((const struct pin_table *)(const void *)(w->gc->objects + ref))->next); /* [PN1] */
+        ref = load_acquire(&((const struct pin_table *)(const void *)(w->gc->objects + ref))->next);
     }
 }
 
@@ -475,7 +492,7 @@ static void look_at_pins(struct worker *w, unsigned tag)
 static bool look_again(struct worker *w)
 {
     struct gc *gc = w->gc;
-    uint32_t tags = load_acquire(&gc->heap->header->tag_top); /* [TT1] */
+    uint32_t tags = load_acquire(&gc->heap->header->tag_top);
     uint64_t shares = w->shares;
     fence_seq_cst(); /* [GC1] */
     look_at_roots(w);
@@ -513,7 +530,7 @@ static bool decide(struct worker *w)
 {
     struct gc *gc = w->gc;
     gc->walking = false;
-    if (exchange_relaxed(&gc->overflowed, 0)) {
+    if (exchange_acq_rel(&gc->overflowed, 0)) {
         gc->report.overflows++;
         store_relaxed(&gc->cursor, 1);
         gc->walking = true;

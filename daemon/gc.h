@@ -1,6 +1,7 @@
 /* The collector: frees what is published, and is neither reachable nor pinned. See gc.c for what it promises and why.
  *
  *   loop      gc_begin   what clients see: a collection runs
+ *   loop      gc_turner  who turns words of a commit just then is waited for, before the workers start
  *   workers   gc_work    snapshot -> mark -> the last look at roots and pins -> done
  *   loop      gc_release state words that spans gave up meanwhile, by turns, from the end of the snapshot on
  *   loop      gc_sweep   white objects SHARED -> FREE, by turns
@@ -41,6 +42,11 @@ struct gc_report {
 
 /* The next client that has declared nothing, from tag `from` on; 0: none, a collection may begin. */
 unsigned gc_blocker(const struct core *core, unsigned from);
+
+/* The next live client, from tag `from` on, that turns words of a committed transaction to SHARED; 0: none. After gc_begin() the
+ * workers start when there is none. What a client says of itself here is believed: it can only keep a collection from running. */
+unsigned gc_turner(const struct core *core, unsigned from);
+void gc_snapped(struct core *core, const struct gc *gc); /* its snapshot is taken: clients may turn words again */
 
 /* Clients see from now on that a collection runs. The caller lets none of them leave its safepoint, and none in, until
  * gc_end(). `objects`: the heap region, readable, of heap.heap_bytes. NULL: out of memory. */

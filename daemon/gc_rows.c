@@ -80,12 +80,12 @@ static void put_client(struct writer *w, const struct core *core, const char *ki
         put_count(&pk, count);
 }
 
-static void put_collection(struct writer *w, const struct core *core, const struct gc_report *report, const char *result,
-                           uint64_t mark_ns, uint64_t total_ns)
+static void put_collection(struct writer *w, const struct core *core, const struct gc_report *report, unsigned turner,
+                           const char *result, uint64_t mark_ns, uint64_t total_ns)
 {
     static const struct gc_report none;
     msgpack_packer pk;
-    uint64_t blockers = 0;
+    uint64_t blockers = turner != 0;
     for (unsigned tag = 0; (tag = gc_blocker(core, tag + 1)) != 0;)
         blockers++;
     if (!report)
@@ -131,18 +131,19 @@ static void put_found(struct writer *w, const struct core *core, const struct gc
     }
 }
 
-int gc_rows_make(struct gc_rows *rows, const struct core *core, const struct gc_report *report, const char *result,
-                 uint64_t mark_ns, uint64_t total_ns)
+int gc_rows_make(struct gc_rows *rows, const struct core *core, const struct gc_report *report, unsigned turner,
+                 const char *result, uint64_t mark_ns, uint64_t total_ns)
 {
     struct writer w = {.rows = rows};
     memset(rows, 0, sizeof *rows);
     msgpack_sbuffer_init(&w.body);
-    put_collection(&w, core, report, result, mark_ns, total_ns);
+    put_collection(&w, core, report, turner, result, mark_ns, total_ns);
     if (report)
         put_found(&w, core, report);
-    else
-        for (unsigned tag = 0; (tag = gc_blocker(core, tag + 1)) != 0;)
-            put_client(&w, core, "blocker", tag, NULL);
+    for (unsigned tag = 0; !report && (tag = gc_blocker(core, tag + 1)) != 0;)
+        put_client(&w, core, "blocker", tag, NULL);
+    if (turner)
+        put_client(&w, core, "blocker", turner, NULL);
     finish_body(&w);
     msgpack_sbuffer_destroy(&w.body);
     if (!w.failed)

@@ -12,9 +12,10 @@ struct gc_rows {
     uint32_t count;
 };
 
-/* result: "freed", "dry run", "refused", "canceled", "gave up". report NULL: there was no collection. 0 or -ENOMEM. */
-int gc_rows_make(struct gc_rows *rows, const struct core *core, const struct gc_report *report, const char *result,
-                 uint64_t mark_ns, uint64_t total_ns);
+/* result: "freed", "dry run", "refused", "canceled", "gave up". report NULL: there was no collection. `turner`: the
+ * tag of a client that was in the way of one that had declared itself; 0: none. 0 or -ENOMEM. */
+int gc_rows_make(struct gc_rows *rows, const struct core *core, const struct gc_report *report, unsigned turner,
+                 const char *result, uint64_t mark_ns, uint64_t total_ns);
 void gc_rows_free(struct gc_rows *rows);
 
 #endif

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 
 #include "shm/assert.h"
+#include "shm/hazard.h"
 
 int reclaim_init(struct core *core)
 {
@@ -87,11 +88,16 @@ static void reclaim_span(struct core *core, const struct span_info *span)
         hint_set(&core->heap.hints[span->first]); /* for its lessee */
 }
 
-/* A tag is through: no word bears it, and it may be used again. */
+/* A tag is through: no word bears it, and it may be used again. What a client had left half done in the state region - a
+ * hazard, a turning - ends with it. die: the tag is still dying, and all is done again. */
 static void retire(struct core *core, unsigned tag)
 {
     struct reclaim *r = &core->reclaim;
     enum tag_state state = tag_state(&core->heap, tag);
+    if (state == TAG_CLIENT_DYING) {
+        hazard_clear_all(&core->heap, tag);
+        store_relaxed(&core->heap.turning[tag], 0);
+    }
     r->start[tag] = 0;
     r->dying_count--;
     if (state == TAG_CLIENT_DYING)

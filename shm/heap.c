@@ -23,7 +23,8 @@ int geometry_init(struct geometry *g, uint64_t heap_max, uint32_t root_slots)
     g->map_bytes = round_up(g->spans_at + g->page_count * sizeof(struct span), 4096);
     g->tickets_at = round_up(g->page_count, 4096);
     g->hazards_at = round_up(g->tickets_at + TAG_COUNT * sizeof(uint64_t), 4096);
-    g->words_at = round_up(g->hazards_at + HAZARD_COUNT * sizeof(uint32_t), 4096);
+    g->turning_at = round_up(g->hazards_at + HAZARD_COUNT * sizeof(uint32_t), 4096);
+    g->words_at = round_up(g->turning_at + TAG_COUNT * sizeof(uint32_t), 4096);
     /* a page full of 8-byte objects has 2 KiB of words: a quarter of the heap's size is enough for all but 4-byte ones */
     uint64_t words_bytes = g->heap_bytes / 4;
     if (words_bytes / UNIT_BYTES > UINT32_MAX)
@@ -49,6 +50,7 @@ void heap_view(struct heap *h, const struct geometry *g, void *heap, void *map, 
         .hints = s,
         .tickets = (uint64_t *)(void *)(s + g->tickets_at),
         .hazards = (uint32_t *)(void *)(s + g->hazards_at),
+        .turning = (uint32_t *)(void *)(s + g->turning_at),
         .words = (uint16_t *)(s + g->words_at),
         .page_count = g->page_count,
         .unit_count = g->unit_count,
@@ -70,7 +72,7 @@ void heap_format(struct heap *h, const struct geometry *g, const uint8_t heap_id
     header->unit_count = g->unit_count;
     header->root_slots = g->root_slots;
     header->class_digest = size_class_digest();
-    store_release(&header->magic, LAYOUT_MAGIC); /* [FM1] */
+    store_release(&header->magic, LAYOUT_MAGIC);
 }
 
 int heap_check_header(const struct map_header *header, uint64_t map_bytes, uint64_t state_bytes, struct geometry *ret_g,
@@ -78,7 +80,7 @@ int heap_check_header(const struct map_header *header, uint64_t map_bytes, uint6
 {
     struct geometry g;
     const char *why = NULL;
-    if (map_bytes < sizeof *header || load_acquire(&header->magic) != LAYOUT_MAGIC) /* [FM1] */
+    if (map_bytes < sizeof *header || header->magic != LAYOUT_MAGIC)
         why = "not the map of a heap (wrong magic)";
     else if (header->version != LAYOUT_VERSION)
         why = "a heap of another layout version";

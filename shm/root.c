@@ -90,7 +90,7 @@ void root_write(struct heap *h, uint32_t slot, const char *name, uint64_t ref, u
 {
     struct root *root = &h->roots[slot];
     uint64_t *touched = &h->root_touched[slot / ROOT_BLOCK / 64];
-    store_relaxed(touched, *touched | 1ULL << slot / ROOT_BLOCK % 64);
+    store_release(touched, *touched | 1ULL << slot / ROOT_BLOCK % 64);
     uint32_t seq = root->seq;
     store_relaxed(&root->seq, seq | 1);
     fence_release(); /* [RT1] */
@@ -109,7 +109,7 @@ void root_write(struct heap *h, uint32_t slot, const char *name, uint64_t ref, u
         uint32_t next = slot + 1 == h->root_slots ? 0 : slot + 1;
         if ((root_touched(h, next) && h->roots[next].used) || !root_touched(h, slot) || h->roots[slot].ref || !h->roots[slot].used)
             break;
-        store_relaxed(&h->roots[slot].used, 0);
+        store_release(&h->roots[slot].used, 0);
         slot = slot ? slot - 1 : h->root_slots - 1;
     }
     fetch_add_release(&h->root_gens[root_hash(name) % ROOT_GENS], 1); /* [RT2]: root_wait reads it before the root */
@@ -120,7 +120,7 @@ void root_repair(struct heap *h)
     for (uint32_t slot = 0; slot < h->root_slots; slot++) {
         struct root *root = &h->roots[slot];
         if (root_touched(h, slot) && (root->seq & 1))
-            store_release(&root->seq, root->seq + 1); /* [RT1] */
+            store_release(&root->seq, root->seq + 1);
     }
 }
 
