@@ -273,6 +273,8 @@ bool ex_cas(void *p, void *expected, uint64_t desired, unsigned size, const char
 {
     bool plain = ex_current && is_mutated(MUTANT_PLAIN, function, address);
     bool is_point = ex_current && point_of(p) != NO_POINT;
+    if (ex_current && is_mutated(MUTANT_DROP, function, address))
+        return true;
     if (is_point)
         ex_stop(THREAD_READY, function, address);
     bool same = memcmp(p, expected, size) == 0;

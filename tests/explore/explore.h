@@ -29,7 +29,7 @@ enum ex_order { EX_SC, EX_TSO, EX_WEAK };
 enum ex_mutation {
     MUTANT_NONE,
     MUTANT_DELAY,       /* the store is made `delay` accesses of its thread later */
-    MUTANT_DROP,        /* the store is not made */
+    MUTANT_DROP,        /* the store is not made; a swap says that it was */
     MUTANT_SKIP_IF_SET, /* the store is not made if the value is there already */
     MUTANT_PLAIN,       /* a read-modify-write becomes a load and a store */
     MUTANT_NO_LOCK,     /* the function takes no lock */

@@ -320,6 +320,60 @@ static void final_commit(void)
     }
 }
 
+/* ---- a claimer that pauses while a committed tag rests and runs again ------------------------- */
+
+/* A commits p, and frees it if B has not claimed it; then the tag of that commit runs again, and p is
+ * allocated in it. One of the two has p. */
+static void rest_a(void *unused)
+{
+    arena_t *a = world_client(A);
+    (void)unused;
+    if (arena_tx_begin(a) != 0 || arena_alloc(a, WORLD_SIZE) != object_p ||
+        arena_tx_commit(a, NULL, 0, 0) != 0)
+        ex_violation("a transaction of one object does not work");
+    if (!world_free_try(A, object_p))
+        return;
+    world_board.won[0] = 1;
+    if (arena_tx_begin(a) != 0 || arena_tx_commit(a, NULL, 0, 0) != 0) /* it tells that the first is resolved */
+        ex_violation("a transaction of nothing does not work");
+    if (arena_tx_begin(a) != 0)
+        return; /* that tag rests, and there is no other */
+    world_board.done[0] = 1;
+    if (arena_alloc(a, WORLD_SIZE) != object_p)
+        ex_violation("the place is not used again at once");
+    arena_tx_abort(a);
+}
+
+static void rest_b(void *unused)
+{
+    (void)unused;
+    if (arena_claim(world_client(B), object_p) == 0)
+        world_board.won[1] = 1;
+}
+
+static void setup_rest(void)
+{
+    world_setup(&(struct world_options){.clients = 2,
+                                        .daemon = true,
+                                        .quiet_map = true,
+                                        .transactions = true,
+                                        .single = {[A] = true, [B] = true}});
+    world_thread("A", A, rest_a, NULL);
+    world_thread("B", B, rest_b, NULL);
+    world_become(0);
+    object_p = arena_alloc(world_client(A), WORLD_SIZE);
+    arena_free(world_client(A), object_p);
+}
+
+static void final_rest(void)
+{
+    world_final();
+    expect(world_board.won[0] + world_board.won[1] == 1 || ex_is_dead(B) || ex_is_dead(A),
+           "one object was freed by one and claimed by another, or by nobody");
+    expect(!world_board.done[0] || world_word(object_p) == WORD_CACHED(world_client(A)->tag),
+           "an object of an open transaction was taken");
+}
+
 /* ---- moves of a root against death ----------------------------------------------------------- */
 
 static int root_cas(unsigned process, uint64_t expected,
@@ -500,6 +554,7 @@ enum {
     LEASE,
     LEASE_FLUSH,
     COMMIT,
+    REST,
     ROOT,
     RESUME,
     RESUME_REFILL,
@@ -527,6 +582,8 @@ static const struct ex_scenario scenarios[] = {
                              setup_lease_flush_and_let_go_once, final_leases_once, .order = EX_SC),
     [COMMIT] = SCENARIO("commit_against_death", setup_commit, final_commit, .order = EX_TSO,
                         .buffer = 2, .kills = 1, .kill_mask = BIT(A) | BIT(DAEMON)),
+    [REST] = SCENARIO("a_claimer_pauses_while_a_committed_tag_runs_again", setup_rest, final_rest,
+                      .order = EX_TSO, .buffer = 2, .kills = 1, .kill_mask = BIT(B)),
     [ROOT] = SCENARIO("moves_of_a_root_against_death", setup_roots, final_roots, .order = EX_TSO,
                       .buffer = 2, .kills = 1, .kill_mask = BIT(A) | BIT(DAEMON)),
     [RESUME] = SCENARIO("resume_against_reclaim", setup_resume, final_resume, .order = EX_SC,
@@ -596,6 +653,8 @@ static const struct {
     {COMMIT,
      {"commit: the log's words are turned by plain stores", MUTANT_PLAIN, "word_swap", "word", 0,
       false}},
+    {REST,
+     {"claim: no hazard is set", MUTANT_DROP, "hazard_set", "slot", 0, true}},
     {ROOT, {"root: no redo record", MUTANT_DROP, "root_move", "&redo->valid", 0, false}},
     {ROOT,
      {"root: done is not stored", MUTANT_DROP, "root_move", "&h->tags[client->tag].done",

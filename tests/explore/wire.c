@@ -176,6 +176,21 @@ void conn_unlock(struct arena *a)
     pthread_mutex_unlock(&a->conn.lock);
 }
 
+void reason_set(const char *text)
+{
+    (void)text;
+}
+struct patience conn_patience(const struct arena *a) /* nobody waits */
+{
+    (void)a;
+    return (struct patience){0, 0};
+}
+bool conn_waits(struct patience *p)
+{
+    (void)p;
+    return false;
+}
+
 static int reconnect(struct arena *a)
 {
     struct connection *c = &a->conn;
@@ -335,21 +350,22 @@ static void on_lease(struct wire *w, struct client *client, const struct packet 
     answer(w, &grant);
 }
 
+static bool at_once(void *unused)
+{
+    return (void)unused, true;
+}
+
 static void on_commit(struct wire *w, struct client *client, const struct packet *p)
 {
     for (uint32_t i = 0; i < p->list_count; i++)
         if (client_tx_resolved(&world_core, client, p->list[i]) < 0)
             ex_violation("a transaction was resolved that may not be");
     int rc = client_tx_commit(&world_core, client, p->tag, p->name, p->expected, p->desired);
+    ex_wait(at_once, NULL); /* what it stored is seen by who reads the answer */
     if (rc < 0)
         answer_error(w, rc);
     else
         answer_ok(w);
-}
-
-static bool at_once(void *unused)
-{
-    return (void)unused, true;
 }
 
 static void on_root(struct wire *w, struct client *client, const struct packet *p)
@@ -386,6 +402,8 @@ static void serve(unsigned i)
         on_root(w, client, &p);
     else if (p.type == MSG_MODE)
         answer_ok(w);
+    else if (p.type == MSG_TX_TAGS) /* it has those that setup gave it */
+        answer_error(w, -EDQUOT);
     else
         ex_violation("a packet of type %u", p.type);
 }

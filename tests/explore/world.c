@@ -24,6 +24,8 @@ static struct {
 } map;
 static struct {
     uint8_t hints[WORLD_PAGES];
+    uint32_t hazards[HAZARD_COUNT];
+    uint32_t turning[TAG_COUNT];
     uint16_t words[UNITS * UNIT_WORDS];
 } words __attribute__((aligned(16)));
 static uint8_t *objects;
@@ -74,7 +76,8 @@ static void client_setup(unsigned i)
     ex_heap_select(i);
     a->heap = world_heap;
     a->base = world_heap.base;
-    a->heap_bytes = world_heap.heap_bytes;
+    a->heap_bytes = a->fast_bytes = world_heap.heap_bytes;
+    a->fast_flags = ARENA_NOSCAN | ARENA_ZERO | ARENA_SHARED;
     a->pages = world_heap.pages;
     a->words = world_heap.words;
     a->classes = size_class_table;
@@ -85,6 +88,7 @@ static void client_setup(unsigned i)
     arena_on_error(a, on_bad_free, &bad_frees[i]);
     lease_init(a);
     large_init(a);
+    tx_init(a);
     ex_heap_select(DAEMON);
     if (client_attach(&world_core, &(struct tag){.pid = i, .uid = 1}, &client) < 0)
         ex_violation("no client");
@@ -116,8 +120,20 @@ static void client_setup(unsigned i)
         sizeof a->keep); /* figures, by atomic additions: their order changes nothing but bounds */
     ex_private(&a->trim_serial, offsetof(struct arena, pins) - offsetof(struct arena, trim_serial));
     ex_private(a->tx_ready, 4 * sizeof a->tx_ready[0]);
+    ex_memory(&a->tx_clean, sizeof a->tx_clean);
+    ex_memory(&a->tx_lock, sizeof a->tx_lock);
+    ex_memory(&a->tx_open, sizeof a->tx_open);
+    ex_memory(&a->tx_late, sizeof a->tx_late);
+    ex_memory(&a->tx_freed_by_others, sizeof a->tx_freed_by_others);
+    ex_private(&a->tx_clean, sizeof a->tx_clean);
+    ex_private(&a->tx_freed_by_others, sizeof a->tx_freed_by_others);
+    ex_private(&a->fast_bytes, sizeof a->fast_bytes);
+    ex_private(&a->fast_flags, sizeof a->fast_flags);
+    ex_private(&a->limbo, sizeof a->limbo);
+    ex_private(&a->late, sizeof a->late);
     if (options.single[i]) {
         ex_private(&a->conn.lock, sizeof a->conn.lock);
+        ex_private(&a->tx_lock, sizeof a->tx_lock);
         ex_private(&a->central[WORLD_CLASS], sizeof a->central[0]);
     }
     ex_private(a->central, WORLD_CLASS * sizeof a->central[0]); /* classes that nobody uses */
@@ -242,6 +258,8 @@ void world_setup(const struct world_options *o)
                                .pages = map.pages,
                                .spans = map.spans,
                                .hints = words.hints,
+                               .hazards = words.hazards,
+                               .turning = words.turning,
                                .words = words.words,
                                .page_count = WORLD_PAGES,
                                .unit_count = UNITS,
@@ -263,6 +281,8 @@ void world_setup(const struct world_options *o)
     ex_memory(&world_core.dspans, sizeof world_core - offsetof(struct core, dspans));
     wire_setup(o);
     ex_memory(bad_frees, sizeof bad_frees);
+    ex_private(&map.header.collecting, sizeof map.header.collecting); /* nothing collects here */
+    ex_private(words.turning, sizeof words.turning);
     ex_owned(&map, sizeof map,
              DAEMON); /* it alone writes the map, so its own loads of it are no points */
     for (unsigned i = 1; i <= o->clients; i++)
