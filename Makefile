@@ -158,6 +158,17 @@ $(B)/tests/explore/%_test: $(B)/explore/tests/explore/%_test.o $(EXPLORE_OBJ)
 	@mkdir -p $(@D)
 	$(CC) -no-pie -Wl,--gc-sections -Wl,--unresolved-symbols=ignore-in-object-files -o $@ $^ $(TEST_LIBS)
 
+# tests/model: the whole API at random against a shadow; one program, which is also each of its processes
+MODEL       := $(B)/tests/model/model
+$(MODEL): $(call obj,$(wildcard tests/model/*.c)) $(HARNESS_OBJ) $(SHM_OBJ) $(PROTO_OBJ) $(B)/libarena.so
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS) -rdynamic -pthread -o $@ $(filter %.o,$^) -L$(B) -larena -Wl,-rpath,'$$ORIGIN/../..' $(LIB_LIBS) $(TEST_LIBS)
+
+.PHONY: model
+model: ## the model of the whole API for a minute: SEED= MODEL=
+model: all $(MODEL)
+	@ARENA_BUILD=$(B) $(MODEL)
+
 # tests/systemd: a client for the tests of the service
 SYSTEMD_TESTS := $(B)/tests/systemd/holder
 $(SYSTEMD_TESTS): $(B)/tests/%: $(B)/obj/tests/%.o $(B)/libarena.so
@@ -175,7 +186,7 @@ $(B)/examples/%: client/examples/%.c $(B)/libarena.so
 	$(CC) -std=gnu11 $(WARN) $(CFLAGS) -D_GNU_SOURCE -Iclient $(LDFLAGS) -pthread -o $@ $< -L$(B) -larena -Wl,-rpath,'$$ORIGIN/..'
 
 .PHONY: tests
-tests: $(UNIT_TESTS) $(E2E_TESTS) $(REPLAYS) $(EXPLORERS) $(EXAMPLES) $(SYSTEMD_TESTS) all
+tests: $(UNIT_TESTS) $(E2E_TESTS) $(MODEL) $(REPLAYS) $(EXPLORERS) $(EXAMPLES) $(SYSTEMD_TESTS) all
 
 .PHONY: demo demo-run
 demo: ## the main job on real input: DIR= WORKERS=
@@ -208,7 +219,7 @@ test: ## what CI runs: build, unit, end-to-end and crash tests
 	@$(MAKE) --no-print-directory test-run
 test-run: tests
 	$(if $(SANITIZE),@echo "not run with a sanitizer: tests/scripts look at the build as it ships")
-	@ARENA_BUILD=$(B) tests/run tests/systemd/run.sh $(E2E_TESTS) $(EXPLORERS) $(UNIT_TESTS) $(REPLAYS) \
+	@ARENA_BUILD=$(B) tests/run $(MODEL) tests/systemd/run.sh $(E2E_TESTS) $(EXPLORERS) $(UNIT_TESTS) $(REPLAYS) \
 	    $(if $(SANITIZE),,$(wildcard tests/scripts/*.sh))
 
 # ---- every check -------------------------------------------------------------------------------
@@ -274,9 +285,9 @@ $(B)/tests/crash/soak: $(B)/obj/tests/crash/soak.o $(HARNESS_OBJ) $(SHM_OBJ) $(P
 	$(CC) $(LDFLAGS) -pthread -o $@ $(filter %.o,$^) -L$(B) -larena -Wl,-rpath,'$$ORIGIN/../..' $(LIB_LIBS) $(TEST_LIBS)
 
 .PHONY: soak
-soak: ## kills of clients and daemon at random: MINUTES= SEED=
-soak: all $(B)/tests/crash/soak
-	@ARENA_BUILD=$(B) $(B)/tests/crash/soak
+soak: ## the model, and lists committed under kills beside it, for as long as asked: MINUTES= SEED=
+soak: all $(B)/tests/crash/soak $(MODEL)
+	@export ARENA_BUILD=$(B) MINUTES=$${MINUTES:-1}; $(B)/tests/crash/soak & $(MODEL); rc=$$?; wait $$! && exit $$rc
 
 $(B)/tests/crash/rebuild: $(B)/obj/tests/crash/rebuild.o $(SHM_OBJ) $(PROTO_OBJ) $(DAEMON_OBJ)
 	@mkdir -p $(@D)
