@@ -199,6 +199,8 @@ static int new_heap(struct config *config, struct regions *r, const char *dir, c
     if (rc < 0)
         return rc;
     heap_view(&heap, &g, NULL, r->mapped[REGION_MAP], r->mapped[REGION_STATE]);
+    if (getrandom(heap.header->root_key, sizeof heap.header->root_key, 0) != sizeof heap.header->root_key)
+        return -EIO;
     heap_format(&heap, &g, id, config->base);
     return 0;
 }

@@ -251,7 +251,7 @@ static int root_plan(struct core *core, struct client *client, const char *name,
         if (limit_check(core, "limit-user-roots", core->limits.uid_roots, client->account->roots, 1) < 0 ||
             limit_check(core, "limit-roots", core->limits.roots, core->root_count, 1) < 0)
             return -EDQUOT;
-        slot = root_find_free(&core->heap, name);
+        slot = root_find_free(&core->heap, name, client->uid);
         if (slot < 0)
             return -ENOSPC;
     }

@@ -18,7 +18,8 @@ int geometry_init(struct geometry *g, uint64_t heap_max, uint32_t root_slots)
     g->tags_at = round_up(sizeof(struct map_header), 4096);
     g->gens_at = g->tags_at + TAG_COUNT * sizeof(struct tag);
     g->roots_at = round_up(g->gens_at + ROOT_GENS * sizeof(uint32_t) + ROOT_SLOTS_MAX / ROOT_BLOCK / 8, 4096);
-    g->pages_at = round_up(g->roots_at + root_slots * sizeof(struct root), 4096);
+    g->buckets_at = round_up(g->roots_at + root_slots * sizeof(struct root), 4096);
+    g->pages_at = round_up(g->buckets_at + root_slots * sizeof(struct root_bucket), 4096);
     g->spans_at = round_up(g->pages_at + g->page_count * sizeof(uint64_t), 4096);
     g->map_bytes = round_up(g->spans_at + g->page_count * sizeof(struct span), 4096);
     g->tickets_at = round_up(g->page_count, 4096);
@@ -45,6 +46,7 @@ void heap_view(struct heap *h, const struct geometry *g, void *heap, void *map, 
         .root_gens = (uint32_t *)(m + g->gens_at),
         .root_touched = (uint64_t *)(m + g->gens_at + ROOT_GENS * sizeof(uint32_t)),
         .roots = (struct root *)(m + g->roots_at),
+        .root_buckets = (struct root_bucket *)(m + g->buckets_at),
         .pages = (uint64_t *)(m + g->pages_at),
         .spans = (struct span *)(m + g->spans_at),
         .hints = s,

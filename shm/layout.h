@@ -4,7 +4,7 @@
  *   map     who holds what; below                 daemon writes, clients read
  *   state   a word an object, a hint byte a page  daemon and clients
  *
- *   map:    header | tags | root gens, touched | roots | page entries | span records
+ *   map:    header | tags | root gens, touched | roots | buckets of roots | page entries | span records
  *   state:  hints (1 byte a page) | tickets (8 bytes a tag) | hazards | turning (4 bytes a tag) | words (16 bits an object, in
  *           units of 8 words)
  *
@@ -46,7 +46,7 @@
 #define ROOT_NAME  64    /* bytes of a name with its NUL */
 #define ROOT_GENS  256   /* futex words, by hash of the name */
 #define ROOT_SLOTS_MAX (1u << 20)
-#define ROOT_BLOCK 64    /* slots that share a bit of root_touched: a block that was never written is not read either,
+#define ROOT_BLOCK 512   /* buckets that share a bit of root_touched: a block that was never written is not read either,
                             as reading a hole of a shared file gives it memory */
 
 /* ---- span classes: size class x {scan, noscan} --------------------------------------------------------------- */
@@ -99,6 +99,9 @@ struct map_header {
     uint64_t top; /* no page at or above it was ever backed; raised before the first entry there is written */
     uint64_t refills, reclaimed_clients, reclaimed_objects, pages_returned, round_trips;
     struct redo redo;
+    uint64_t root_key[2]; /* of the hash of roots' names: random. sync: constant after heap_format() */
+    uint32_t root_top;    /* no slot of a root at or above it was ever written. sync: daemon, atomic */
+    uint32_t root_free;   /* the first of the free slots below it, as struct root_bucket's `first`. sync: daemon */
     uint32_t cut_off; /* how often a file of the backing directory was found cut off or punched, and mended. sync: daemon */
     uint32_t shortages; /* how often memory was found short. Who finds it changed gives back what it hoards. sync: daemon,
                            atomic */
@@ -153,12 +156,18 @@ struct pin_table {
 /* ---- roots -------------------------------------------------------------------------------------------------------- */
 
 struct root {
-    uint32_t seq;  /* odd while it is written; a seqlock. sync: daemon [RT1] */
+    uint32_t next; /* of its bucket, or of the free ones: slot + 1; 0: the last. sync: daemon, atomic, under its bucket's seq */
     uint32_t uid;  /* who made it, for quotas */
-    uint64_t ref;  /* 0: the slot may be taken, but a search goes on past it while `used` */
-    uint32_t used; /* 0: a search ends here */
+    uint64_t ref;  /* 0: there is no such root. sync: as next */
+    uint32_t used; /* it is in its bucket's chain. sync: as next */
     uint32_t spare;
-    char name[ROOT_NAME];
+    char name[ROOT_NAME]; /* sync: as next */
+};
+
+/* Roots whose names' hashes fall together. There are as many as slots. */
+struct root_bucket {
+    uint32_t seq;   /* odd while the chain or a root in it is written; a seqlock. sync: daemon [RT1] */
+    uint32_t first; /* slot + 1; 0: none. sync: daemon, atomic */
 };
 
 /* ---- pages and spans ------------------------------------------------------------------------------------------------ */
@@ -204,8 +213,9 @@ struct heap {
     struct map_header *header;
     struct tag *tags;
     uint32_t *root_gens;
-    uint64_t *root_touched; /* a bit a block of slots: 0: all unused. sync: daemon, atomic, before the first write there */
+    uint64_t *root_touched; /* a bit a block of buckets: 0: all empty. sync: daemon, atomic, before the first write there */
     struct root *roots;
+    struct root_bucket *root_buckets;
     uint64_t *pages;
     struct span *spans;
     uint8_t *hints;
@@ -220,7 +230,7 @@ struct heap {
 
 struct geometry {
     uint64_t heap_bytes, page_count, unit_count;
-    uint64_t tags_at, gens_at, roots_at, pages_at, spans_at, map_bytes;
+    uint64_t tags_at, gens_at, roots_at, buckets_at, pages_at, spans_at, map_bytes;
     uint64_t tickets_at, hazards_at, turning_at, words_at, state_bytes;
     uint32_t root_slots;
 };
@@ -231,7 +241,7 @@ int geometry_init(struct geometry *g, uint64_t heap_max, uint32_t root_slots);
 /* Lays the view `h` over three mappings of g's sizes; reads and writes nothing. heap may be NULL. */
 void heap_view(struct heap *h, const struct geometry *g, void *heap, void *map, void *state);
 
-/* Writes a new header into zeroed regions. die: without magic, which is last, the regions are nobody's heap. */
+/* Writes a new header into zeroed regions; only root_key may be there before. die: without magic, which is last, the regions are nobody's heap. */
 void heap_format(struct heap *h, const struct geometry *g, const uint8_t heap_id[16], uint64_t base);
 
 /* Checks a header that came from outside against the sizes of the regions: 0 and its geometry, or -EPROTO with

