@@ -175,7 +175,7 @@ static int receive_in(struct arena *a, uint32_t id, uint32_t expect, struct pati
             return -EPROTO;
         if (c->in.type == MSG_NOTICE && c->in.id == 0) {
             if (c->in.what == NOTICE_TRIM)
-                exchange_acq_rel(&a->trim_notice, c->in.value);
+                store_relaxed(&a->trim_notice, c->in.value);
             continue;
         }
         if (c->ahead.id && c->in.id == c->ahead.id) {

@@ -207,7 +207,7 @@ static void look_at_object(const struct gone *g, struct escape *e, const uint8_t
 static void look_at_heap(const struct gone *g, struct escape *e)
 {
     struct arena *a = g->k->arena;
-    uint64_t top = load_acquire(&a->heap.header->top);
+    uint64_t top = load_acquire(&a->heap.header->top); /* [TP1] */
     for (uint64_t page = 1; page < top && page < a->heap.page_count;) {
         struct span_info span;
         if (!span_at(&a->heap, page, &span) || !span.page_count) {

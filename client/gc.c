@@ -183,7 +183,7 @@ static int table_add(struct arena *a, struct pins *s)
     s->spare = NULL;
     pthread_mutex_lock(&s->lock);
     if (s->last)
-        store_release(&s->last->next, arena_ref(a, table));
+        store_release(&s->last->next, arena_ref(a, table)); /* [PN1] */
     else
         s->first = table;
     s->last = table;
@@ -384,7 +384,7 @@ static int pin_locked(struct arena *a, struct pins *s, uint64_t ref, uint64_t si
     pin->size = size;
     HASH_ADD(hh, s->by_ref, ref, sizeof pin->ref, pin);
     pin_count(a, s, pin, count);
-    store_release(pin->slot, ref);
+    store_relaxed(pin->slot, ref);
     return 0;
 }
 

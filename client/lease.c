@@ -171,7 +171,7 @@ static void adapt(struct arena *a, struct central *c)
         most = most < limit ? limit : most;
     }
     uint64_t free_want = limit + c->gave_back;
-    uint64_t full_want = load_relaxed(&k->full_limit) + exchange_acq_rel(&k->missed_bytes, 0);
+    uint64_t full_want = load_relaxed(&k->full_limit) + exchange_relaxed(&k->missed_bytes, 0);
     store_relaxed(&k->free_limit, free_want < most ? free_want : most);
     store_relaxed(&k->full_limit, full_want < KEEP_MAX ? full_want : KEEP_MAX);
     c->gave_back = c->flushed = c->stash_peak = 0;
@@ -223,7 +223,7 @@ void trim_if_asked(struct mcache *mc)
 {
     struct arena *a = mc->arena;
     uint64_t notice = load_relaxed(&a->trim_notice);
-    if (unlikely(notice && exchange_acq_rel(&a->trim_notice, 0))) {
+    if (unlikely(notice && exchange_relaxed(&a->trim_notice, 0))) {
         fetch_add_relaxed(&a->trim_serial, 1);
         large_release_all(a);
         lease_release_all(a);

@@ -77,7 +77,7 @@ static int word_why(const struct arena *a, uint16_t word, char why[100])
     unsigned tag = word_tag(word);
     if (word_is_owned(word) && tag != load_relaxed(&a->limbo)) {
         snprintf(why, 100, "owned by another process (client %u, pid %u) that has not published it", tag,
-                 tag < TAG_COUNT ? a->heap.tags[tag].pid : 0);
+                 tag < TAG_COUNT ? load_relaxed(&a->heap.tags[tag].pid) : 0);
         return -EPERM;
     }
     snprintf(why, 100, "it is free already");

@@ -209,7 +209,7 @@ static void say_complaint(const struct environment *e)
     for (const char *at = e->complaint; *at; at++)
         hash = (hash ^ (unsigned char)*at) * 1099511628211ULL;
     reason_set(e->complaint);
-    if (exchange_acq_rel(&said, hash) != hash)
+    if (exchange_relaxed(&said, hash) != hash)
         dprintf(STDERR_FILENO, "arena: %s\n", e->complaint);
 }
 

@@ -94,13 +94,13 @@ static void cross(struct profile *p, struct sample **at, unsigned tag)
 {
     const struct heap *h = &p->arena->heap;
     struct tally *t = (*at)->tally;
-    if (tag_state(h, tag) >= TAG_TX && h->tags[tag].owner)
-        tag = h->tags[tag].owner;
+    tag = tag_client(h, tag);
+    uint32_t pid = load_relaxed(&h->tags[tag].pid);
     unsigned i = 0;
-    while (i < t->to_count && (t->to[i].tag != tag || t->to[i].pid != h->tags[tag].pid))
+    while (i < t->to_count && (t->to[i].tag != tag || t->to[i].pid != pid))
         i++;
     if (i == t->to_count && i < PROFILE_CLIENTS) {
-        t->to[i] = (struct crossing){.tag = (uint16_t)tag, .pid = h->tags[tag].pid};
+        t->to[i] = (struct crossing){.tag = (uint16_t)tag, .pid = pid};
         memcpy(t->to[i].command, h->tags[tag].command, sizeof t->to[i].command - 1);
         t->to_count++;
     }

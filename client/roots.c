@@ -51,7 +51,7 @@ static int root_call(arena_t *a, const char *name, unsigned mode, arena_ref_t ex
     a->conn.out.mode = mode;
     a->conn.out.expected = expected;
     a->conn.out.desired = desired;
-    fence_release(); /* what the object holds is written before the root leads to it */
+    fence_release(); /* [RT1] what the object holds is written before the root leads to it */
     int rc = conn_call(a, MSG_ROOT, MSG_OK);
     conn_unlock(a);
     return rc;

@@ -169,8 +169,7 @@ static void tx_unlink(struct arena *a, struct transaction *tx)
 
 bool tx_is_mine(const struct arena *a, unsigned tag)
 {
-    /* the state first [TG1]: the owner that was written with it is seen */
-    return tag_state(&a->heap, tag) == TAG_TX && a->heap.tags[tag].owner == a->tag && tag != load_relaxed(&a->limbo);
+    return tag != load_relaxed(&a->limbo) && tag_is_of(&a->heap, tag, TAG_TX, a->tag);
 }
 
 int tx_move(struct arena *a, unsigned tag, void *object, uint16_t *word)
@@ -487,7 +486,7 @@ static int send_commit(struct arena *a, const struct transaction *tx)
     uint32_t told = a->tx_resolved_count;
     memcpy(out->list, a->tx_resolved, told * sizeof *out->list);
     out->list_count = told;
-    fence_release(); /* what the objects hold is written before they are published */
+    fence_release(); /* [TG1] what the objects hold is written before they are published */
     int rc = conn_call(a, MSG_TX_COMMIT, MSG_OK);
     if (rc != -ENOTCONN && rc != -EINPROGRESS && rc != -ESTALE) { /* it was read: those tags may run again, once clean */
         for (uint32_t i = 0; i < told && a->tx_ready_count < TX_TAGS_MAX; i++)

@@ -5,8 +5,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
-#include <libgen.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -17,12 +15,12 @@
 #include <sys/random.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/un.h>
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
 
 #include "daemon/keeper.h"
+#include "daemon/listen.h"
 #include "daemon/log.h"
 #include "daemon/refuse.h"
 #include "daemon/server.h"
@@ -35,91 +33,6 @@ static int standard_streams(void)
         if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd)
             return -EBADF;
     return 0;
-}
-
-/* ---- the listening socket --------------------------------------------------------------------------------------------------- */
-
-static int make_parents(const char *path)
-{
-    char copy[512];
-    snprintf(copy, sizeof copy, "%s", path);
-    char *dir = dirname(copy);
-    if (mkdir(dir, 0755) < 0 && errno != EEXIST) {
-        fprintf(stderr, "arenad: cannot make the directory %s of the socket: %s\n", dir, strerror(errno));
-        return -errno;
-    }
-    return 0;
-}
-
-/* 1: another daemon answers there, 0: nobody (a socket left behind is removed), or a negative errno. */
-static int socket_in_use(const char *path, const struct sockaddr_un *address)
-{
-    struct stat st;
-    if (lstat(path, &st) < 0)
-        return errno == ENOENT ? 0 : -errno;
-    if (!S_ISSOCK(st.st_mode)) {
-        fprintf(stderr, "arenad: %s is there and is not a socket: choose another --socket\n", path);
-        return -EEXIST;
-    }
-    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-    int rc = connect(fd, (const struct sockaddr *)address, sizeof *address) == 0 || errno == EAGAIN || errno == EPROTOTYPE;
-    close(fd);
-    return rc;
-}
-
-/* The lock beside the socket closes the race between two daemons that both find nobody there. Kept open for ever. */
-static int lock_socket(const char *path)
-{
-    char lock[600];
-    snprintf(lock, sizeof lock, "%s.lock", path);
-    int fd = open(lock, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (fd < 0) {
-        fprintf(stderr, "arenad: cannot make %s: %s\n", lock, strerror(errno));
-        return -errno;
-    }
-    if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
-        fprintf(stderr, "arenad: another daemon serves %s\n", path);
-        close(fd);
-        return -EADDRINUSE;
-    }
-    return fd;
-}
-
-static int listen_here(const struct config *config)
-{
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    if (strlen(config->socket) >= sizeof address.sun_path) {
-        fprintf(stderr, "arenad: the socket path %s is longer than %zu bytes\n", config->socket,
-                sizeof address.sun_path - 1);
-        return -ENAMETOOLONG;
-    }
-    strcpy(address.sun_path, config->socket);
-    int rc = make_parents(config->socket);
-    if (rc < 0)
-        return rc;
-    int lock = lock_socket(config->socket);
-    if (lock < 0)
-        return lock;
-    rc = socket_in_use(config->socket, &address);
-    if (rc) {
-        if (rc > 0)
-            fprintf(stderr, "arenad: another daemon serves %s\n", config->socket);
-        return rc > 0 ? -EADDRINUSE : rc;
-    }
-    unlink(config->socket);
-    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    mode_t mask = umask(0777 & ~config->socket_mode);
-    rc = fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof address) < 0 || listen(fd, 4096) < 0 ? -errno : 0;
-    umask(mask);
-    if (rc == 0 && config->socket_group[0]) {
-        struct group *group = getgrnam(config->socket_group);
-        rc = !group ? -ENOENT : chown(config->socket, (uid_t)-1, group->gr_gid) < 0 ? -errno : 0;
-    }
-    if (rc < 0) {
-        fprintf(stderr, "arenad: cannot listen on %s: %s\n", config->socket, strerror(-rc));
-        return rc;
-    }
-    return fd;
 }
 
 /* ---- what a service manager handed over -------------------------------------------------------------------------------------- */
@@ -209,10 +122,11 @@ static int new_heap(struct config *config, struct regions *r, const char *dir, c
  * closed: the lock ends with the last process that has it, and that is the one that serves (no keeper holds files). */
 static int lock_backing(const char *dir)
 {
-    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    char why[512];
+    int fd = regions_directory(dir, why);
     if (fd < 0) {
-        fprintf(stderr, "arenad: cannot open the backing directory %s: %s\n", dir, strerror(errno));
-        return -errno;
+        fprintf(stderr, "arenad: %s\n", why);
+        return fd;
     }
     if (flock(fd, LOCK_EX | LOCK_NB) == 0)
         return 0;
@@ -242,10 +156,8 @@ static int open_regions(struct config *config, struct regions *r, const struct h
         rc = regions_adopt(r, handed->region, NULL, &g, why);
     else if (dir && !config->reset)
         rc = regions_adopt(r, NULL, dir, &g, why);
-    else if (dir) {
-        struct regions old = {.directory = (char *)(uintptr_t)dir};
-        regions_remove(&old);
-    }
+    else if (dir && (rc = regions_reset(dir, why)) == 0)
+        rc = -ENOENT;
     *ret_kept = rc == 0;
     if (rc == -ENOENT && dir && !config->reset)
         regions_close(r); /* what was begun of them */
@@ -308,11 +220,11 @@ static void tell_ready(const struct config *config)
     launcher_fd = -1;
 }
 
-static int run(struct config *config, struct server *s, int listen_fd, bool kept)
+static int run(struct config *config, struct server *s, struct listener *listener, bool kept)
 {
-    int rc = server_start(s, config, listen_fd);
+    int rc = server_start(s, config, listener);
     if (rc == -EUCLEAN && !s->regions.directory) /* nothing else would keep them */
-        refuse_run(&s->regions, listen_fd, s->untrusted);
+        refuse_run(&s->regions, listener->fd, s->untrusted);
     if (rc < 0)
         return rc;
     log_event(LOG_LEVEL_INFO, kept || s->core.heap.header->epoch > 1 ? "serve-again" : "serve",
@@ -329,6 +241,7 @@ int main(int argc, char **argv)
 {
     static struct server server;
     static struct config config;
+    static struct listener listener;
     struct handed handed;
     bool kept;
     if (standard_streams() < 0)
@@ -342,16 +255,14 @@ int main(int argc, char **argv)
     log_set_level(log_level_parse(config.log_level));
     take_handed(&handed);
     bool managed = secure_getenv("NOTIFY_SOCKET") != NULL;
-    int listen_fd = handed.listen_fd >= 0 ? handed.listen_fd : listen_here(&config);
-    if (listen_fd < 0)
-        return 1;
     if (handed.listen_fd >= 0) {
         config.socket_decides = true;
-        name_handed_socket(&config, listen_fd);
-    }
+        name_handed_socket(&config, handed.listen_fd);
+        listen_adopt(&listener, handed.listen_fd, config.socket);
+    } else if (listen_open(&listener, config.socket, config.socket_mode, config.socket_group) < 0)
+        return 1;
     if (open_regions(&config, &server.regions, &handed, &kept) < 0) {
-        if (handed.listen_fd < 0)
-            unlink(config.socket);
+        listen_remove(&listener);
         return 1;
     }
     if (managed && !kept && !server.regions.directory && store_regions(&server.regions) <= 0)
@@ -360,11 +271,10 @@ int main(int argc, char **argv)
     if (!config.foreground && !managed) /* a manager's main process stays the one that it started */
         to_background();
     if (config.keeper && !managed && !server.regions.directory &&
-        (rc = keeper_run(handed.listen_fd < 0 ? config.socket : NULL, launcher_fd >= 0)) < 0)
+        (rc = keeper_run(&listener, launcher_fd >= 0)) < 0)
         log_event(LOG_LEVEL_WARNING, "keeper", "error=\"%s\" advice=\"a crash loses the heap\"", strerror(-rc));
-    rc = run(&config, &server, listen_fd, kept);
-    if (handed.listen_fd < 0)
-        unlink(config.socket);
+    rc = run(&config, &server, &listener, kept);
+    listen_remove(&listener);
     regions_close(&server.regions);
     config_free(&config);
     return rc < 0 ? 1 : 0;

@@ -309,7 +309,7 @@ static void client_row(struct census *census, const struct client *client)
     memcpy(command, t->command, sizeof t->command);
     msgpack_packer pk;
     msgpack_packer_init(&pk, &census->rows, msgpack_sbuffer_write);
-    msgpack_pack_map(&pk, 21);
+    msgpack_pack_map(&pk, 24);
     put_number(&pk, "tag", client->tag);
     put_number(&pk, "pid", client->pid);
     put_number(&pk, "uid", client->uid);
@@ -326,9 +326,12 @@ static void client_row(struct census *census, const struct client *client)
     put_number(&pk, "spans_leased", client->leased_spans);
     put_number(&pk, "spans_charged", client->charged_spans);
     put_number(&pk, "refills", client->refills);
-    put_number(&pk, "since_ns", t->since_ns);
+    put_number(&pk, "since_ns", t->since_s * 1000000000ULL);
     put_number(&pk, "idle_ns", census->core->now_ns - client->heard_ns);
     put_number(&pk, "start_time", t->start_time);
+    put_number(&pk, "inode", t->inode);
+    put_text(&pk, "untold", client->untold);
+    put_number(&pk, "untold_ns", client->untold[0] ? census->core->now_ns - client->untold_since_ns : 0);
     put_number(&pk, "connected", client->connection != NULL);
     put_number(&pk, "transactions", client->tx_count);
     census->row_count++;

@@ -54,7 +54,7 @@ static unsigned tag_take(struct core *core)
     for (unsigned n = 0; n < end; n++) {
         core->tag_cursor = core->tag_cursor + 1 < end ? core->tag_cursor + 1 : 1;
         if (core->tag_cursor >= header->tag_top) {
-            store_release(&header->tag_top, core->tag_cursor + 1);
+            store_release(&header->tag_top, core->tag_cursor + 1); /* [TT1] */
             return core->tag_cursor;
         }
         if (tag_state(&core->heap, core->tag_cursor) == TAG_FREE && !hazard_names(&core->heap, core->tag_cursor)) /* [HZ1] */
@@ -110,13 +110,12 @@ int client_attach(struct core *core, const struct tag *identity, struct client *
 
 struct client *client_replaced(const struct core *core, const struct tag *identity, const struct client *after)
 {
-    if (!identity->image || !identity->pid || !identity->start_time)
+    if (!identity->image)
         return NULL;
     for (unsigned tag = after ? after->tag + 1u : 1; tag < core->heap.header->tag_top; tag++) {
         struct client *client = core->clients[tag];
         const struct tag *t = &core->heap.tags[tag];
-        if (client && client->state != CLIENT_DYING && client->pid == identity->pid && t->image &&
-            t->image != identity->image && t->start_time == identity->start_time)
+        if (client && client->state != CLIENT_DYING && t->image && t->image != identity->image && tag_same_process(t, identity))
             return client;
     }
     return NULL;
@@ -229,7 +228,7 @@ static bool may_refer(const struct core *core, uint64_t ref, unsigned tx)
     struct object object;
     if (ref == 0 || !object_find(&core->heap, ref, &object) || object.remainder)
         return false;
-    uint16_t word = load_acquire(object.word); /* the publisher's writes */
+    uint16_t word = load_acquire(object.word); /* [PB1] */
     return word == WORD_SHARED || (word_is_owned(word) && (word_tag(word) == tx || tag_is_committed(&core->heap, word_tag(word))));
 }
 

@@ -75,6 +75,7 @@ int connection_watch(struct connection *c, struct client *client)
     uv_poll_start(&watch->poll, UV_READABLE, on_death);
     client->pidfd = c->pidfd;
     client->watch = watch;
+    client->untold[0] = 0;
     c->pidfd = -1;
     return 0;
 }
@@ -92,30 +93,88 @@ void connection_unwatch(struct client *client)
     uv_close((uv_handle_t *)&watch->poll, watch_closed);
 }
 
+/* A look at a client whose process nobody watches: from now on it is watched, or dead, or it cannot be told: true. */
+static bool look(struct server *s, struct client *client)
+{
+    struct connection c = {.server = s, .pidfd = -1};
+    char why[PEER_WHY] = "";
+    enum peer_verdict verdict = peer_look(&s->core.heap.tags[client->tag], s->pids_are_ours, &c.pidfd, why);
+    if (verdict == PEER_ALIVE && connection_watch(&c, client) == 0)
+        return false;
+    if (verdict == PEER_DEAD) {
+        log_event(LOG_LEVEL_INFO, "death", "tag=%u pid=%u uid=%u while=\"%s\"", client->tag, client->pid, client->uid,
+                  client->untold[0] ? "it could not be told" : "no daemon ran");
+        client_die(&s->core, client);
+        return false;
+    }
+    if (verdict == PEER_ALIVE) {
+        close(c.pidfd);
+        snprintf(why, sizeof why, "the daemon is out of memory");
+    }
+    if (!client->untold[0]) {
+        client->untold_since_ns = s->core.now_ns;
+        log_event(LOG_LEVEL_WARNING, "untold", "tag=%u pid=%u uid=%u why=\"%s\" kept=\"what it holds, until it comes back or "
+                  "is seen to be dead\"", client->tag, client->pid, client->uid, why);
+    }
+    snprintf(client->untold, sizeof client->untold, "%s", why);
+    return true;
+}
+
+/* Clients that cannot be told are looked at again, ever more seldom: a few a tick. */
+static void look_again(struct server *s)
+{
+    enum { LOOKS = 256, EVERY_MAX = 60000 / TICK_MS };
+    if (!s->look_at_tick || s->ticks < s->look_at_tick)
+        return;
+    for (uint32_t looks = 0; s->look_tag < s->core.heap.header->tag_top; s->look_tag++) {
+        struct client *client = s->core.clients[s->look_tag];
+        if (!client || client->state != CLIENT_DETACHED || client->watch)
+            continue;
+        if (looks++ == LOOKS)
+            return;
+        s->look_untold += look(s, client);
+    }
+    s->look_every = s->look_every * 2 < EVERY_MAX ? s->look_every * 2 : EVERY_MAX;
+    s->look_at_tick = s->look_untold ? s->ticks + s->look_every : 0;
+    s->look_tag = 1;
+    s->look_untold = 0;
+}
+
+/* The pids of clients that cannot be told are another namespace's: here they would come to mean other processes. */
+static void forget_pid(struct server *s, struct client *client)
+{
+    s->core.heap.tags[client->tag].pid = 0;
+    client->pid = 0;
+}
+
+/* die: boot id and namespace are noted last; a successor looks at all again. Pids that were forgotten are not known to be
+ * anybody's, in any namespace. */
 void connections_find_dead(struct server *s)
 {
-    char boot_id[40] = "";
-    int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
-    if (fd >= 0) {
-        ssize_t n = read(fd, boot_id, sizeof boot_id - 1);
-        boot_id[n > 36 ? 36 : n < 0 ? 0 : n] = 0;
-        close(fd);
-    }
-    bool same_boot = strncmp(boot_id, s->core.heap.header->boot_id, sizeof boot_id) == 0;
-    for (unsigned tag = 1; tag < s->core.heap.header->tag_top; tag++) {
+    struct map_header *header = s->core.heap.header;
+    char boot_id[32];
+    uint64_t pid_namespace = peer_pid_namespace();
+    uint32_t untold = 0;
+    peer_boot_id(boot_id);
+    bool other_boot = boot_id[0] && header->boot_id[0] && memcmp(boot_id, header->boot_id, sizeof boot_id) != 0;
+    s->pids_are_ours = pid_namespace && header->pid_namespace == pid_namespace;
+    for (unsigned tag = 1; tag < header->tag_top; tag++) {
         struct client *client = s->core.clients[tag];
         if (!client || client->state != CLIENT_DETACHED)
             continue;
-        struct connection c = {.server = s, .pidfd = -1};
-        c.pidfd = same_boot ? peer_pidfd(client->pid, s->core.heap.tags[tag].start_time) : -ESRCH;
-        if (c.pidfd < 0 || connection_watch(&c, client) < 0) {
+        if (other_boot) {
             log_event(LOG_LEVEL_INFO, "death", "tag=%u pid=%u uid=%u while=\"no daemon ran\"", tag, client->pid, client->uid);
-            if (c.pidfd >= 0)
-                close(c.pidfd);
             client_die(&s->core, client);
+        } else if (look(s, client)) {
+            untold++;
+            if (pid_namespace && !s->pids_are_ours)
+                forget_pid(s, client);
         }
     }
-    memcpy(s->core.heap.header->boot_id, boot_id, sizeof boot_id);
+    memcpy(header->boot_id, boot_id, sizeof boot_id);
+    header->pid_namespace = pid_namespace;
+    s->look_tag = s->look_every = 1;
+    s->look_at_tick = untold ? 2 : 0;
 }
 
 /* ---- closing ------------------------------------------------------------------------------------------------------------------ */
@@ -320,7 +379,8 @@ void connection_on_listen(uv_poll_t *poll, int status, int events)
         return;
     }
     *c = (struct connection){.server = s, .fd = fd, .pidfd = -1};
-    int rc = peer_identify(fd, s->config->pidfd_fallback, &c->pid, &c->uid, &c->gid, &c->pidfd, &c->start_time);
+    const char *why;
+    int rc = peer_identify(c, s->config->pidfd_fallback, &why);
     if (rc == 0 && !is_allowed(s->config, c->uid, c->gid)) {
         log_event(LOG_LEVEL_WARNING, "refuse", "pid=%u uid=%u why=\"user not allowed\"", c->pid, c->uid);
         refuse_fd(fd, EACCES, "this user is not allowed: see allow-users and allow-groups in arenad.conf(5)");
@@ -338,7 +398,7 @@ void connection_on_listen(uv_poll_t *poll, int status, int events)
     }
     c->counted = rc == 0;
     if (rc < 0 || (rc = uv_poll_init(&s->loop, &c->poll, fd)) < 0) {
-        const char *why = rc == -EMFILE || rc == -ENFILE ? no_descriptor : "the peer's process is not to be seen";
+        why = rc == -EMFILE || rc == -ENFILE ? no_descriptor : why;
         log_event(LOG_LEVEL_WARNING, "refuse", "pid=%u uid=%u why=\"%s\" error=\"%s\" connections=%u", c->pid, c->uid, why,
                   strerror(-rc), s->connection_count);
         refuse_fd(fd, -rc, why);
@@ -426,6 +486,7 @@ void connections_tick(struct server *s)
         if (!c->greeted && !c->held && ++c->silent_ticks * TICK_MS > s->config->hello_timeout_ms)
             connection_close(c, "it said nothing");
     }
+    look_again(s);
 }
 
 void connections_close(struct server *s)

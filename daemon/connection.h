@@ -19,7 +19,8 @@ struct connection {
     int fd;
     uint32_t pid, uid, gid;
     int pidfd;             /* until a client takes it over */
-    uint64_t start_time;   /* of the process */
+    uint32_t start_time;   /* of the process: see struct tag */
+    uint64_t inode;        /* likewise */
     struct client *client; /* NULL: before HELLO, or a monitor */
     bool greeted, monitor, closing, polling_write;
     bool looked;           /* greeted by a look: a HELLO may follow */
@@ -64,7 +65,7 @@ void connections_notice(struct server *s, unsigned what, uint64_t value, const s
 void connections_tick(struct server *s);
 void connections_close(struct server *s);
 void connections_free(struct server *s);
-/* After a start: which of the clients in the map have a living process; the others die. */
+/* After a start: which of the clients in the map have a living process; those that surely have none die. */
 void connections_find_dead(struct server *s);
 
 /* connection.c, for requests.c */
@@ -81,10 +82,17 @@ void connection_release(struct connection *c);
 /* requests.c: one packet. */
 void request_handle(struct connection *c, const uint8_t *packet, size_t bytes);
 
-/* peer.c */
-int peer_identify(int fd, bool fallback, uint32_t *ret_pid, uint32_t *ret_uid, uint32_t *ret_gid, int *ret_pidfd,
-                  uint64_t *ret_start_time);
-int peer_pidfd(uint32_t pid, uint64_t start_time); /* a living process, or -ESRCH */
+/* peer.c: fills in who is at the other end of c->fd. -EMFILE; -ESRCH and *ret_why. */
+int peer_identify(struct connection *c, bool fallback, const char **ret_why);
+/* Does the process that an entry names live? PEER_ALIVE: *ret_pidfd is its pidfd. PEER_UNTOLD: `why` says why not.
+ * pid_is_ours: the entry's pid was read in this pid namespace. */
+enum { PEER_WHY = 64 };
+enum peer_verdict { PEER_ALIVE, PEER_DEAD, PEER_UNTOLD };
+enum peer_verdict peer_look(const struct tag *t, bool pid_is_ours, int *ret_pidfd, char why[PEER_WHY]);
+/* Does the client's entry name the process behind this connection? */
+bool peer_is_client(const struct connection *c, const struct client *client);
+uint64_t peer_pid_namespace(void);      /* 0: not known */
+void peer_boot_id(char boot_id[32]);    /* zeros: not known */
 void peer_command(uint32_t pid, char command[16]);
 
 #endif

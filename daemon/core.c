@@ -61,7 +61,8 @@ static int rebuild_span(struct core *core, uint64_t first, char *ret_why)
     core->mheap.units_used += span_units(span.objects);
     core->mheap.used_pages += span.page_count;
     core->spans++;
-    struct client *lessee = record->lessee < TAG_COUNT ? core->clients[record->lessee] : NULL;
+    uint16_t lessee_tag = load_acquire(&record->lessee); /* [LS1] */
+    struct client *lessee = lessee_tag < TAG_COUNT ? core->clients[lessee_tag] : NULL;
     struct client *charged = record->charged < TAG_COUNT ? core->clients[record->charged] : NULL;
     if (!charged)
         store_relaxed(&record->charged, 0);
@@ -91,13 +92,14 @@ static int rebuild_span(struct core *core, uint64_t first, char *ret_why)
 static bool was_returned(const struct heap *h, uint64_t page, uint64_t entry)
 {
     uint32_t index = page_entry_index(entry);
-    return page_entry_class(entry) && index < 16 && index <= page && (h->spans[page - index].returned >> index & 1);
+    return page_entry_class(entry) && index < 16 && index <= page &&
+           (load_acquire(&h->spans[page - index].returned) >> index & 1); /* [RP1] */
 }
 
 static int rebuild_pages(struct core *core, char *ret_why)
 {
     struct heap *h = &core->heap;
-    uint64_t page = 1, top = load_acquire(&h->header->top); /* page 0 is nobody's: reference 0 is null */
+    uint64_t page = 1, top = load_acquire(&h->header->top); /* [TP1] page 0 is nobody's: reference 0 is null */
     if (top > h->page_count) {
         snprintf(ret_why, 256, "the header says that more pages were used than there are");
         return -EUCLEAN;
@@ -171,7 +173,7 @@ int core_start(struct core *core, const struct heap *heap, const struct backing 
         core_stop(core);
         return rc;
     }
-    store_release(&core->heap.header->epoch, core->heap.header->epoch + 1);
+    store_relaxed(&core->heap.header->epoch, core->heap.header->epoch + 1);
     return 0;
 }
 

@@ -75,6 +75,8 @@ struct client {
     void *connection; /* the server's */
     int pidfd;        /* the server's; -1 none */
     void *watch;      /* the server's */
+    char untold[64];  /* why it cannot be told whether its process lives, "": it can. The server's */
+    uint64_t untold_since_ns;
 };
 
 /* A span class's central list. Spans on `nonempty` are unleased and had a FREE object when last counted; on `empty` are

@@ -191,7 +191,7 @@ struct gc *gc_begin(struct core *core, const uint8_t *objects, uint32_t workers,
     store_relaxed(&header->collections, serial);
     store_release(&header->collecting, serial); /* [GC1] */
     fence_seq_cst();                            /* [GC1] before any word, pin or object is read */
-    gc->top = load_acquire(&header->top);
+    gc->top = load_acquire(&header->top); /* [TP1] */
     mheap_hold_units(&core->mheap, true); /* 2.; on the loop thread, as all that gives them up */
     return gc;
 }
@@ -419,7 +419,7 @@ static void rescan_span(struct worker *w, const struct span_info *span)
     for (uint32_t i = 0; i < span->objects; i += UNIT_WORDS, unit++) {
         if (!load_relaxed(&gc->grey[unit]))
             continue;
-        uint8_t bits = exchange_acq_rel(&gc->grey[unit], 0);
+        uint8_t bits = exchange_relaxed(&gc->grey[unit], 0);
         for (; bits; bits &= (uint8_t)(bits - 1)) {
             uint32_t index = i + (uint32_t)__builtin_ctz(bits);
             if (index < span->objects)
@@ -484,7 +484,7 @@ static void look_at_pins(struct worker *w, unsigned tag)
             object.size < PIN_TABLE_BYTES || load_relaxed(object.word) != WORD_OWNED(tag))
             return;
         scan_bytes(w, ref, ref + PIN_TABLE_BYTES);
-        ref = load_acquire(&((const struct pin_table *)(const void *)(w->gc->objects + ref))->next);
+        ref = load_acquire(&((const struct pin_table *)(const void *)(w->gc->objects + ref))->next); /* [PN1] */
     }
 }
 
@@ -492,7 +492,7 @@ static void look_at_pins(struct worker *w, unsigned tag)
 static bool look_again(struct worker *w)
 {
     struct gc *gc = w->gc;
-    uint32_t tags = load_acquire(&gc->heap->header->tag_top);
+    uint32_t tags = load_acquire(&gc->heap->header->tag_top); /* [TT1] */
     uint64_t shares = w->shares;
     fence_seq_cst(); /* [GC1] */
     look_at_roots(w);
@@ -530,7 +530,7 @@ static bool decide(struct worker *w)
 {
     struct gc *gc = w->gc;
     gc->walking = false;
-    if (exchange_acq_rel(&gc->overflowed, 0)) {
+    if (exchange_relaxed(&gc->overflowed, 0)) {
         gc->report.overflows++;
         store_relaxed(&gc->cursor, 1);
         gc->walking = true;

@@ -12,7 +12,7 @@ struct range {
 };
 
 static struct range ranges[GUARD_RANGES]; /* sync: written before the first access to the range, read by the handler */
-static unsigned range_count;
+static unsigned range_count; /* sync: atomic [GD1]: the handler may run on a worker's thread */
 static uint64_t hits; /* sync: atomic */
 
 static void on_bus_error(int signum, siginfo_t *info, void *context)
@@ -20,7 +20,7 @@ static void on_bus_error(int signum, siginfo_t *info, void *context)
     uintptr_t at = (uintptr_t)info->si_addr;
     int saved = errno;
     (void)context;
-    for (unsigned i = 0; i < range_count; i++) {
+    for (unsigned i = 0, count = load_acquire(&range_count); i < count; i++) { /* [GD1] */
         const struct range *r = &ranges[i];
         if (at < r->from || at >= r->to)
             continue;
@@ -40,7 +40,7 @@ int guard_add(void *at, uint64_t bytes, uint64_t page_bytes)
     if (range_count == GUARD_RANGES)
         return -ENOSPC;
     ranges[range_count] = (struct range){(uintptr_t)at, (uintptr_t)at + bytes, page_bytes};
-    range_count++;
+    store_release(&range_count, range_count + 1); /* [GD1] */
     sigemptyset(&action.sa_mask);
     return sigaction(SIGBUS, &action, NULL) < 0 ? -errno : 0;
 }
@@ -50,7 +50,7 @@ void guard_remove(void *at)
     for (unsigned i = 0; i < range_count; i++)
         if (ranges[i].from == (uintptr_t)at) {
             ranges[i] = ranges[range_count - 1];
-            range_count--;
+            store_release(&range_count, range_count - 1); /* [GD1] */
             return;
         }
 }

@@ -17,7 +17,7 @@ enum { FAST_NS = 1000000000, PAUSE_MAX_S = 5 };
 struct keeper {
     sigset_t waited; /* SIGCHLD and those that are passed on */
     bool stopping;
-    const char *socket;
+    const struct listener *listener;
 };
 
 static void pass_on(struct keeper *k, pid_t pid, int signum)
@@ -53,8 +53,8 @@ static void pause_for(struct keeper *k, int seconds)
 
 static void end(const struct keeper *k, int status)
 {
-    if (!WIFEXITED(status) && k->socket)
-        unlink(k->socket); /* killed while it was to stop: it could not do it itself */
+    if (!WIFEXITED(status))
+        listen_remove(k->listener); /* killed while it was to stop: it could not do it itself */
     exit(WIFEXITED(status) ? WEXITSTATUS(status) : 1);
 }
 
@@ -65,9 +65,9 @@ static int64_t monotonic_ns(void)
     return now.tv_sec * 1000000000LL + now.tv_nsec;
 }
 
-int keeper_run(const char *socket, bool background)
+int keeper_run(const struct listener *listener, bool background)
 {
-    struct keeper k = {.socket = socket};
+    struct keeper k = {.listener = listener};
     sigset_t child;
     int fast = 0;
     signal(SIGCHLD, SIG_DFL); /* ignored, as some are started, no child could be waited for */

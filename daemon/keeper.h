@@ -6,11 +6,13 @@
 
 #include <stdbool.h>
 
+#include "daemon/listen.h"
+
 /* Forks. In the child (the daemon) it returns 0, all descriptors open and the held signals still held; in the keeper it
  * never returns: it passes signals on and exits with the daemon's status when that ends by itself. If the daemon is killed
- * while it was to stop, the keeper removes `socket` (NULL: a service manager's). A negative errno: no process is to be
+ * while it was to stop, the keeper removes the socket's file, if it is the one that was made there. A negative errno: no process is to be
  * had; the caller serves without a keeper. In the background the keeper lets go of the standard streams once it has
  * started the first daemon, which keeps them until it serves. */
-int keeper_run(const char *socket, bool background);
+int keeper_run(const struct listener *listener, bool background);
 
 #endif

@@ -324,7 +324,7 @@ static void shrink(struct core *core, struct client *client, const struct span_i
     uint32_t fewer = span->page_count - pages;
     if (!fewer)
         return;
-    store_release(&core->heap.spans[span->first].page_count, pages);
+    store_release(&core->heap.spans[span->first].page_count, pages); /* [PC1] */
     for (uint32_t i = pages; i < span->page_count; i++)
         store_relaxed(&core->heap.pages[span->first + i], PAGE_WARM);
     mheap_free(&core->mheap, span->first + pages, fewer, true);
@@ -355,7 +355,7 @@ int mcentral_extend(struct core *core, struct client *client, uint64_t first, ui
     struct span *record = &core->heap.spans[first];
     for (uint32_t i = span.page_count; i < pages; i++) /* die: entries that no record covers; cleared at the next start */
         store_relaxed(&core->heap.pages[first + i], page_entry_make(span.span_class, record->unit, i));
-    store_release(&record->page_count, pages);
+    store_release(&record->page_count, pages); /* [PC1] the entries first */
     core->turn.entries += more;
     client->leased_pages += more;
     client->charged_pages += more;

@@ -115,7 +115,7 @@ static void raise_top(struct mheap *m, uint64_t top)
 {
     if (top > m->top) {
         m->top = top;
-        store_release(&m->heap->header->top, top);
+        store_release(&m->heap->header->top, top); /* [TP1] before the first entry there */
     }
 }
 

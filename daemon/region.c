@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,16 +30,85 @@ static int reopen_read_only(int fd)
     return open(path, O_RDONLY | O_CLOEXEC);
 }
 
-static int open_region(struct regions *r, int which, const char *dir, bool create)
+/* Why something of a backing directory is not trusted; NULL: it is. Access lists show in the group's bits. */
+static const char *distrust(const struct stat *st, bool file)
 {
-    char path[4096];
-    if (!dir) {
-        snprintf(path, sizeof path, "arena-%s", region_names[which]);
-        return memfd_create(path, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (file && !S_ISREG(st->st_mode))
+        return "is no regular file";
+    if (file && st->st_nlink != 1)
+        return "has another name elsewhere";
+    if (st->st_uid != 0 && st->st_uid != geteuid())
+        return "is another user's";
+    return st->st_mode & 022 ? "may be written by others" : NULL;
+}
+
+static int refuse(char *ret_why, const char *dir, const char *name, const char *why)
+{
+    snprintf(ret_why, 512, "%.300s%s%s %s: it must be this user's or root's, and nobody else's to write to", dir,
+             *name ? "/" : "", name, why);
+    return -EPERM;
+}
+
+/* `dir` without slashes at its end: with one, a link would be followed. */
+static const char *without_slash(const char *dir, char *out, size_t capacity)
+{
+    size_t n = strnlen(dir, capacity - 1);
+    memcpy(out, dir, n);
+    while (n > 1 && out[n - 1] == '/')
+        n--;
+    out[n] = 0;
+    return out;
+}
+
+int regions_directory(const char *dir, char *ret_why)
+{
+    char path[PATH_MAX];
+    struct stat st;
+    int fd = open(without_slash(dir, path, sizeof path), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0 && lstat(path, &st) == 0 && S_ISLNK(st.st_mode))
+        return refuse(ret_why, path, "", "is a link");
+    if (fd < 0)
+        return fail(ret_why, errno, "cannot open the backing directory", dir);
+    const char *why = fstat(fd, &st) < 0 ? strerror(errno) : distrust(&st, false);
+    if (!why)
+        return fd;
+    close(fd);
+    return refuse(ret_why, dir, "", why);
+}
+
+static int use_directory(struct regions *r, const char *dir, char *ret_why)
+{
+    if (!dir)
+        return 0;
+    r->directory = strdup(dir);
+    r->directory_fd = r->directory ? regions_directory(dir, ret_why) : -ENOMEM;
+    return r->directory_fd < 0 ? r->directory_fd : 0;
+}
+
+static int open_region(struct regions *r, int which, bool create)
+{
+    char name[32];
+    if (!r->directory) {
+        snprintf(name, sizeof name, "arena-%s", region_names[which]);
+        return memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
     }
-    (void)r;
-    snprintf(path, sizeof path, "%s/%s", dir, region_names[which]);
-    return open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | (create ? O_CREAT | O_EXCL : 0), 0600);
+    return openat(r->directory_fd, region_names[which],
+                  O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | (create ? O_CREAT | O_EXCL : 0), 0600);
+}
+
+/* Opens a file that is there: 0, or a negative errno. */
+static int open_file(struct regions *r, int which, char *ret_why)
+{
+    struct stat st;
+    r->fd[which] = open_region(r, which, false);
+    if (r->fd[which] < 0 && (errno == ELOOP || errno == ENXIO || errno == ENODEV || errno == EISDIR))
+        return refuse(ret_why, r->directory, region_names[which], "is no regular file");
+    if (r->fd[which] < 0)
+        return fail(ret_why, errno, "cannot open region", region_names[which]);
+    if (fstat(r->fd[which], &st) < 0)
+        return fail(ret_why, errno, "cannot stat region", region_names[which]);
+    const char *why = distrust(&st, true);
+    return why ? refuse(ret_why, r->directory, region_names[which], why) : 0;
 }
 
 /* Of a mapping of the file: larger than the system's on hugetlbfs. */
@@ -73,19 +143,35 @@ static int map_regions(struct regions *r, char *ret_why)
 static void regions_clear(struct regions *r)
 {
     memset(r, 0, sizeof *r);
+    r->directory_fd = -1;
     for (int i = 0; i < REGION_COUNT; i++)
         r->fd[i] = r->read_only_fd[i] = -1;
+}
+
+/* A full disk is told with the directory and what is wanted. */
+static int back_at_start(const struct regions *r, int which, uint64_t at, uint64_t bytes, char *ret_why)
+{
+    struct statfs fs;
+    int rc = region_back(r, which, at, bytes);
+    if (rc == -ENOMEM && r->directory && fstatfs(r->directory_fd, &fs) == 0)
+        snprintf(ret_why, 512, "no room in %.300s: region %s needs %llu KiB now, %llu are free", r->directory,
+                 region_names[which], (unsigned long long)bytes >> 10,
+                 (unsigned long long)fs.f_bavail * (unsigned long long)fs.f_bsize >> 10);
+    else if (rc < 0)
+        return fail(ret_why, -rc, "cannot back region", region_names[which]);
+    return rc;
 }
 
 int regions_create(struct regions *r, const struct geometry *g, const char *dir, char *ret_why)
 {
     const uint64_t bytes[REGION_COUNT] = {g->heap_bytes, g->map_bytes, g->state_bytes};
     regions_clear(r);
-    if (dir)
-        r->directory = strdup(dir);
+    int rc = use_directory(r, dir, ret_why);
+    if (rc < 0)
+        return rc;
     for (int i = 0; i < REGION_COUNT; i++) {
         r->bytes[i] = bytes[i];
-        r->fd[i] = open_region(r, i, dir, true);
+        r->fd[i] = open_region(r, i, true);
         if (r->fd[i] < 0)
             return fail(ret_why, errno, "cannot make region", region_names[i]);
         if (fchmod(r->fd[i], 0600) < 0 || ftruncate(r->fd[i], (off_t)bytes[i]) < 0)
@@ -95,28 +181,28 @@ int regions_create(struct regions *r, const struct geometry *g, const char *dir,
     }
     /* of a file all that is written by and by must be backed now: a full disk would be a SIGBUS later. A memfd has no
      * limit of its own, and is backed as it comes into use. */
-    int rc = region_back(r, REGION_MAP, 0, dir ? g->pages_at : g->tags_at);
-    if (rc < 0)
-        return fail(ret_why, -rc, "cannot back region", "map");
-    if (dir && (rc = region_back(r, REGION_STATE, g->tickets_at, g->words_at - g->tickets_at)) < 0)
-        return fail(ret_why, -rc, "cannot back region", "state");
-    return map_regions(r, ret_why);
+    rc = back_at_start(r, REGION_MAP, 0, dir ? g->pages_at : g->tags_at, ret_why);
+    if (rc == 0 && dir)
+        rc = back_at_start(r, REGION_STATE, g->tickets_at, g->words_at - g->tickets_at, ret_why);
+    return rc < 0 ? rc : map_regions(r, ret_why);
 }
 
 int regions_adopt(struct regions *r, const int fd[REGION_COUNT], const char *dir, struct geometry *ret_g, char *ret_why)
 {
     regions_clear(r);
-    if (dir)
-        r->directory = strdup(dir);
-    for (int i = 0; i < REGION_COUNT; i++) {
+    int rc = use_directory(r, dir, ret_why);
+    for (int i = 0; rc == 0 && i < REGION_COUNT; i++) {
         struct stat st;
-        r->fd[i] = fd ? fd[i] : open_region(r, i, dir, false);
-        if (r->fd[i] < 0)
-            return fail(ret_why, errno, "cannot open region", region_names[i]);
+        if (fd)
+            r->fd[i] = fd[i];
+        else if ((rc = open_file(r, i, ret_why)) < 0)
+            break;
         if (fstat(r->fd[i], &st) < 0)
             return fail(ret_why, errno, "cannot stat region", region_names[i]);
         r->bytes[i] = (uint64_t)st.st_size;
     }
+    if (rc < 0)
+        return rc;
     struct map_header header;
     const char *why = "shorter than its header";
     if (pread(r->fd[REGION_MAP], &header, sizeof header, 0) != (ssize_t)sizeof header ||
@@ -125,7 +211,7 @@ int regions_adopt(struct regions *r, const int fd[REGION_COUNT], const char *dir
         snprintf(ret_why, 512, "region map: %s", why);
         return -EUCLEAN;
     }
-    int rc = map_regions(r, ret_why);
+    rc = map_regions(r, ret_why);
     r->state_backed_to = 0;
     return rc;
 }
@@ -142,28 +228,33 @@ void regions_close(struct regions *r)
         if (r->read_only_fd[i] >= 0)
             close(r->read_only_fd[i]);
     }
+    if (r->directory_fd >= 0)
+        close(r->directory_fd);
     free(r->directory);
     regions_clear(r);
 }
 
-static void remove_file(const struct regions *r, int which)
-{
-    char path[4096];
-    snprintf(path, sizeof path, "%s/%s", r->directory, region_names[which]);
-    unlink(path);
-}
-
 void regions_remove(struct regions *r)
 {
-    for (int i = 0; r->directory && i < REGION_COUNT; i++)
-        remove_file(r, i);
+    for (int i = 0; r->directory_fd >= 0 && i < REGION_COUNT; i++)
+        unlinkat(r->directory_fd, region_names[i], 0);
+}
+
+int regions_reset(const char *dir, char *ret_why)
+{
+    struct regions r;
+    regions_clear(&r);
+    int rc = use_directory(&r, dir, ret_why);
+    regions_remove(&r);
+    regions_close(&r);
+    return rc;
 }
 
 void regions_remove_made(struct regions *r)
 {
-    for (int i = 0; r->directory && i < REGION_COUNT; i++)
+    for (int i = 0; r->directory_fd >= 0 && i < REGION_COUNT; i++)
         if (r->fd[i] >= 0)
-            remove_file(r, i);
+            unlinkat(r->directory_fd, region_names[i], 0);
 }
 
 int region_back(const struct regions *r, int which, uint64_t at, uint64_t bytes)
@@ -226,7 +317,7 @@ int regions_mend(struct regions *r, const struct heap *h)
 int regions_back_again(const struct regions *r, const struct heap *h)
 {
     enum { PIECE = 1024 };
-    uint64_t top = load_acquire(&h->header->top), page = 1;
+    uint64_t top = load_acquire(&h->header->top), page = 1; /* [TP1] */
     while (page < top) {
         uint64_t from = page;
         while (page < top && page - from < PIECE && load_relaxed(&h->pages[page]) != PAGE_COLD)

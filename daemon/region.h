@@ -18,18 +18,26 @@ struct regions {
     uint64_t bytes[REGION_COUNT];
     void *mapped[REGION_COUNT]; /* [REGION_HEAP] is NULL: the daemon does not map objects */
     char *directory;            /* NULL: memfds */
+    int directory_fd;           /* files are opened and removed in it, whatever its name leads to by now */
     uint64_t state_backed_to;   /* units below it have memory behind them */
     uint64_t guard_seen;        /* guard_hits() when the state region was last mended */
 };
 
+/* Opens a directory for the regions' files: a descriptor, or a negative errno with one line in ret_why (512 bytes). It and
+ * each file in it are trusted if they are owned by root or by this user, nobody else may write to them, and their name is
+ * no link; a file has no second name. -EPERM: they are not. */
+int regions_directory(const char *dir, char *ret_why);
+
 /* Makes new regions of g's sizes. dir NULL: memfds. 0 or a negative errno, with one line in ret_why (512 bytes). */
 int regions_create(struct regions *r, const struct geometry *g, const char *dir, char *ret_why);
 
-/* Takes over regions by descriptor, or from the files in dir: 0, -ENOENT (there are none), -EUCLEAN (not a heap). */
+/* Takes over regions by descriptor, or from the files in dir: 0, -ENOENT (there are none), -EUCLEAN (not a heap),
+ * -EPERM (somebody else could have made or written them). */
 int regions_adopt(struct regions *r, const int fd[REGION_COUNT], const char *dir, struct geometry *ret_g, char *ret_why);
 
 void regions_close(struct regions *r);
 void regions_remove(struct regions *r); /* the files, if there are any */
+int regions_reset(const char *dir, char *ret_why); /* the same for a directory: 0, or an error */
 void regions_remove_made(struct regions *r); /* after regions_create() failed: the files that it had made */
 
 /* Memory behind a part of a region: 0, -ENOMEM. Any thread. */

@@ -26,11 +26,11 @@ static void reply_ok(struct connection *c, uint32_t id, uint64_t value)
     connection_send(c, &out, NULL, 0);
 }
 
-static uint64_t real_ns(void)
+static uint32_t real_s(void)
 {
     struct timespec ts;
     clock_gettime(CLOCK_REALTIME, &ts);
-    return (uint64_t)ts.tv_sec * 1000000000ULL + (uint64_t)ts.tv_nsec;
+    return (uint32_t)ts.tv_sec;
 }
 
 /* The reply to an -EDQUOT: which limit it was, and by how much. */
@@ -114,12 +114,12 @@ static void hello_resume(struct connection *c)
 {
     struct server *s = c->server;
     struct client *client = s->core.clients[in.tag];
-    const struct tag *t = &s->core.heap.tags[in.tag];
+    struct tag *t = &s->core.heap.tags[in.tag];
     if (in.heap_id_bytes != 16 || memcmp(in.heap_id, s->core.heap.header->heap_id, 16) != 0) {
         connection_error(c, in.id, ESTALE, "the daemon serves another heap now");
         return;
     }
-    if (!client || client->state == CLIENT_DYING || client->pid != c->pid || t->start_time != c->start_time) {
+    if (!client || client->state == CLIENT_DYING || !peer_is_client(c, client)) {
         connection_error(c, in.id, ESTALE, "tag %u is not this process's any more", in.tag);
         return;
     }
@@ -132,6 +132,8 @@ static void hello_resume(struct connection *c)
         connection_error(c, in.id, ENOMEM, "out of memory");
         return;
     }
+    if (!client->pid) /* its pid was not seen, or another namespace's */
+        t->pid = client->pid = c->pid;
     client->state = CLIENT_LIVE;
     client->resuming = true;
     client->connection = c;
@@ -184,8 +186,8 @@ static void on_hello(struct connection *c)
         reply_ok(c, in.id, 0);
         return;
     }
-    struct tag identity = {.pid = c->pid, .uid = c->uid, .start_time = c->start_time, .image = in.image,
-                           .since_ns = real_ns(), .read_only = (in.flags & HELLO_READ_ONLY) != 0};
+    struct tag identity = {.pid = c->pid, .uid = c->uid, .start_time = c->start_time, .inode = c->inode,
+                           .image = in.image, .since_s = real_s(), .read_only = (in.flags & HELLO_READ_ONLY) != 0};
     bury_replaced(c, &identity);
     if (in.tag) {
         hello_resume(c);

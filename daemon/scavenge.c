@@ -60,7 +60,7 @@ static void return_pages(struct core *core, const struct span_info *span, uint16
     mcentral_set_busy(core, span);
     store_release(&record->returned, mask); /* [RP1] first the map: what is not marked there is backed */
     uint16_t taken = each_run(core, span->first, mask, core->mheap.backing.give_back);
-    store_release(&record->returned, taken);
+    store_release(&record->returned, taken); /* [RP1] */
     if (!core->dspans[span->first].in_flight)
         mcentral_set_idle(core, span);
 }

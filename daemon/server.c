@@ -213,9 +213,20 @@ static void status_notify(struct server *s)
                (unsigned long long)(s->core.mheap.used_pages >> 7), s->core.heap.header->epoch);
 }
 
+/* A file that a cleaner took is made again. */
+static void look_at_socket(struct server *s)
+{
+    int fd = listen_look(s->listener);
+    if (fd < 0)
+        return;
+    uv_poll_stop(&s->listen_poll);
+    listen_replace(s->listener, fd);
+    uv_poll_start(&s->listen_poll, UV_READABLE, connection_on_listen);
+}
+
 static void on_tick(uv_timer_t *timer)
 {
-    enum { AGE_TICKS = 2, STATUS_TICKS = 100 }; /* mheap ticks twice in return-after */
+    enum { AGE_TICKS = 2, STATUS_TICKS = 100, SOCKET_TICKS = 10 }; /* mheap ticks twice in return-after */
     struct server *s = timer->data;
     server_now(s);
     s->ticks++;
@@ -232,6 +243,8 @@ static void on_tick(uv_timer_t *timer)
         sd_notify(0, "WATCHDOG=1");
     if (s->ticks % STATUS_TICKS == 0)
         status_notify(s);
+    if (s->ticks % SOCKET_TICKS == 0)
+        look_at_socket(s);
     connections_tick(s);
     mend(s);
     server_pump(s);
@@ -297,18 +310,21 @@ static int start_handles(struct server *s)
     if (sd_watchdog_enabled(0, &watchdog_us) > 0)
         s->watchdog_ms = watchdog_us / 1000;
     rc = uv_poll_start(&s->listen_poll, UV_READABLE, connection_on_listen);
+    if (rc == 0)
+        look_at_socket(s);
     signals_release();
     return rc;
 }
 
-int server_start(struct server *s, struct config *config, int listen_fd)
+int server_start(struct server *s, struct config *config, struct listener *listener)
 {
     char *why = s->untrusted;
     struct geometry g;
     const char *static_why;
     struct heap heap;
     s->config = config;
-    s->listen_fd = listen_fd;
+    s->listener = listener;
+    s->listen_fd = listener->fd;
     raise_fd_limit();
     int rc = uv_loop_init(&s->loop);
     if (rc < 0)

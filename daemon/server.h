@@ -8,6 +8,7 @@
 #include "daemon/census.h"
 #include "daemon/config.h"
 #include "daemon/core.h"
+#include "daemon/listen.h"
 #include "daemon/region.h"
 #include "proto/msg.h"
 #include "proto/packet.h"
@@ -26,8 +27,9 @@ struct server {
     uv_timer_t tick;
     uv_idle_t idle; /* runs while there is work by turns */
     uv_signal_t sigterm, sigint, sighup;
-    int listen_fd;
-    bool idle_on, stopping, socket_is_ours;
+    struct listener *listener;
+    int listen_fd; /* the listener's */
+    bool idle_on, stopping;
     struct config *config;
     struct core core;
     struct regions regions;
@@ -51,12 +53,16 @@ struct server {
     bool mending;      /* the heap's pages are being backed again */
     bool trim_wanted;  /* all free memory is to be returned, a few pieces at a time */
     uint32_t pending_count;
+    bool pids_are_ours;       /* the pids in the tag table were read in this pid namespace */
+    uint64_t look_at_tick;    /* when clients whose process cannot be told are looked at again; 0: there are none */
+    uint64_t look_every;      /* ticks, doubled each time */
+    uint32_t look_tag, look_untold; /* such a look has come to this tag, and found so many */
     char untrusted[256]; /* what is wrong with the heap, after a start that failed with -EUCLEAN */
 };
 
-/* regions are open; listen_fd is listening. 0, or a negative errno after a log line; -EUCLEAN: the heap cannot be trusted,
+/* regions are open; the listener listens. 0, or a negative errno after a log line; -EUCLEAN: the heap cannot be trusted,
  * s->untrusted says why. */
-int server_start(struct server *s, struct config *config, int listen_fd);
+int server_start(struct server *s, struct config *config, struct listener *listener);
 int server_run(struct server *s); /* until SIGTERM */
 void server_stop(struct server *s);
 

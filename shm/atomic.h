@@ -2,7 +2,11 @@
  *
  * Every load and store of memory that another thread or process may touch goes through these names: plain C accesses
  * to it are a defect. A build of the explorer (tests/explore) puts hooks in place of them. An order stronger than
- * relaxed bears a label at its call, such as [ST1], which stands at both of its ends.
+ * relaxed bears a label at its call, such as [ST1], which stands at both of its ends; tests/scripts/labels.sh looks.
+ *
+ * A process that is killed leaves what it had executed, in the order of its instructions. So stores of which the later one
+ * says that the earlier one is whole - to the daemon that is started again, to the pass after a client - are releases
+ * too: they keep the compiler from changing the order.
  */
 #ifndef SHM_ATOMIC_H
 #define SHM_ATOMIC_H
@@ -20,6 +24,7 @@
 #define store_release(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
 
 #define exchange_acq_rel(p, v)  __atomic_exchange_n((p), (v), __ATOMIC_ACQ_REL)
+#define exchange_relaxed(p, v)  __atomic_exchange_n((p), (v), __ATOMIC_RELAXED)
 #define fetch_add_relaxed(p, v) __atomic_fetch_add((p), (v), __ATOMIC_RELAXED)
 #define fetch_sub_relaxed(p, v) __atomic_fetch_sub((p), (v), __ATOMIC_RELAXED)
 #define fetch_add_release(p, v) __atomic_fetch_add((p), (v), __ATOMIC_RELEASE)

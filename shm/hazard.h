@@ -26,7 +26,7 @@ static inline uint32_t *hazard_set(const struct heap *h, unsigned owner, unsigne
 {
     for (uint32_t i = 0; i < HAZARD_COUNT; i++) {
         uint32_t *slot = &h->hazards[(from + i) % HAZARD_COUNT], empty = 0;
-        if (load_relaxed(slot) == 0 && cas_acq_rel(slot, &empty, HAZARD(owner, tag))) {
+        if (load_relaxed(slot) == 0 && cas_acq_rel(slot, &empty, HAZARD(owner, tag))) { /* [HZ1] */
             fence_seq_cst(); /* [HZ1] before the tag's state and the word are looked at */
             return slot;
         }
@@ -41,7 +41,7 @@ static inline int hazard_names(const struct heap *h, unsigned tag)
 {
     fence_seq_cst(); /* [HZ1] after the tag's state was changed */
     for (uint32_t i = 0; i < HAZARD_COUNT; i++)
-        if ((load_acquire(&h->hazards[i]) & 0xffff) == tag)
+        if ((load_acquire(&h->hazards[i]) & 0xffff) == tag) /* [HZ1] */
             return 1;
     return 0;
 }
@@ -52,7 +52,7 @@ static inline void hazard_clear_all(const struct heap *h, unsigned owner)
     for (uint32_t i = 0; i < HAZARD_COUNT; i++) {
         uint32_t seen = load_relaxed(&h->hazards[i]);
         if (seen >> 16 == owner && seen)
-            cas_acq_rel(&h->hazards[i], &seen, 0);
+            cas_acq_rel(&h->hazards[i], &seen, 0); /* [HZ1] */
     }
 }
 

@@ -74,7 +74,7 @@ void heap_format(struct heap *h, const struct geometry *g, const uint8_t heap_id
     header->unit_count = g->unit_count;
     header->root_slots = g->root_slots;
     header->class_digest = size_class_digest();
-    store_release(&header->magic, LAYOUT_MAGIC);
+    store_release(&header->magic, LAYOUT_MAGIC); /* [FM1] */
 }
 
 int heap_check_header(const struct map_header *header, uint64_t map_bytes, uint64_t state_bytes, struct geometry *ret_g,
@@ -82,7 +82,7 @@ int heap_check_header(const struct map_header *header, uint64_t map_bytes, uint6
 {
     struct geometry g;
     const char *why = NULL;
-    if (map_bytes < sizeof *header || header->magic != LAYOUT_MAGIC)
+    if (map_bytes < sizeof *header || load_acquire(&header->magic) != LAYOUT_MAGIC) /* [FM1] */
         why = "not the map of a heap (wrong magic)";
     else if (header->version != LAYOUT_VERSION)
         why = "a heap of another layout version";

@@ -89,7 +89,8 @@ struct map_header {
     uint64_t unit_count;
     uint32_t root_slots;
     uint32_t class_digest; /* of the size class table: two builds with other tables never share a heap */
-    char boot_id[40];      /* clients of an earlier boot are surely gone. sync: daemon, at its start */
+    char boot_id[32];      /* digits; clients of an earlier boot are surely gone. Zeros: not known. sync: daemon, at its start */
+    uint64_t pid_namespace; /* inode of the one in which the tags' pids were read; 0: not known. sync: daemon, at its start */
     uint64_t created_ns;   /* real time */
     /* sync: daemon, atomic */
     uint32_t epoch; /* how often a daemon was started over this heap */
@@ -123,16 +124,18 @@ enum tag_state {
 };
 
 struct tag {
-    uint32_t state;      /* enum tag_state. sync: daemon, store_release [TG1] after the other fields */
-    uint16_t owner;      /* of a transaction: its client's tag */
+    uint32_t state;      /* enum tag_state. sync: daemon, store_release [TG1] after the other fields, a fence before [TG2] */
+    uint16_t owner;      /* of a transaction: its client's tag. sync: daemon, atomic: see tag_is_of() */
     uint8_t read_only;
     uint8_t gc_mode;     /* enum gc_mode: what the client has declared. sync: daemon, atomic */
-    uint32_t pid, uid;
+    uint32_t pid;        /* in header->pid_namespace; 0: not seen from there */
+    uint32_t uid;
     uint32_t done;       /* id of the client's last request that took effect, of those that a ticket is for, kept over a
                             RESUME; 0: none. sync: daemon, atomic, of a root's move under the redo record */
     uint32_t image;      /* of the program that the process ran when it attached: another one has replaced it by exec. 0: not told */
-    uint64_t start_time; /* of the process, clock ticks since boot: pid and this name it */
-    uint64_t since_ns;   /* real time of admission */
+    uint32_t start_time; /* of the process, clock ticks since boot, the lower 32 bits; 0: could not be read */
+    uint32_t since_s;    /* real time of admission */
+    uint64_t inode;      /* of its pidfd in pidfs, which names the process until the next boot; 0: not known */
     char command[16];
     uint64_t pins;       /* reference of its first table of pins, 0: none. sync: daemon, atomic */
 };
@@ -195,10 +198,11 @@ static inline uint32_t page_entry_index(uint64_t entry)
 /* The record of a span stands at its first page. */
 struct span {
     uint16_t lessee;     /* tag of the client that alone may take its FREE objects; 0: none. sync: daemon [LS1] */
-    uint16_t returned;   /* bit i: page i has no memory behind it; only of a span that nobody leases */
+    uint16_t returned;   /* bit i: page i has no memory behind it; only of a span that nobody leases.
+                            sync: daemon [RP1] */
     uint8_t span_class;  /* 0: no span begins here. sync: daemon, store_release [SP1], last of all */
     uint8_t spare[3];
-    uint32_t page_count;
+    uint32_t page_count; /* sync: daemon, of a large span that grows in place [PC1] */
     uint32_t unit;       /* first unit of its state words */
     uint32_t uid;        /* whose quota it is charged to */
     uint16_t charged;    /* the client whose quota it is charged to; 0: it is gone */

@@ -6,7 +6,7 @@ void span_write(struct heap *h, uint64_t first, uint32_t page_count, unsigned sp
                 uint16_t charged, uint32_t uid)
 {
     struct span *span = &h->spans[first];
-    store_release(&span->returned, 0); /* entries without a record are of warm pages, unless this says otherwise */
+    store_release(&span->returned, 0); /* [RP1] entries without a record are of warm pages, unless this says otherwise */
     for (uint32_t i = 0; i < page_count; i++)
         store_relaxed(&h->pages[first + i], page_entry_make(span_class, unit, i));
     store_relaxed(&span->page_count, page_count);
@@ -22,7 +22,7 @@ void span_clear(struct heap *h, uint64_t first)
     struct span *span = &h->spans[first];
     uint32_t page_count = load_relaxed(&span->page_count);
     uint16_t returned = load_relaxed(&span->returned);
-    store_release(&span->span_class, 0);
+    store_release(&span->span_class, 0); /* [SP1] */
     for (uint32_t i = 0; i < page_count; i++)
         store_relaxed(&h->pages[first + i], i < 16 && (returned >> i & 1) ? PAGE_COLD : PAGE_WARM);
 }
@@ -39,7 +39,7 @@ uint32_t span_count_free(const struct span_info *span)
 const char *span_check(const struct heap *h, uint64_t first)
 {
     const struct span *span = &h->spans[first];
-    unsigned c = load_acquire(&span->span_class);
+    unsigned c = load_acquire(&span->span_class); /* [SP1] */
     uint32_t page_count = load_relaxed(&span->page_count), unit = load_relaxed(&span->unit);
     if (!CLASS_VALID(c))
         return "span class out of range";

@@ -26,7 +26,7 @@ static inline int span_at(const struct heap *h, uint64_t first, struct span_info
     unsigned c = load_acquire(&span->span_class); /* [SP1] */
     if (!CLASS_VALID(c))
         return 0;
-    uint32_t page_count = load_relaxed(&span->page_count);
+    uint32_t page_count = load_acquire(&span->page_count); /* [PC1] before the entries that it grew by */
     ret->first = first;
     ret->page_count = page_count;
     ret->span_class = (uint8_t)c;

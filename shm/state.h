@@ -66,12 +66,15 @@ static inline int word_flush(uint16_t *word, uint16_t cached)
     return 1;
 }
 
-/* Any change away from SHARED, or from OWNED(x) of a committed x. `seen` is what was loaded. 0: look again. */
-static inline int word_swap(uint16_t *word, uint16_t seen, uint16_t to) { return cas_acq_rel(word, &seen, to); }
+/* Any change away from SHARED, or from OWNED(x) of a committed x. `seen` is what was loaded. 0: look again. It acquires what
+ * the publisher released [PB1], and to FREE or SHARED releases [ST1] [PB1]. */
+static inline int word_swap(uint16_t *word, uint16_t seen, uint16_t to)
+{
+    return cas_acq_rel(word, &seen, to); /* [PB1] [ST1] */
+}
 
-/* [HT1] */
-static inline void hint_set(uint8_t *hint) { store_release(hint, 1); }
+static inline void hint_set(uint8_t *hint) { store_release(hint, 1); } /* [HT1] after the FREE words */
 static inline int hint_seen(const uint8_t *hint) { return load_relaxed(hint) != 0; }
-static inline int hint_clear(uint8_t *hint) { return exchange_acq_rel(hint, 0) != 0; }
+static inline int hint_clear(uint8_t *hint) { return exchange_acq_rel(hint, 0) != 0; } /* [HT1] before the words are read */
 
 #endif

@@ -5,16 +5,18 @@
 void tag_write(struct heap *h, unsigned tag, const struct tag *value)
 {
     struct tag *t = &h->tags[tag];
-    t->owner = value->owner;
+    fence_release(); /* [TG2] who sees one of these sees that the tag's life before it is over */
+    store_relaxed(&t->owner, value->owner);
     t->read_only = value->read_only;
     store_relaxed(&t->gc_mode, value->gc_mode);
     store_relaxed(&t->pins, value->pins);
-    t->pid = value->pid;
+    store_relaxed(&t->pid, value->pid);
     t->uid = value->uid;
     store_relaxed(&t->done, value->done);
     t->image = value->image;
     t->start_time = value->start_time;
-    t->since_ns = value->since_ns;
+    t->since_s = value->since_s;
+    t->inode = value->inode;
     memcpy(t->command, value->command, sizeof t->command);
     tag_set_state(h, tag, (enum tag_state)value->state);
 }
@@ -22,11 +24,11 @@ void tag_write(struct heap *h, unsigned tag, const struct tag *value)
 const char *tag_check(const struct heap *h, unsigned tag)
 {
     const struct tag *t = &h->tags[tag];
-    uint32_t state = load_acquire(&t->state);
+    uint32_t state = load_acquire(&t->state); /* [TG1] */
     if (state >= TAG_STATE_COUNT)
         return "state out of range";
     if (state == TAG_TX || state == TAG_TX_COMMITTED) {
-        unsigned owner = t->owner;
+        unsigned owner = load_relaxed(&t->owner);
         if (owner == 0 || owner >= TAG_COUNT)
             return "a transaction of nobody";
         if (tag_state(h, owner) != TAG_CLIENT)

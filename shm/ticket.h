@@ -29,7 +29,7 @@
  * die: the request may be done or not, as if it had been sent and not waited for. */
 static inline int ticket_cancel(const struct heap *h, unsigned tag, uint32_t id)
 {
-    uint64_t *ticket = &h->tickets[tag], seen = load_acquire(ticket);
+    uint64_t *ticket = &h->tickets[tag], seen = load_acquire(ticket); /* [TK1] */
     while (seen != TICKET_TAKEN(id))
         if (cas_acq_rel(ticket, &seen, TICKET_CANCELED(id))) /* [TK1] */
             return 1;
@@ -40,7 +40,7 @@ static inline int ticket_cancel(const struct heap *h, unsigned tag, uint32_t id)
  * die: taken and without an effect: the client learns from tag.done, and repeats it. */
 static inline int ticket_take(const struct heap *h, unsigned tag, uint32_t id)
 {
-    uint64_t *ticket = &h->tickets[tag], seen = load_acquire(ticket);
+    uint64_t *ticket = &h->tickets[tag], seen = load_acquire(ticket); /* [TK1] */
     while (seen != TICKET_CANCELED(id))
         if (cas_acq_rel(ticket, &seen, TICKET_TAKEN(id))) /* [TK1] */
             return 1;

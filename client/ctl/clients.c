@@ -55,6 +55,8 @@ cJSON *clients_sorted(struct ctl *ctl)
 /* One word for both: what the daemon knows of the client, and the system of its process. */
 const char *client_state(const cJSON *row)
 {
+    if (row_text(row, "untold")[0])
+        return "untold";
     if (strcmp(row_text(row, "state"), "live") != 0)
         return row_text(row, "state");
     return row_number(row, "connected") ? row_text(row, "process") : "away";
@@ -78,6 +80,19 @@ static void print_cut(const char *text, int width)
         piece[n] = 0;
     }
     puts(piece);
+}
+
+/* Clients of a daemon before this one, of which it cannot be told whether they live. */
+static void show_untold(const cJSON *rows)
+{
+    const cJSON *row;
+    cJSON_ArrayForEach(row, rows)
+    {
+        if (row_text(row, "untold")[0])
+            printf("Process %" PRIu64 " is detached, and whether it lives cannot be told (%s), for %s. It keeps %s until it comes "
+                   "back or is seen to be dead.\n", row_number(row, "pid"), clean(row_text(row, "untold"), false),
+                   ago(row_number(row, "untold_ns")), human(row_number(row, "bytes_held")));
+    }
 }
 
 static void show_totals(struct ctl *ctl, const cJSON *rows)
@@ -123,6 +138,7 @@ int cmd_clients(struct ctl *ctl)
                when(row_number(row, "since_ns")), ago(row_number(row, "idle_ns")));
         print_cut(row_text(row, "command_line"), width ? (width > 110 ? width - 103 : 8) : 0);
     }
+    show_untold(rows);
     show_totals(ctl, rows);
     cJSON_Delete(rows);
     return CTL_OK;

@@ -14,6 +14,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include <cjson/cJSON.h>
 #include <msgpack.h>
@@ -104,6 +105,18 @@ int columns(const char *text);
 
 uint64_t now_real_ns(void);
 int terminal_width(void); /* of standard output; 0: it is no terminal */
+
+/* ---- output.c ---------------------------------------------------------------------------------------------------------- */
+
+struct output {
+    FILE *file;       /* to write to */
+    const char *path;
+    char *unfinished; /* what becomes `path` in the end; NULL: it is written directly */
+};
+
+/* Opens what the user names; "-": the standard output. 0, or CTL_OUTPUT after one line; so the end. */
+int output_open(struct output *o, const char *path);
+int output_close(struct output *o);
 
 /* ---- process.c: what the system says of a process; start_time as the daemon noted it --------- */
 

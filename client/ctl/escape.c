@@ -211,11 +211,7 @@ int cmd_escape(struct ctl *ctl)
         escape_names(&r);
         qsort(r.sites, r.count, sizeof *r.sites, by_bytes);
         if (ctl->pprof) {
-            if (escape_pprof(&r, ctl->pprof) < 0) {
-                fprintf(stderr, "arenactl: cannot write %s: %s\n", clean(ctl->pprof, false),
-                        strerror(errno));
-                rc = CTL_OUTPUT;
-            }
+            rc = escape_pprof(&r, ctl->pprof);
         } else if (ctl->json) {
             cJSON *rows = cJSON_CreateArray();
             for (size_t i = 0; i < r.count; i++)

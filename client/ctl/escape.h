@@ -51,7 +51,7 @@ void escape_names(struct escape_report *r);
 const char *place_function(const struct place *p); /* a name, or "module+0x12" */
 const char *place_text(const struct place *p);     /* "file.c:12", or "module+0x12" */
 
-/* escape_pprof.c: 0, or -1 and errno. */
+/* escape_pprof.c: 0, or CTL_OUTPUT after one line. */
 int escape_pprof(const struct escape_report *r, const char *path);
 
 #endif

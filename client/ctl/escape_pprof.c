@@ -1,10 +1,10 @@
 /* The format of pprof: https://github.com/google/pprof/blob/main/proto/profile.proto, not
  * compressed. */
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "client/ctl/ctl.h"
 #include "client/ctl/escape.h"
 
 struct bytes {
@@ -171,13 +171,14 @@ int escape_pprof(const struct escape_report *r, const char *path)
     for (size_t i = 0; i < w.string_count; i++)
         free(w.strings[i]);
     free(w.strings);
-    errno = ENOMEM;
-    FILE *f = failed ? NULL : strcmp(path, "-") == 0 ? stdout : fopen(path, "we");
-    if (f) {
-        errno = 0;
-        failed = fwrite(w.out.data, 1, w.out.length, f) != w.out.length;
-        failed |= f != stdout && fclose(f) != 0;
+    struct output out;
+    int rc = failed ? CTL_OUTPUT : output_open(&out, path);
+    if (failed)
+        fprintf(stderr, "arenactl: cannot write %s: out of memory\n", clean(path, false));
+    if (rc == 0) {
+        fwrite(w.out.data, 1, w.out.length, out.file);
+        rc = output_close(&out);
     }
     free(w.out.data);
-    return !f || failed ? -1 : 0;
+    return rc;
 }

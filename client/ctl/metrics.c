@@ -2,13 +2,10 @@
  * is an older format: all here is valid in both, so there is no type `info`, and a counter's name
  * is one that both take. Clients are summed up by user and command, so that a series does not come
  * and go with each process. */
-#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "client/ctl/ctl.h"
 #include "shm/layout.h"
@@ -228,30 +225,15 @@ static int put_all(struct ctl *ctl, FILE *out)
     return rc;
 }
 
-/* A file of its own beside it, renamed: who reads the directory meanwhile sees the old one or the
- * new one. */
 static int put_file(struct ctl *ctl, const char *path)
 {
-    char temporary[4096];
-    int length = snprintf(temporary, sizeof temporary, "%s.%d", path, (int)getpid());
-    FILE *out = length < (int)sizeof temporary ? fopen(temporary, "we") : NULL;
-    if (!out) {
-        fprintf(stderr, "arenactl: metrics: cannot write %s: %s\n", clean(path, false),
-                length < (int)sizeof temporary ? strerror(errno) : "the path is too long");
-        return CTL_OUTPUT;
-    }
-    int rc = put_all(ctl, out);
-    errno = 0;
-    bool failed = fflush(out) != 0 || ferror(out);
-    failed |= fchmod(fileno(out), 0644) != 0;
-    failed |= fclose(out) != 0;
-    if (failed || rename(temporary, path) != 0) {
-        fprintf(stderr, "arenactl: metrics: cannot write %s: %s\n", clean(path, false),
-                strerror(errno ? errno : EIO));
-        unlink(temporary);
-        return CTL_OUTPUT;
-    }
-    return rc;
+    struct output out;
+    int rc = output_open(&out, path);
+    if (rc != 0)
+        return rc;
+    rc = put_all(ctl, out.file);
+    int written = output_close(&out);
+    return written ? written : rc;
 }
 
 int cmd_metrics(struct ctl *ctl)

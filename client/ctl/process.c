@@ -34,7 +34,7 @@ static bool is_there(uint64_t pid, uint64_t start_time, char *ret_state)
     *ret_state = p[2];
     for (int field = 2; p && field < 22; field++)
         p = strchr(p + 1, ' ');
-    return p && sscanf(p, " %llu", &value) == 1 && value == start_time;
+    return p && sscanf(p, " %llu", &value) == 1 && (uint32_t)value == start_time; /* the lower half is what was noted */
 }
 
 const char *process_state(uint64_t pid, uint64_t start_time)

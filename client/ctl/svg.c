@@ -198,29 +198,20 @@ static void put_picture(FILE *out, const struct map *map, const struct map_cell 
 
 int map_svg(const struct map *map, const char *path)
 {
-    bool to_stdout = strcmp(path, "-") == 0;
     uint64_t each = 1;
     while (each * ACROSS * DOWN_MAX < map->top)
         each *= 2;
     uint64_t down = (map->top + each * ACROSS - 1) / (each * ACROSS);
     down = (down + 7) / 8 * 8; /* whole boxes of lines */
     struct map_cell *cells = map_cells(map, down * ACROSS, each);
-    FILE *out = to_stdout ? stdout : fopen(path, "we");
+    struct output out;
     int rc = CTL_OK;
-    if (!out || !cells) {
-        fprintf(stderr, "arenactl: cannot write %s: %s\n", clean(path, false),
-                out ? "out of memory" : strerror(errno));
+    if (!cells) {
+        fprintf(stderr, "arenactl: cannot write %s: out of memory\n", clean(path, false));
         rc = CTL_OUTPUT;
-    } else
-        put_picture(out, map, cells, (int)down, each);
-    if (out && !to_stdout) {
-        errno = 0;
-        bool failed = ferror(out) != 0;
-        if ((fclose(out) != 0 || failed) && rc == CTL_OK) {
-            fprintf(stderr, "arenactl: cannot write %s: %s\n", clean(path, false),
-                    errno ? strerror(errno) : "a write failed");
-            rc = CTL_OUTPUT;
-        }
+    } else if ((rc = output_open(&out, path)) == 0) {
+        put_picture(out.file, map, cells, (int)down, each);
+        rc = output_close(&out);
     }
     free(cells);
     return rc;

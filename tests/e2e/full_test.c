@@ -103,7 +103,7 @@ static void a_small_tmpfs_behind_a_backing_directory_is_the_limit(void **state)
     (void)state;
     temp_dir(mount_dir, sizeof mount_dir, "tmpfs");
     if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 || /* gone with this process */
-        mount("arena-test", mount_dir, "tmpfs", 0, "size=64m") < 0) {
+        mount("arena-test", mount_dir, "tmpfs", 0, "size=64m,mode=0700") < 0) {
         rmdir(mount_dir);
         print_message("skipped: a tmpfs cannot be mounted (%s): needs root\n", strerror(errno));
         skip();

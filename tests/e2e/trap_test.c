@@ -339,7 +339,7 @@ static void a_full_disk_behind_the_directory_is_enomem_and_passes(void **state)
     void *p, *first = NULL;
     temp_dir(dir, sizeof dir, "full");
     if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
-        mount("arena", dir, "tmpfs", 0, "size=40m") < 0) {
+        mount("arena", dir, "tmpfs", 0, "size=40m,mode=0700") < 0) {
         rmdir(dir);
         printf("skipped: no small disk can be mounted here: %s\n", strerror(errno));
         skip();

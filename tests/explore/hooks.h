@@ -49,6 +49,7 @@ void ex_free(void *p);
         ex_was;                                                                                    \
     })
 #define exchange_acq_rel(p, v)  EX_RMW(p, v, false)
+#define exchange_relaxed(p, v)  EX_RMW(p, v, false)
 #define fetch_add_relaxed(p, v) EX_RMW(p, v, true)
 #define fetch_sub_relaxed(p, v) EX_RMW(p, -(uint64_t)(v), true)
 #define fetch_add_release(p, v) fetch_add_relaxed(p, v)

@@ -3,6 +3,8 @@
  * Goal: an entry reads back as it was written, the states that make a transaction's words count as
  * SHARED are exactly two, and each damage is noticed. Method: all states in turn.
  */
+#include <pthread.h>
+
 #include "tests/shm/fixture.h"
 
 #include "shm/state.h"
@@ -18,8 +20,9 @@ static void an_entry_reads_back_as_it_was_written(void **state)
                       .uid = UINT32_MAX,
                       .done = 7,
                       .image = 3,
-                      .start_time = UINT64_MAX - 1,
-                      .since_ns = 99,
+                      .start_time = UINT32_MAX - 1,
+                      .since_s = 99,
+                      .inode = UINT64_MAX - 1,
                       .command = "fifteen letters"};
     (void)state;
     fixture_init(&f, HEAP_MIN, 64);
@@ -89,11 +92,69 @@ static void a_word_tells_its_tag_and_whether_it_is_owned_or_cached(void **state)
     }
 }
 
+static void a_tag_is_somebodys_only_in_the_state_that_was_asked_for(void **state)
+{
+    struct fixture f;
+    struct tag tx = {.state = TAG_TX, .owner = 5}, client = {.state = TAG_CLIENT};
+    (void)state;
+    fixture_init(&f, HEAP_MIN, 64);
+    assert_false(tag_is_of(&f.h, 6, TAG_TX, 5));
+    tag_write(&f.h, 5, &client);
+    tag_write(&f.h, 6, &tx);
+    assert_true(tag_is_of(&f.h, 6, TAG_TX, 5));
+    assert_false(tag_is_of(&f.h, 6, TAG_TX, 4));
+    assert_false(tag_is_of(&f.h, 6, TAG_TX_COMMITTED, 5));
+    assert_int_equal(tag_client(&f.h, 6), 5);
+    assert_int_equal(tag_client(&f.h, 5), 5);
+    tag_set_state(&f.h, 6, TAG_TX_COMMITTED);
+    assert_false(tag_is_of(&f.h, 6, TAG_TX, 5));
+    tag_set_state(&f.h, 6, TAG_FREE);
+    assert_false(tag_is_of(&f.h, 6, TAG_TX, 5));
+    fixture_fini(&f);
+}
+
+/* ---- one life of a tag after another, and who looks meanwhile ---------------------------------- */
+
+enum { LIVES = 3000000 };
+static struct fixture lives;
+static uint32_t begun, over; /* sync: atomic */
+
+/* Even lives are client 2's, and their state is TAG_TX; odd ones are client 3's, in TAG_TX_COMMITTED. */
+static void *live(void *argument)
+{
+    while (!load_acquire(&begun))
+        ;
+    for (uint32_t n = 0; n < LIVES; n++) {
+        struct tag tag = {.state = n % 2 ? TAG_TX_COMMITTED : TAG_TX, .owner = n % 2 ? 3 : 2};
+        tag_write(&lives.h, 9, &tag);
+        tag_set_state(&lives.h, 9, TAG_FREE);
+    }
+    store_release(&over, 1);
+    return argument;
+}
+
+static void an_owner_is_not_taken_for_that_of_another_life(void **state)
+{
+    pthread_t thread;
+    uint64_t wrong = 0, looks = 0;
+    (void)state;
+    fixture_init(&lives, HEAP_MIN, 64);
+    assert_int_equal(pthread_create(&thread, NULL, live, NULL), 0);
+    for (; !load_acquire(&over); looks++, store_release(&begun, 1))
+        wrong += tag_is_of(&lives.h, 9, TAG_TX, 3) + tag_is_of(&lives.h, 9, TAG_TX_COMMITTED, 2);
+    pthread_join(thread, NULL);
+    assert_int_equal(wrong, 0);
+    assert_true(looks > 0);
+    fixture_fini(&lives);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(an_entry_reads_back_as_it_was_written),
         cmocka_unit_test(words_of_a_committed_transaction_count_as_shared_and_no_others),
+        cmocka_unit_test(a_tag_is_somebodys_only_in_the_state_that_was_asked_for),
+        cmocka_unit_test(an_owner_is_not_taken_for_that_of_another_life),
         cmocka_unit_test(the_check_notices_states_and_owners_that_cannot_be),
         cmocka_unit_test(a_word_tells_its_tag_and_whether_it_is_owned_or_cached),
     };
