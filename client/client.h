@@ -465,8 +465,8 @@ bool pins_are_declared(const struct arena *a); /* what comes to be SHARED is bor
 /* [TN1] committed words are not turned then; they are after it. */
 static inline bool snapshot_is_taken(const struct arena *a)
 {
-    uint32_t serial = load_acquire(&a->heap.header->collecting);
-    return unlikely(serial != 0) && load_acquire(&a->heap.header->snapped) != serial;
+    uint32_t serial = load_acquire(&a->heap.header->collecting); /* [GC1] */
+    return unlikely(serial != 0) && load_acquire(&a->heap.header->snapped) != serial; /* [TN1] */
 }
 
 /* grow.c: objects that grow, for buffers and vectors */

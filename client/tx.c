@@ -209,7 +209,7 @@ static void find_clean(struct arena *a)
         return;
     fence_seq_cst(); /* [HZ1] after their state was changed */
     for (uint32_t i = 0; i < HAZARD_COUNT; i++) {
-        uint32_t tag = load_acquire(&a->heap.hazards[i]) & 0xffff;
+        uint32_t tag = load_acquire(&a->heap.hazards[i]) & 0xffff; /* [HZ1] */
         if (tag < TAG_COUNT)
             named[tag / 64] |= 1ULL << tag % 64;
     }
