@@ -235,7 +235,7 @@ static inline char *thread_pointer(void)
     __asm__("movq %%fs:0, %0" : "=r"(self));
     return self;
 #else
-    return NULL;
+    return __builtin_thread_pointer();
 #endif
 }
 

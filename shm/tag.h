@@ -17,21 +17,36 @@ static inline int tag_is_committed(const struct heap *h, unsigned tag)
     return state == TAG_TX_COMMITTED || state == TAG_TX_PUBLISHING;
 }
 
-/* Is it in that state, and client `owner`'s, at one moment? The state first, then the owner, which may be of a later life of
- * the tag; then the state again: it had left the one before the owner was written. */
+/* What of an entry is read at one moment: its first 8 bytes, by one load. */
+struct tag_head {
+    uint32_t state;
+    uint16_t owner;
+    uint8_t read_only, gc_mode;
+};
+_Static_assert(sizeof(struct tag_head) == 8 && offsetof(struct tag, state) == 0 && sizeof(struct tag) % 8 == 0 &&
+                   offsetof(struct tag, owner) == offsetof(struct tag_head, owner),
+               "an entry begins as a head does, and at a multiple of 8");
+
+static inline struct tag_head tag_head(const struct heap *h, unsigned tag)
+{
+    struct tag_head head;
+    uint64_t both = load_acquire((const uint64_t *)(const void *)&h->tags[tag]); /* [TG1] [TG2] */
+    __builtin_memcpy(&head, &both, sizeof head);
+    return head;
+}
+
+/* Is it in that state, and client `owner`'s, at one moment? Of two loads the second could be of a later life. */
 static inline int tag_is_of(const struct heap *h, unsigned tag, enum tag_state state, unsigned owner)
 {
-    if (tag_state(h, tag) != state || load_relaxed(&h->tags[tag].owner) != owner) /* [TG1] */
-        return 0;
-    fence_acquire(); /* [TG2] */
-    return load_relaxed(&h->tags[tag].state) == (uint32_t)state;
+    struct tag_head head = tag_head(h, tag);
+    return head.state == (uint32_t)state && head.owner == owner;
 }
 
 /* The client that a tag stands for: a transaction's owner, else itself. Not what decides anything. */
 static inline unsigned tag_client(const struct heap *h, unsigned tag)
 {
-    unsigned owner = tag_state(h, tag) >= TAG_TX ? load_relaxed(&h->tags[tag].owner) : 0; /* [TG1] */
-    return owner ? owner : tag;
+    struct tag_head head = tag_head(h, tag);
+    return head.state >= TAG_TX && head.owner ? head.owner : tag;
 }
 
 /* Daemon only. The fields first, the state last. die: TAG_FREE still, or whole. */

@@ -1,7 +1,7 @@
 /* client/environ.c: what the environment asks of the library.
  *
- * Goal: each variable is obeyed, or is named on one line with what it says; unset and empty are the same; a setuid program
- * obeys none. Method: each variable unset, good, nonsense, too big, empty; a copy of this program with the setuid bit.
+ * Goal: each variable is obeyed, or is named on one line with what it says; unset and empty are the same; a setuid
+ * program obeys none. Method: each variable unset, good, nonsense, too big, empty; a setuid copy of this program.
  */
 #include <fcntl.h>
 #include <setjmp.h>
@@ -107,9 +107,12 @@ static void a_stacks_maximum_is_a_size_in_its_limits_or_named(void **state)
     static const struct {
         const char *text;
         uint64_t bytes;
-    } good[] = {{"2048", 2048}, {"2K", 2048}, {"64K", 65536}, {"3M", 3 << 20}, {"1G", 1 << 30}, {"512G", 1ULL << 39}, {"0002048", 2048}};
-    static const char *const bad[] = {"2047",  "1K",  "0",    "513G", "549755813889", "-1", "-2K", "+4K", " 4K", "4K ", "4KB", "4k", "K", "0x4000",
-                                      "4.5M", "much", "4K,5K", "18446744073709551616", "18014398509481984K", "99999999999999999999999G", "1T"};
+    } good[] = {{"2048", 2048},  {"2K", 2048},         {"64K", 65536},   {"3M", 3 << 20},
+                {"1G", 1 << 30}, {"512G", 1ULL << 39}, {"0002048", 2048}};
+    static const char *const bad[] = {
+        "2047", "1K", "0",      "513G", "549755813889", "-1",    "-2K", "+4K", " 4K", "4K ", "4KB", "4k",
+        "K",    "1T", "0x4000", "4.5M", "much",         "4K,5K", "18446744073709551616", "18014398509481984K",
+        "99999999999999999999999G"};
     (void)state;
     for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
         struct environment e = look("ARENA_STACK_MAX", good[i].text);
@@ -133,7 +136,8 @@ static void a_rate_of_samples_is_on_off_or_a_number_or_named(void **state)
         const char *text;
         uint64_t rate;
     } good[] = {{"on", 65536}, {"off", 0}, {"0", 0}, {"1", 1}, {"64K", 65536}, {"4294967295", UINT32_MAX}};
-    static const char *const bad[] = {"yes", "On", "-1", "1M", "4294967296", "4194304K", "99999999999999999999", "1 ", "1.5", "K", "on,off"};
+    static const char *const bad[] = {"yes", "On", "-1", "1M", "4294967296", "4194304K", "99999999999999999999",
+                                      "1 ",  "1.5", "K", "on,off"};
     (void)state;
     for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
         struct environment e = look("ARENA_PROFILE", good[i].text);
@@ -195,7 +199,7 @@ static void the_socket_is_the_argument_or_the_first_variable_that_names_one(void
     setenv("ARENA_SOCKET", "/some/where", 1);
     assert_string_equal(environ_socket(&e, NULL, buf, sizeof buf), "/some/where");
     assert_string_equal(environ_socket(&e, "/given", buf, sizeof buf), "/given");
-    assert_string_equal(environ_socket(&e, long_text, buf, sizeof buf), long_text); /* an argument's error is the caller's */
+    assert_string_equal(environ_socket(&e, long_text, buf, sizeof buf), long_text); /* its error is the caller's */
     assert_string_equal(e.complaint, "");
     unlink(there);
     rmdir(folder);
@@ -241,7 +245,7 @@ static int nothing_is_obeyed(void)
     environ_read(&e);
     const char *socket = environ_socket(&e, NULL, buf, sizeof buf);
     return !(geteuid() == 0 && getuid() == NOBODY) ? 2
-           : e.debug || e.stack_max || e.profile_rate || strcmp(e.profile_dir, "/tmp") || *e.complaint ||
+           : e.debug || e.stack_max || e.profile_rate || strcmp(e.profile_dir, "/tmp") || e.complaint[0] ||
                    strcmp(socket, "/run/arenad/default.sock") || environ_get("PATH")
                ? 1
                : 0;
@@ -249,14 +253,18 @@ static int nothing_is_obeyed(void)
 
 static void a_setuid_program_obeys_none(void **state)
 {
-    char copy[220], line[700];
+    char copy[220], line[800];
     (void)state;
     if (geteuid() != 0) {
         print_message("skipped: not root, and so no setuid program can be made\n");
         skip();
     }
     snprintf(copy, sizeof copy, "%s/raised", directory);
-    snprintf(line, sizeof line, "cp /proc/%d/exe %s && chmod 4755 %s", (int)getpid(), copy, copy);
+    char self[300];
+    ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+    assert_true(n > 0);
+    self[n] = 0;
+    snprintf(line, sizeof line, "cp '%s' %s && chmod 4755 %s", self, copy, copy);
     assert_int_equal(system(line), 0);
     pid_t pid = fork();
     assert_true(pid >= 0);
@@ -285,7 +293,7 @@ static void a_setuid_program_obeys_none(void **state)
 static int setup(void **state)
 {
     memset(long_text, 'y', sizeof long_text - 1);
-    strcpy(directory, "/tmp/arena-environ-XXXXXX"); /* $TMPDIR may be closed to another user, who runs the setuid program */
+    strcpy(directory, "/tmp/arena-environ-XXXXXX"); /* another user is to reach it: $TMPDIR may be closed */
     if (!mkdtemp(directory) || chmod(directory, 0755) < 0)
         return -1;
     return clear(state);

@@ -1,8 +1,8 @@
 /* client/client.h: who switches the fast paths off, and a thread that is about to switch its own on.
  *
  * Goal: whatever their order, a heap that is of the past, or whose allocations are watched, is served by no fast path.
- * Method: two threads that go through the same mcaches many times; each stores one word and loads the other's, which without
- * a full fence between the two a processor does in the other order now and then.
+ * Method: two threads that go through the same mcaches many times; each stores one word and loads the other's, which
+ * without a full fence between the two a processor does in the other order now and then.
  */
 #include <pthread.h>
 #include <sched.h>
@@ -44,8 +44,8 @@ static void *other(void *set)
     return NULL;
 }
 
-/* In a round each mcache's fast path was off for a reason of its own thread's, which ends now. Both threads go through all
- * of them, with nothing between them that would order what they do. */
+/* In a round each mcache's fast path was off for a reason of its own thread's, which ends now. Both threads go through
+ * all of them, with nothing between them that would order what they do. */
 static uint64_t mcaches_left_on(void (*set)(struct arena *))
 {
     pthread_t thread;
@@ -73,7 +73,8 @@ static uint64_t mcaches_left_on(void (*set)(struct arena *))
 static int setup(void **state)
 {
     (void)state;
-    heaps = mmap(NULL, HEAPS * sizeof *heaps, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    heaps = mmap(NULL, HEAPS * sizeof *heaps, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                 -1, 0);
     for (uint32_t i = 0; heaps != MAP_FAILED && i < HEAPS; i++) {
         mcaches[i].arena = &heaps[i];
         mcaches[i].cached = WORD_CACHED(7);
