@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "daemon/keeper.h"
+#include "daemon/kept.h"
 #include "daemon/listen.h"
 #include "daemon/log.h"
 #include "daemon/refuse.h"
@@ -270,7 +271,7 @@ int main(int argc, char **argv)
                   "loses the heap\"");
     if (!config.foreground && !managed) /* a manager's main process stays the one that it started */
         to_background();
-    if (config.keeper && !managed && !server.regions.directory &&
+    if (config.keeper && !managed && !server.regions.directory && (kept_open(), true) &&
         (rc = keeper_run(&listener, launcher_fd >= 0)) < 0)
         log_event(LOG_LEVEL_WARNING, "keeper", "error=\"%s\" advice=\"a crash loses the heap\"", strerror(-rc));
     rc = run(&config, &server, &listener, kept);

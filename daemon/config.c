@@ -67,7 +67,8 @@ static const char *parse_ids(struct config *config, bool users, const char *text
     strcpy(copy, text);
     for (char *word = strtok_r(copy, ", \t", &save); word; word = strtok_r(NULL, ", \t", &save)) {
         char *end;
-        unsigned long id = strtoul(word, &end, 10);
+        errno = 0;
+        unsigned long long id = strtoull(word, &end, 10);
         if (users && strcmp(word, "*") == 0) {
             any = true;
             continue;
@@ -78,7 +79,8 @@ static const char *parse_ids(struct config *config, bool users, const char *text
             if (!pw && !gr)
                 return users ? "names a user that is not there" : "names a group that is not there";
             id = pw ? pw->pw_uid : gr->gr_gid;
-        }
+        } else if (errno || id >= UINT32_MAX) /* the last one is the system's word for none */
+            return "has a number that no user or group can have: 0 to 4294967294";
         if (count == CONFIG_UIDS_MAX)
             return "has more than 64 entries";
         ids[count++] = (uint32_t)id;

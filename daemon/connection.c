@@ -2,8 +2,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
-#include <pwd.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +10,7 @@
 #include <unistd.h>
 
 #include "daemon/collector.h"
+#include "daemon/kept.h"
 #include "daemon/log.h"
 #include "daemon/refuse.h"
 
@@ -77,6 +76,9 @@ int connection_watch(struct connection *c, struct client *client)
     client->watch = watch;
     client->untold[0] = 0;
     c->pidfd = -1;
+    const struct tag *t = &c->server->core.heap.tags[client->tag];
+    if (kept_is_on() && t->inode && !peer_opens_again(t))
+        kept_add(t->inode, client->pidfd);
     return 0;
 }
 
@@ -98,7 +100,9 @@ static bool look(struct server *s, struct client *client)
 {
     struct connection c = {.server = s, .pidfd = -1};
     char why[PEER_WHY] = "";
-    enum peer_verdict verdict = peer_look(&s->core.heap.tags[client->tag], s->pids_are_ours, &c.pidfd, why);
+    const struct tag *t = &s->core.heap.tags[client->tag];
+    c.pidfd = kept_take(t->inode);
+    enum peer_verdict verdict = c.pidfd >= 0 ? PEER_ALIVE : peer_look(t, s->pids_are_ours, &c.pidfd, why);
     if (verdict == PEER_ALIVE && connection_watch(&c, client) == 0)
         return false;
     if (verdict == PEER_DEAD) {
@@ -171,6 +175,7 @@ void connections_find_dead(struct server *s)
                 forget_pid(s, client);
         }
     }
+    kept_drop_rest();
     memcpy(header->boot_id, boot_id, sizeof boot_id);
     header->pid_namespace = pid_namespace;
     s->look_tag = s->look_every = 1;
@@ -315,37 +320,6 @@ void connection_error(struct connection *c, uint32_t id, int error, const char *
 
 /* ---- accepting -------------------------------------------------------------------------------------------------------------------- */
 
-static bool user_in_group(uint32_t uid, uint32_t peer_gid, uint32_t gid)
-{
-    gid_t groups[128];
-    int count = 128;
-    struct passwd *pw;
-    if (peer_gid == gid)
-        return true;
-    pw = getpwuid(uid);
-    if (!pw || getgrouplist(pw->pw_name, pw->pw_gid, groups, &count) < 0)
-        return false;
-    for (int i = 0; i < count; i++)
-        if (groups[i] == gid)
-            return true;
-    return false;
-}
-
-static bool is_allowed(const struct config *config, uint32_t uid, uint32_t gid)
-{
-    if (uid == 0 || uid == geteuid() || config->allow_any)
-        return true;
-    if (config->socket_decides && !config->allow_uid_count && !config->allow_gid_count)
-        return true;
-    for (uint32_t i = 0; i < config->allow_uid_count; i++)
-        if (config->allow_uid[i] == uid)
-            return true;
-    for (uint32_t i = 0; i < config->allow_gid_count; i++)
-        if (user_in_group(uid, gid, config->allow_gid[i]))
-            return true;
-    return false;
-}
-
 static const char no_descriptor[] = "the daemon has no file descriptor left: raise LimitNOFILE of its service";
 
 static void accept_failed(struct server *s, int error)
@@ -381,9 +355,9 @@ void connection_on_listen(uv_poll_t *poll, int status, int events)
     *c = (struct connection){.server = s, .fd = fd, .pidfd = -1};
     const char *why;
     int rc = peer_identify(c, s->config->pidfd_fallback, &why);
-    if (rc == 0 && !is_allowed(s->config, c->uid, c->gid)) {
-        log_event(LOG_LEVEL_WARNING, "refuse", "pid=%u uid=%u why=\"user not allowed\"", c->pid, c->uid);
-        refuse_fd(fd, EACCES, "this user is not allowed: see allow-users and allow-groups in arenad.conf(5)");
+    if (rc == 0 && (why = allow_refuses(s->config, c)) != NULL) {
+        log_event(LOG_LEVEL_WARNING, "refuse", "pid=%u uid=%u why=\"%s\"", c->pid, c->uid, why);
+        refuse_fd(fd, EACCES, why);
         connection_free(c);
         return;
     }
@@ -412,6 +386,19 @@ void connection_on_listen(uv_poll_t *poll, int status, int events)
     s->connections = c;
     s->connection_count++;
     set_polling(c);
+}
+
+/* After a reload: who may not attach any more is cut off. What a client holds stays its own until its process ends. */
+void connections_allow_again(struct server *s)
+{
+    const char *why;
+    for (struct connection *c = s->connections, *next; c; c = next) {
+        next = c->next;
+        if (!c->closing && (why = allow_refuses(s->config, c)) != NULL) {
+            connection_error(c, 0, EACCES, "%s", why);
+            connection_close(c, why);
+        }
+    }
 }
 
 /* ---- reading ----------------------------------------------------------------------------------------------------------------------- */

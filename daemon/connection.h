@@ -63,6 +63,7 @@ bool connections_resume(struct server *s); /* a turn's work for clients that com
 void connection_owe(struct connection *c, int change);
 void connections_notice(struct server *s, unsigned what, uint64_t value, const struct connection *except);
 void connections_tick(struct server *s);
+void connections_allow_again(struct server *s);
 void connections_close(struct server *s);
 void connections_free(struct server *s);
 /* After a start: which of the clients in the map have a living process; those that surely have none die. */
@@ -82,6 +83,9 @@ void connection_release(struct connection *c);
 /* requests.c: one packet. */
 void request_handle(struct connection *c, const uint8_t *packet, size_t bytes);
 
+/* allow.c: NULL, or why the process at the other end may not attach. */
+const char *allow_refuses(const struct config *config, const struct connection *c);
+
 /* peer.c: fills in who is at the other end of c->fd. -EMFILE; -ESRCH and *ret_why. */
 int peer_identify(struct connection *c, bool fallback, const char **ret_why);
 /* Does the process that an entry names live? PEER_ALIVE: *ret_pidfd is its pidfd. PEER_UNTOLD: `why` says why not.
@@ -89,6 +93,8 @@ int peer_identify(struct connection *c, bool fallback, const char **ret_why);
 enum { PEER_WHY = 64 };
 enum peer_verdict { PEER_ALIVE, PEER_DEAD, PEER_UNTOLD };
 enum peer_verdict peer_look(const struct tag *t, bool pid_is_ours, int *ret_pidfd, char why[PEER_WHY]);
+/* Does the entry's pid lead to its process here? Then a successor of this daemon finds it. */
+bool peer_opens_again(const struct tag *t);
 /* Does the client's entry name the process behind this connection? */
 bool peer_is_client(const struct connection *c, const struct client *client);
 uint64_t peer_pid_namespace(void);      /* 0: not known */

@@ -206,6 +206,15 @@ bool peer_is_client(const struct connection *c, const struct client *client)
     return tag_same_process(t, &peer) || (!(t->inode && c->inode) && client->watch && c->pid && c->pid == client->pid);
 }
 
+bool peer_opens_again(const struct tag *t)
+{
+    int fd = open_pidfd(t->pid);
+    bool is_it = fd >= 0 && inode_of(fd) == t->inode;
+    if (fd >= 0)
+        close(fd);
+    return is_it;
+}
+
 int peer_identify(struct connection *c, bool fallback, const char **ret_why)
 {
     struct ucred cred;

@@ -274,6 +274,7 @@ static void on_reload_signal(uv_signal_t *handle, int signum)
         s->core.limits = s->config->limits;
         s->core.mheap.reserve_pages = s->config->reserve >> PAGE_SHIFT;
         log_set_level(log_level_parse(s->config->log_level));
+        connections_allow_again(s);
         log_event(LOG_LEVEL_INFO, "reload", "result=ok");
     } else
         log_event(LOG_LEVEL_ERROR, "reload", "result=refused kept=\"the values in force\"");

@@ -37,6 +37,8 @@ static void print_log(const struct daemon *d)
     fprintf(stderr, "%s", out);
 }
 
+void (*daemon_prepare)(void);
+
 static void exec_daemon(struct daemon *d, const char *max, va_list args, int ready_fd, pid_t parent)
 {
     char path[256], number[16];
@@ -51,6 +53,8 @@ static void exec_daemon(struct daemon *d, const char *max, va_list args, int rea
     dup2(log, 2);
     setpgid(0, 0);
     die_with_parent(SIGTERM, parent); /* a keeper passes it on */
+    if (daemon_prepare)
+        daemon_prepare();
     execv(path, (char *const *)(uintptr_t)argv);
     _exit(127);
 }

@@ -31,6 +31,9 @@ struct daemon {
     arena_t **heap; /* closed by daemon_teardown(); NULL: none */
 };
 
+/* Runs in the daemon's process before the program does: to enter a namespace, to be refused something. NULL: nothing. */
+extern void (*daemon_prepare)(void);
+
 /* Starts build/arenad --foreground on a socket of its own with the given further options (NULL ends). */
 void daemon_start(struct daemon *d, const char *max, ...);
 /* The same again, on the same socket: after a kill. */
