@@ -6,7 +6,7 @@
  * the library.
  *
  * The price: the program knows how the library lays out a thread's caches. If a later libarena.so changes that, the
- * program does not start with it (undefined symbol: arena_inline_layout_1) and is to be compiled again. Programs that use
+ * program does not start with it (undefined symbol: arena_inline_layout_2) and is to be compiled again. Programs that use
  * arena.h alone are never concerned. x86-64; elsewhere it is arena.h. What it saves: README, "Speed and memory".
  */
 #ifndef ARENA_INLINE_H
@@ -25,8 +25,8 @@ struct arena_slot {
     uint16_t *word;
 };
 
-/* A LIFO array of free objects of one span class, up to `limit`. Below its first slot stands a sentinel whose word is equal
- * to no `expect`: one comparison tells an empty magazine and a stale entry. What a free needs to know of the class stands
+/* A LIFO array of free objects of one span class, up to `limit`; both are NULL while it has no slots. Below its first slot
+ * stands a sentinel whose word is equal to no `expect`: one comparison tells an empty magazine and a stale entry. What a free needs to know of the class stands
  * beside it, in the same cache line and as wide as it is used. sync: its thread */
 struct arena_magazine {
     struct arena_slot *top, *limit;
@@ -34,7 +34,8 @@ struct arena_magazine {
     uint64_t objects; /* of a span: constant */
 };
 
-/* How a thread's mcache begins. sync: its thread */
+/* How a thread's mcache begins. A fork's child finds zeros in its place, and every fast path fails in them: no magazine has
+ * slots, and `magic` 0 is no class. sync: its thread */
 struct arena_inline_mcache {
     uint32_t expect; /* what the word of an entry is: CACHED by this process; no word's value while every allocation has more
                         to do, as in a transaction */
@@ -51,7 +52,7 @@ struct arena_inline_heap {
     uint64_t fast_bytes;    /* a free of what is below it is fast: all of the heap, or nothing while the process pins. sync: atomic */
     const uint64_t *pages;  /* of the map region: an entry a page */
     uint16_t *words;        /* of the state region: a state word an object */
-    const uint8_t *classes; /* by (size + 15) / 16: the size class */
+    const uint8_t *classes; /* by (size + 7) / 8: the size class */
     uint64_t tls_at;        /* from the thread pointer: where the pointer to this thread's mcache is; never NULL */
 };
 
@@ -86,7 +87,10 @@ static inline uint32_t arena_inline_now(uint32_t *at)
 /* Pops the top entry of a magazine, its word turned to `to`. 0: something is out of the ordinary. */
 static inline int arena_inline_pop(struct arena_inline_mcache *mc, struct arena_magazine *m, uint16_t to, void **ret)
 {
-    struct arena_slot *top = m->top, s = top[-1];
+    struct arena_slot *top = m->top;
+    if (ARENA_INLINE_UNLIKELY(!top))
+        return 0;
+    struct arena_slot s = top[-1];
     if (ARENA_INLINE_UNLIKELY(ARENA_INLINE_LOAD(s.word) != arena_inline_now(&mc->expect)))
         return 0;
     ARENA_INLINE_STORE(s.word, to); /* CACHED(t) -> OWNED(t): mine, a plain store */
@@ -145,8 +149,8 @@ static inline int arena_inline_push(const struct arena_inline_heap *h, struct ar
 static inline struct arena_magazine *arena_inline_magazine_of(const struct arena_inline_heap *h,
                                                                      struct arena_inline_mcache *mc, size_t size)
 {
-    size_t size_class = __builtin_expect(size > 8, 1) ? h->classes[(size + 15) / 16] : 2;
-    return &mc->magazines[size_class * 2];
+    size_t size_class = h->classes[(size + 7) / 8];
+    return (struct arena_magazine *)(void *)((char *)mc->magazines + size_class * (2 * sizeof(struct arena_magazine)));
 }
 
 #ifndef ARENA_INLINE_INSIDE
@@ -164,7 +168,7 @@ static inline struct arena_inline_mcache *arena_inline_mcache_of(const struct ar
 static inline void arena_inline_need_layout(void)
 {
     const char *layout;
-    __asm__ volatile("movq arena_inline_layout_1@GOTPCREL(%%rip), %0" : "=r"(layout));
+    __asm__ volatile("movq arena_inline_layout_2@GOTPCREL(%%rip), %0" : "=r"(layout));
     (void)layout;
 }
 

@@ -34,7 +34,7 @@
 
 enum {
     HEAPS_MAX = 16,                /* open at once in a process */
-    MCACHE_BYTES = 32 << 20,       /* of addresses, a thread's slot in the segment */
+    MCACHE_BYTES = 32 << 20,       /* of addresses, a thread's */
     MCACHES_MAX = 8192,            /* threads at once */
     MCACHE_BUDGET = 3 << 20,       /* bytes of objects that a thread's magazines may hold */
     MAGAZINE_BYTES = 2 << 20,      /* of objects in one magazine */
@@ -60,8 +60,8 @@ enum {
 
 struct transaction;
 
-/* In the client's mcache segment, 32 MiB of addresses a thread. sync: its thread, but for `trim`. The first
- * four and the magazines are in arena_inline.h too */
+/* Private memory, 32 MiB of addresses a thread, wiped in a fork's child. sync: its thread, but for `expect` and `own`, which
+ * any thread may set to NO_WORD. The first four and the magazines are in arena_inline.h too */
 struct mcache {
     uint32_t expect;        /* what the word of an entry must be for the fast path: CACHED(tag); NO_WORD while every
                                allocation has more to do, as in a transaction with its log */
@@ -80,7 +80,7 @@ struct mcache {
     uint64_t used_serial[4];/* classes that refilled or flushed since the cursor passed them: a bit each */
     struct mcache *next_free;
     struct arena_magazine magazines[256] __attribute__((aligned(64)));
-    struct arena_slot *bases[256];
+    struct arena_slot *bases[256]; /* the oldest entries; NULL: it has no slots yet */
 };
 
 #define SAME_PLACE(inside, outside, field) \
@@ -179,7 +179,7 @@ struct arena {
                             atomic */
     const uint64_t *pages;
     uint16_t *words;
-    const uint8_t *classes; /* size_class_table */
+    const uint8_t *classes; /* size_classes */
     uint64_t tls_at; /* where this heap's entry of tls_mcaches is, from the thread pointer */
     uint32_t index;  /* in tls_mcaches */
     uint16_t tag;
@@ -193,7 +193,6 @@ struct arena {
     uint32_t mcache_count;
     uint32_t mcache_slots; /* that there are addresses for */
     uint8_t *mcache_base;
-    int mcache_fd;
     struct lease *leases;  /* by page. sync: see struct lease */
     struct keep keep;
     uint32_t trim_serial;  /* sync: atomic; a thread that finds it changed gives its magazines back */
@@ -242,6 +241,7 @@ static inline char *thread_pointer(void)
 /* This thread's mcaches, by heap; no_mcache where it has none yet: every fast path fails in that one. */
 extern __thread struct mcache *tls_mcaches[HEAPS_MAX];
 extern struct mcache no_mcache;
+extern uint8_t size_classes[SIZE_CLASS_EIGHTS]; /* by eights; constant after the first arena_open() */
 
 static inline struct mcache *mcache_of(const struct arena *a)
 {
@@ -292,7 +292,7 @@ static inline void cancel_on(void)
 }
 
 /* open.c */
-int arena_attach(struct arena *a, int fd); /* HELLO as a new client: tag and mcache segment */
+int arena_attach(struct arena *a, int fd); /* HELLO as a new client: its tag */
 int arena_reattach(struct arena *a);       /* in a forked child, at its first call */
 extern uint32_t fork_generation;
 
@@ -310,6 +310,7 @@ extern pthread_mutex_t registry_lock;
 
 /* mcache.c */
 void mcache_init(struct mcache *mc, struct arena *a, uint32_t number);
+uint64_t mcache_bytes(void); /* of memory that an mcache needs with its slots */
 void mcache_flush_all(struct mcache *mc);
 void mcache_push(struct mcache *mc, unsigned span_class, void *object, uint16_t *word); /* its word is CACHED already */
 void *alloc_class(struct mcache *mc, unsigned span_class, unsigned flags, size_t size);

@@ -7,8 +7,11 @@
  *
  * The fast paths have one branch for whatever is out of the ordinary. alloc: the word of the top entry is not what
  * `expect` says - the magazine is empty (the sentinel), the entry is stale, a transaction is open, or this thread has no
- * mcache yet (no_mcache). free: no small object begins here, its word is not OWNED by this client, or the magazine is
- * full. The slow paths find out which.
+ * mcache yet (no_mcache); also a magazine that has no slots yet. free: no small object begins here, its word is not OWNED by
+ * this client, or the magazine is full. The slow paths find out which.
+ *
+ * An mcache is private memory that a fork's child finds wiped (thread.c). Zeros are as harmless as no_mcache: the child,
+ * however it was made and whatever ran in it before, cannot take what its parent has cached.
  *
  * Capacities adapt: a magazine that runs empty or full grows, within MCACHE_BUDGET bytes for all of a thread's; when that
  * is used up it takes from one that was not used lately.
@@ -21,17 +24,13 @@
 /* ---- no mcache, and the sentinel ------------------------------------------------------------------------------------ */
 
 static uint16_t sentinel_word = WORD_SHARED; /* never stored to: no `expect` is equal to it */
-static struct arena_slot sentinel[2] = {{NULL, &sentinel_word}, {NULL, NULL}};
+static const struct arena_slot sentinel = {NULL, &sentinel_word};
 
-PUBLIC extern const char arena_inline_layout_1;
-const char arena_inline_layout_1 = 1; /* its name is what counts: arena_inline.h */
+PUBLIC extern const char arena_inline_layout_2;
+const char arena_inline_layout_2 = 1; /* its name is what counts: arena_inline.h */
 
-struct mcache no_mcache = {
-    .expect = NO_WORD,
-    .own = NO_WORD,
-    .magazines = {[0 ... 255] = {sentinel + 1, sentinel + 1, 0, 0}},
-    .bases = {[0 ... 255] = sentinel + 1},
-};
+struct mcache no_mcache = {.expect = NO_WORD, .own = NO_WORD};
+uint8_t size_classes[SIZE_CLASS_EIGHTS];
 
 __thread struct cancel_hold cancel_hold;
 __thread struct mcache *tls_mcaches[HEAPS_MAX] = {[0 ... HEAPS_MAX - 1] = &no_mcache};
@@ -63,6 +62,8 @@ static struct arena_slot *slots_of(struct mcache *mc, unsigned span_class)
     return (struct arena_slot *)(void *)((uint8_t *)mc + at);
 }
 
+uint64_t mcache_bytes(void) { return (uint64_t)(uintptr_t)slots_of(NULL, SPAN_CLASS_COUNT); }
+
 void mcache_init(struct mcache *mc, struct arena *a, uint32_t number)
 {
     memcpy(mc, &no_mcache, sizeof *mc);
@@ -87,9 +88,9 @@ static void set_capacity(struct mcache *mc, unsigned span_class, uint32_t capaci
 {
     struct arena_magazine *m = &mc->magazines[span_class];
     int64_t more = (int64_t)capacity - capacity_of(mc, span_class);
-    if (mc->bases[span_class] == sentinel + 1) {
+    if (!mc->bases[span_class]) {
         struct arena_slot *slots = slots_of(mc, span_class);
-        slots[0] = sentinel[0];
+        slots[0] = sentinel;
         mc->bases[span_class] = m->top = slots + 1;
     }
     m->limit = mc->bases[span_class] + capacity;
@@ -304,7 +305,7 @@ PUBLIC size_t arena_alloc_batch(arena_t *a, size_t size, void **out, size_t coun
         struct arena_slot *top = m->top;
         uint32_t expect = load_relaxed(&mc->expect);
         uint16_t owned = mc->owned;
-        while (got < count && load_relaxed(top[-1].word) == expect) {
+        while (got < count && top && load_relaxed(top[-1].word) == expect) {
             store_relaxed(top[-1].word, owned);
             out[got++] = (--top)->object;
         }

@@ -25,11 +25,11 @@ uint32_t fork_generation = 1;
 /* ---- HELLO ------------------------------------------------------------------------------------------------------------------------------ */
 
 /* The next packet. A daemon that refuses closes at once, and that may be noticed before its reason is read. */
-static ssize_t receive(struct connection *c, int fds[4], int *ret_count, struct patience *patience)
+static ssize_t receive(struct connection *c, int fds[3], int *ret_count, struct patience *patience)
 {
     bool reset = false;
     for (;;) {
-        ssize_t got = packet_receive(c->fd, c->packet, sizeof c->packet, fds, 4, ret_count, 0);
+        ssize_t got = packet_receive(c->fd, c->packet, sizeof c->packet, fds, 3, ret_count, 0);
         if (got == -ECONNRESET && !reset)
             reset = true;
         else if (got != -EAGAIN)
@@ -41,7 +41,7 @@ static ssize_t receive(struct connection *c, int fds[4], int *ret_count, struct 
 
 /* Sends HELLO as a new client and takes the reply with its descriptors: their number, -EPIPE: the connection was lost, or
  * another negative errno. */
-static int hello(struct connection *c, unsigned flags, int fds[4], struct patience *patience)
+static int hello(struct connection *c, unsigned flags, int fds[3], struct patience *patience)
 {
     char why[MSG_TEXT_MAX + 1];
     int count = 0;
@@ -74,7 +74,7 @@ static int hello(struct connection *c, unsigned flags, int fds[4], struct patien
 
 /* Connects as a new client, on and on while connections are lost - a daemon that is being started again, or one that was
  * stopped for long - and, if there was a daemon before, also while nobody is there; at most timeout_ms. As hello(). */
-static int greet(struct arena *a, bool was_there, int fds[4])
+static int greet(struct arena *a, bool was_there, int fds[3])
 {
     struct patience patience = conn_patience(a);
     for (;;) {
@@ -232,8 +232,6 @@ static void arena_free_struct(struct arena *a)
     pins_fini(a);
     if (a->conn.fd >= 0)
         close(a->conn.fd);
-    if (a->mcache_fd >= 0)
-        close(a->mcache_fd);
     profile_fini(a);
     escape_fini(a);
     free(a->socket);
@@ -261,13 +259,9 @@ static void say_bye(struct arena *a)
 }
 
 /* Maps what the daemon's WELCOME brought, and gives the heap a place among those of this process. */
-static int settle(struct arena *a, int fds[4], int count)
+static int settle(struct arena *a, int fds[3], int count)
 {
     int rc = map_regions(a, &a->conn.in, fds);
-    if (rc == 0 && count == 4) {
-        a->mcache_fd = fds[3];
-        fds[3] = -1;
-    }
     close_fds(fds, count);
     if (rc < 0 || (rc = lease_init(a)) < 0 || (rc = pins_init(a)) < 0)
         return rc;
@@ -276,7 +270,7 @@ static int settle(struct arena *a, int fds[4], int count)
         if (!heaps[i]) {
             heaps[i] = a;
             a->index = i;
-            a->classes = size_class_table;
+            a->classes = size_classes;
             a->tls_at = (uint64_t)((char *)&tls_mcaches[i] - thread_pointer());
             a->opens = 1;
             return 0;
@@ -286,7 +280,7 @@ static int settle(struct arena *a, int fds[4], int count)
 
 static int open_new(struct arena *a, struct arena **ret)
 {
-    int fds[4] = {-1, -1, -1, -1};
+    int fds[3] = {-1, -1, -1};
     int count = greet(a, false, fds);
     if (count < 0)
         return count;
@@ -332,7 +326,7 @@ PUBLIC int arena_open(arena_t **out, const char *socket, const struct arena_opti
     if (!a)
         return -ENOMEM;
     cancel_off();
-    a->conn.fd = a->mcache_fd = -1;
+    a->conn.fd = -1;
     a->read_only = (o.flags & ARENA_READ_ONLY) != 0;
     a->timeout_ms = o.timeout_ms;
     a->socket = socket_absolute(environ_socket(&environment, socket, buf, sizeof buf));
@@ -403,16 +397,14 @@ static int settle_again(struct arena *a)
 /* In a forked child, by its first slow path: the parent's connection, mcaches and leases are not ours. The mapping is. */
 int arena_reattach(struct arena *a)
 {
-    int fds[4] = {-1, -1, -1, -1}, rc = 0;
+    int fds[3] = {-1, -1, -1}, rc = 0;
     cancel_off();
     pthread_mutex_lock(&registry_lock);
     if (a->generation == fork_generation)
         goto out;
     if (a->conn.fd >= 0)
         close(a->conn.fd);
-    if (a->mcache_fd >= 0)
-        close(a->mcache_fd);
-    a->conn.fd = a->mcache_fd = -1;
+    a->conn.fd = -1;
     a->free_mcaches = NULL;
     mcaches_unmap(a);
     a->tx_ready_count = a->tx_resolved_count = 0;
@@ -420,10 +412,6 @@ int arena_reattach(struct arena *a)
     if (rc < 0)
         goto out;
     bool same_heap = memcmp(a->conn.in.heap_id, a->heap.header->heap_id, 16) == 0;
-    if (rc == 4 && same_heap) {
-        a->mcache_fd = fds[3];
-        fds[3] = -1;
-    }
     close_fds(fds, rc);
     rc = same_heap ? settle_again(a) : -ESTALE;
     if (rc < 0)

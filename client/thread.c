@@ -1,5 +1,5 @@
-/* Threads: each gets an mcache at its first allocation, and gives it back when it ends. Slots of the segment are used
- * again, so threads may come and go for ever. A forked child has none: the segment is not inherited. */
+/* Threads: each gets an mcache at its first allocation, and gives it back when it ends. They are used again, so threads may
+ * come and go for ever. A forked child has none: those of its parent are wiped in it. */
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -69,6 +69,7 @@ static void after_fork(void)
 
 static void start(void)
 {
+    size_class_by_eights(size_classes);
     pthread_key_create(&key, on_thread_exit);
     pthread_atfork(NULL, NULL, after_fork);
 }
@@ -115,8 +116,8 @@ static bool mcaches_reserve(struct arena *a)
     return false;
 }
 
-/* Takes back the addresses; in a forked child those of slots that its parent had not mapped: where one was, it is not here,
- * and something else may be, and the next to the last was perhaps just being mapped. */
+/* Takes back the addresses; in a forked child those of mcaches that its parent had not mapped: a thread of it may still know
+ * the others, and find them empty. The next to the last was perhaps just being mapped. */
 void mcaches_unmap(struct arena *a)
 {
     uint64_t from = a->generation == fork_generation ? 0 : a->mcache_count + 1ULL;
@@ -126,20 +127,33 @@ void mcaches_unmap(struct arena *a)
     a->mcache_base = NULL;
 }
 
+static struct mcache *mcache_at(const struct arena *a, uint32_t number)
+{
+    return (struct mcache *)(void *)(a->mcache_base + (uint64_t)number * MCACHE_BYTES);
+}
+
+/* Its memory: zeros, and zeros again in a fork's child. A kernel that cannot wipe it keeps
+ * it from the child: what the parent has cached is never to be found there. */
+static bool mcache_back(uint8_t *at)
+{
+    uint64_t bytes = (mcache_bytes() + 4095) & ~4095ULL;
+    if (mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
+        return false;
+    madvise(at, bytes, MADV_NOHUGEPAGE);
+    return madvise(at, bytes, MADV_WIPEONFORK) == 0 || madvise(at, bytes, MADV_DONTFORK) == 0;
+}
+
 static struct mcache *mcache_map(struct arena *a)
 {
     if (!a->mcache_base && !mcaches_reserve(a))
         return NULL;
-    uint64_t at = (uint64_t)a->mcache_count * MCACHE_BYTES;
     if (a->mcache_count == a->mcache_slots) {
         errno = EAGAIN;
         return NULL;
     }
-    struct mcache *mc = mmap(a->mcache_base + at, MCACHE_BYTES, PROT_READ | PROT_WRITE,
-                             MAP_SHARED | MAP_NORESERVE | MAP_FIXED, a->mcache_fd, (off_t)at);
-    if (mc == MAP_FAILED)
+    struct mcache *mc = mcache_at(a, a->mcache_count);
+    if (!mcache_back(a->mcache_base + (uint64_t)a->mcache_count * MCACHE_BYTES))
         return NULL;
-    madvise(mc, MCACHE_BYTES, MADV_DONTFORK);
     mcache_init(mc, a, a->mcache_count);
     store_release(&a->mcache_count, a->mcache_count + 1); /* [MC1] */
     return mc;
@@ -151,9 +165,8 @@ void mcaches_expire(struct arena *a)
 {
     uint32_t count = load_acquire(&a->mcache_count); /* [MC1] */
     for (uint32_t i = 0; i < count; i++) {
-        struct mcache *mc = (struct mcache *)(void *)(a->mcache_base + (uint64_t)i * MCACHE_BYTES);
-        store_relaxed(&mc->expect, NO_WORD);
-        store_relaxed(&mc->own, NO_WORD);
+        store_relaxed(&mcache_at(a, i)->expect, NO_WORD);
+        store_relaxed(&mcache_at(a, i)->own, NO_WORD);
     }
 }
 
@@ -161,13 +174,13 @@ void mcaches_watch(struct arena *a)
 {
     uint32_t count = load_acquire(&a->mcache_count); /* [MC1] */
     for (uint32_t i = 0; i < count; i++)
-        store_relaxed(&((struct mcache *)(void *)(a->mcache_base + (uint64_t)i * MCACHE_BYTES))->expect, NO_WORD);
+        store_relaxed(&mcache_at(a, i)->expect, NO_WORD);
 }
 
 struct mcache *mcache_get(struct arena *a)
 {
     struct mcache *mc = mcache_of(a);
-    if (mc != &no_mcache)
+    if (likely(mc->arena == a)) /* no_mcache's is NULL, and that of one that a fork has wiped */
         return mc;
     mc = NULL;
     if (a->generation != fork_generation) {

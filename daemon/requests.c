@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -43,22 +42,6 @@ static void limit_error(struct connection *c, uint32_t id)
 
 /* ---- HELLO, RESUME, BYE -------------------------------------------------------------------------------------------------------- */
 
-/* The sparse file of a client's magazines: it alone gets the descriptor, and the daemon keeps none. */
-enum { MCACHE_SHIFT = 38 }; /* 256 GiB of addresses: 8192 threads of 32 MiB; memory only where it is used */
-
-static int mcache_create(void)
-{
-    int fd = memfd_create("arena-mcache", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    if (fd < 0)
-        return -errno;
-    if (ftruncate(fd, (off_t)1 << MCACHE_SHIFT) < 0) {
-        int rc = -errno;
-        close(fd);
-        return rc;
-    }
-    return fd;
-}
-
 /* The connection's client is gone from here on. */
 static void client_leaves(struct connection *c)
 {
@@ -69,7 +52,7 @@ static void client_leaves(struct connection *c)
     client_die(&c->server->core, client);
 }
 
-static void welcome_send(struct connection *c, unsigned tag, uint64_t mcache_bytes, unsigned flags, const int *fds, int count)
+static void welcome_send(struct connection *c, unsigned tag, unsigned flags, const int *fds, int count)
 {
     const struct map_header *header = c->server->core.heap.header;
     out.type = MSG_WELCOME;
@@ -83,7 +66,7 @@ static void welcome_send(struct connection *c, unsigned tag, uint64_t mcache_byt
     out.heap_bytes = header->heap_max;
     out.map_bytes = header->map_bytes;
     out.state_bytes = header->state_bytes;
-    out.mcache_bytes = mcache_bytes;
+    out.mcache_bytes = 0; /* an mcache is its client's private memory */
     out.flags = flags;
     connection_send(c, &out, fds, count);
 }
@@ -92,21 +75,10 @@ static void welcome(struct connection *c, unsigned flags)
 {
     struct server *s = c->server;
     bool read_only = c->client->read_only, fresh = !(flags & WELCOME_RESUMED);
-    int fds[4], count = 0, mcache = -1;
+    int fds[REGION_COUNT], count = 0;
     for (int i = 0; fresh && i < REGION_COUNT; i++)
         fds[count++] = read_only || i == REGION_MAP ? s->regions.read_only_fd[i] : s->regions.fd[i];
-    if (fresh && !read_only) {
-        mcache = mcache_create();
-        if (mcache < 0) {
-            client_leaves(c);
-            connection_error(c, in.id, mcache, "the daemon cannot make an mcache segment: %s", strerror(-mcache));
-            return;
-        }
-        fds[count++] = mcache;
-    }
-    welcome_send(c, c->client->tag, read_only ? 0 : 1ULL << MCACHE_SHIFT, flags, fds, count);
-    if (mcache >= 0)
-        close(mcache);
+    welcome_send(c, c->client->tag, flags, fds, count);
 }
 
 /* A client that comes back: the same process, its tag still its own. */
@@ -179,7 +151,7 @@ static void on_hello(struct connection *c)
     c->greeted = c->monitor = (in.flags & (HELLO_MONITOR | HELLO_LOOK)) != 0;
     c->looked = (in.flags & HELLO_LOOK) != 0;
     if (c->looked) {
-        welcome_send(c, 0, 0, 0, NULL, 0);
+        welcome_send(c, 0, 0, NULL, 0);
         return;
     }
     if (c->monitor) {

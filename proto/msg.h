@@ -91,7 +91,7 @@
     MESSAGE(BYE, 14, CLIENT, (flags))                                                                                  \
     /* profile and the like: `body` for whoever asks by INFO. No reply. */                                             \
     MESSAGE(REPORT, 15, CLIENT, (what, body))                                                                          \
-    /* with fds: heap, map (O_RDONLY), state, mcache; a reader's are all O_RDONLY and it has no mcache */              \
+    /* with fds: heap, map (O_RDONLY), state; a reader's are all O_RDONLY. mcache_bytes: 0, there is none any more */  \
     MESSAGE(WELCOME, 32, DAEMON,                                                                                       \
             (version, tag, epoch, heap_id, base, heap_bytes, map_bytes, state_bytes, mcache_bytes, flags))             \
     MESSAGE(GRANT, 33, DAEMON, (epoch, span_class, flags, list))                                                       \

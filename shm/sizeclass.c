@@ -6,6 +6,12 @@ const struct class_info class_table[256] = {SIZE_CLASS_TABLE(ROW)};
 
 const uint8_t size_class_table[SMALL_MAX / 16 + 1] = {SIZE_CLASS_LOOKUP};
 
+void size_class_by_eights(uint8_t out[SIZE_CLASS_EIGHTS])
+{
+    for (uint32_t i = 0; i < SIZE_CLASS_EIGHTS; i++)
+        out[i] = (uint8_t)size_class_of(i * 8, 0);
+}
+
 unsigned size_class_aligned(uint32_t size, uint32_t alignment, unsigned noscan)
 {
     unsigned first = size_class_of(size ? size : 1, noscan);

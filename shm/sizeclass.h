@@ -31,6 +31,10 @@ static inline unsigned size_class_of(uint32_t size, unsigned noscan)
     return 2;
 }
 
+/* By (size + 7) / 8, sizes up to SMALL_MAX: the size class for scan objects. For a fast path: one look, no compare. */
+enum { SIZE_CLASS_EIGHTS = SMALL_MAX / 8 + 1 };
+void size_class_by_eights(uint8_t out[SIZE_CLASS_EIGHTS]);
+
 /* The size class for objects of `size` bytes at multiples of `alignment`, a power of two up to PAGE_SIZE: the first one
  * whose size is a multiple of it and whose spans are; 0: none, take a large span. */
 unsigned size_class_aligned(uint32_t size, uint32_t alignment, unsigned noscan);

@@ -173,28 +173,10 @@ uint64_t peer_region_bytes(const char *name)
     return bytes;
 }
 
-/* Resident bytes of this client's segment: whoever maps it has it under this name. */
-static uint64_t segment_bytes(void)
-{
-    char line[400];
-    bool mine = false;
-    unsigned long long kib, sum = 0;
-    FILE *f = fopen("/proc/self/smaps", "re");
-    while (f && fgets(line, sizeof line, f)) {
-        if (strchr(line, '-') && strchr(line, '-') < strchr(line, ' '))
-            mine = strstr(line, "memfd:arena-mcache") != NULL;
-        else if (mine && sscanf(line, "Rss: %llu kB", &kib) == 1)
-            sum += kib;
-    }
-    if (f)
-        fclose(f);
-    return sum * 1024;
-}
-
 uint64_t peer_shared_bytes(peer_t h)
 {
     (void)h;
-    return peer_region_bytes("") + segment_bytes() + rollup_bytes(daemons[0].pid, "Pss_Anon");
+    return peer_region_bytes("") + rollup_bytes(daemons[0].pid, "Pss_Anon");
 }
 
 const struct map_header *peer_map(unsigned heap)

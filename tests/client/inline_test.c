@@ -1,5 +1,6 @@
 /* Goal: what arena_inline.h compiles into programs reads the map as shm/ writes it.
- * Method: a span of each class over plain memory; every offset in it, and pages that are no span's. */
+ * Method: a span of each class over plain memory; every offset in it, and pages that are no span's. And an mcache of zeros, as
+ * a fork leaves it: nothing is done in it. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -20,7 +21,8 @@ static unsigned char *const base = (unsigned char *)0x550000000000;
 static uint64_t pages[PAGES];
 static uint16_t words[(UNIT + 2048) * UNIT_WORDS];
 static struct arena_inline_mcache mc;
-static const struct arena_inline_heap heap = {base, PAGES * PAGE_SIZE, pages, words, size_class_table, 0};
+static uint8_t classes[SIZE_CLASS_EIGHTS];
+static const struct arena_inline_heap heap = {base, PAGES * PAGE_SIZE, pages, words, classes, 0};
 
 static void span_make(unsigned span_class)
 {
@@ -33,6 +35,7 @@ static void span_make(unsigned span_class)
 static int setup(void **state)
 {
     (void)state;
+    size_class_by_eights(classes);
     for (unsigned c = 2; c < SPAN_CLASS_COUNT; c++) {
         mc.magazines[c].magic = class_table[c].magic;
         mc.magazines[c].objects = class_table[c].objects;
@@ -69,6 +72,31 @@ static void a_large_object_is_not_for_the_fast_path(void **state)
     assert_int_equal(arena_inline_word(&heap, &mc, SPAN_AT * PAGE_SIZE, &word, &m), 0);
 }
 
+/* What a fork's child finds in the place of its parent's mcache. */
+static void in_an_mcache_of_zeros_every_fast_path_fails(void **state)
+{
+    static struct arena_inline_mcache zeros;
+    uint64_t done = 0;
+    (void)state;
+    memset(words, 0, sizeof words); /* FREE: equal to what stands where `expect` and `own` were */
+    for (uint16_t word = 0; word <= 1; word++) {
+        for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+            words[i] = word;
+        for (unsigned c = 2; c < SPAN_CLASS_COUNT; c++) {
+            span_make(c);
+            for (uint64_t at = 0; at < PAGES * PAGE_SIZE; at++)
+                done += (uint64_t)arena_inline_push(&heap, &zeros, base + at);
+        }
+        for (size_t size = 0; size <= SMALL_MAX; size++) {
+            void *p;
+            done += (uint64_t)arena_inline_pop(&zeros, arena_inline_magazine_of(&heap, &zeros, size), zeros.owned, &p);
+        }
+        for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+            done += words[i] != word;
+    }
+    assert_int_equal(done, 0);
+}
+
 static void each_size_has_its_classs_magazine(void **state)
 {
     (void)state;
@@ -82,6 +110,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_word_is_found_where_an_object_begins_and_nowhere_else),
         cmocka_unit_test(a_large_object_is_not_for_the_fast_path),
+        cmocka_unit_test(in_an_mcache_of_zeros_every_fast_path_fails),
         cmocka_unit_test(each_size_has_its_classs_magazine),
     };
     return cmocka_run_group_tests(tests, setup, NULL);

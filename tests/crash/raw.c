@@ -61,7 +61,7 @@ void raw_greet(struct raw *r, const char *socket_path)
     hello_fields(0);
     assert_int_equal(raw_send(r->fd, MSG_HELLO, 1), 0);
     assert_int_equal(raw_receive(r), MSG_WELCOME);
-    assert_int_equal(r->fd_count, 4);
+    assert_int_equal(r->fd_count, 3);
     r->tag = m.tag;
     r->epoch = m.epoch;
 }
@@ -79,7 +79,7 @@ void raw_open(struct raw *r, const char *socket_path)
 
 void raw_close_fds(struct raw *r)
 {
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 3; i++) {
         if (r->fds[i] > 0)
             close(r->fds[i]);
         r->fds[i] = 0;

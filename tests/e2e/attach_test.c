@@ -654,7 +654,7 @@ static int opens_without_descriptors(void *argument)
     (void)argument;
     close(next);
     getrlimit(RLIMIT_NOFILE, &before);
-    for (int more = 0; more < 5 && rc == 0; more++) { /* of the socket and four that come */
+    for (int more = 0; more < 4 && rc == 0; more++) { /* of the socket and three that come */
         few = (struct rlimit){(rlim_t)(next + more), before.rlim_max};
         setrlimit(RLIMIT_NOFILE, &few);
         rc = arena_open(&a, d.socket, NULL) == -EMFILE ? 0 : more + 1;

@@ -81,7 +81,8 @@ static void client_setup(unsigned i)
     a->fast_flags = ARENA_NOSCAN | ARENA_ZERO | ARENA_SHARED;
     a->pages = world_heap.pages;
     a->words = world_heap.words;
-    a->classes = size_class_table;
+    size_class_by_eights(size_classes);
+    a->classes = size_classes;
     a->index = 0;
     a->tls_at = (uint64_t)((char *)&tls_mcaches[0] - thread_pointer());
     a->conn.fd = 1;

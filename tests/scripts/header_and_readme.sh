@@ -30,7 +30,7 @@ if command -v "${CXX:-c++}" >/dev/null; then
     ${CXX:-c++} -std=c++11 -pedantic -Wall -Wextra -Werror -Iclient -c -o "$work/inline.o" "$work/inline.cc"
 fi
 if [ "$(uname -m)" = x86_64 ]; then
-    nm -D --undefined-only "$work/inline" | grep -q ' arena_inline_layout_1\(@\|$\)'
+    nm -D --undefined-only "$work/inline" | grep -q ' arena_inline_layout_2\(@\|$\)'
 fi
 awk '/^```c$/ && !done { on = 1; next } /^```$/ && on { on = 0; done = 1 } on' README.md >"$work/first.c"
 cmp "$work/first.c" client/examples/first.c
