@@ -333,11 +333,12 @@ int arena_tx_begin(arena_t *a);
 
 /* Publishes all of it as one, and with it moves the root (NULL: none). One round trip.
  * -EAGAIN the root was not `expected`: still open. -EINVAL no transaction, a bad name, or `desired` is neither published
- * nor of this transaction: still open. -EDQUOT, -ENOSPC too many roots: still open. -ENOTCONN nobody has answered: it may
- * have been done, or be done yet; a commit or an abort later tells. */
+ * nor of this transaction: still open. -EDQUOT, -ENOSPC too many roots: still open. -ENOTCONN nobody has answered: it was
+ * not done and will not be, still open. -EINPROGRESS in doubt: the daemon has begun with it and stands still; a commit or an
+ * abort later tells. */
 int arena_tx_commit(arena_t *a, const char *root, arena_ref_t expected, arena_ref_t desired);
 
-/* Frees all of it. -EINVAL no transaction. After a commit that said -ENOTCONN it asks first (a round trip): -EALREADY that
+/* Frees all of it. -EINVAL no transaction. After a commit that said -EINPROGRESS it asks first (a round trip): -EALREADY that
  * commit was done, all is published - -ENOTCONN nobody can say yet: still open. */
 int arena_tx_abort(arena_t *a);
 
@@ -350,7 +351,9 @@ int arena_same_address(const arena_t *a);               /* 1: raw pointers are v
 /* ---- roots: names of 1..63 bytes without control characters ---------------------------------------------------- */
 
 /* Of an object not yet published, or freed: -EINVAL. A bad name: -EINVAL. A move takes effect once also when the daemon dies
- * meanwhile, and its answer is true. -ENOTCONN nobody has answered: it may have been done, or be done yet. */
+ * meanwhile, and its answer is true. -ENOTCONN nobody has answered in timeout_ms: it was not done and will not be, whatever
+ * the daemon does later. -EINPROGRESS in doubt: the daemon has begun with this very move and stands still, or died; as soon as
+ * another call that needs the daemon has returned neither of the two, it is settled, and the root tells. */
 int arena_root_set(arena_t *a, const char *name, arena_ref_t ref);   /* a round trip; 0 removes it (-ENOENT) */
 int arena_root_get(arena_t *a, const char *name, arena_ref_t *ref);  /* no round trip; -ENOENT */
 int arena_root_cas(arena_t *a, const char *name, arena_ref_t expected, arena_ref_t desired); /* 0: create; -EAGAIN */
@@ -376,8 +379,10 @@ enum {
 };
 
 /* Declares it, for the whole process. A round trip. Leaving a safepoint waits for the end of a collection that runs, as
- * does arena_open (also a forked child's first call). -EINVAL, -EACCES, -ENOTCONN (also if the collection takes longer than
- * timeout_ms: still at the safepoint), -ESTALE. What a forked child inherits as pointers is its parent's: the
+ * does arena_open (also a forked child's first call). -EINVAL, -EACCES, -ESTALE. -ENOTCONN nobody has answered: nothing is
+ * declared, now or later; who leaves a safepoint is still there (also if the collection takes longer than timeout_ms).
+ * -EINPROGRESS in doubt: keep the rules of both until a call of it has returned neither of the two. A reader that was at a
+ * safepoint when its connection broke counts as running until one of its calls has found the daemon again. What a forked child inherits as pointers is its parent's: the
  * collector does not see them in the child, which must find them anew from a root. */
 int arena_safepoint(arena_t *a, int mode);
 
@@ -412,8 +417,9 @@ struct arena_gc_stats {
 /* Asks for a collection and waits for its end; another one that runs ends first. Clients that pin run on meanwhile. By a
  * connection of its own: other threads' calls go on. stats may be NULL. About a second a GiB of small objects.
  * -EBUSY a client has declared nothing: see stats. -EAGAIN it was given up: the daemon is being stopped, or a client pinned
- * without end. -EINVAL flags. -EACCES a reader. -ENOTCONN no daemon, or it died: what was freed is free, what was not stays, ask again.
- * -ENOMEM, there or here. die: harmless at any instruction, on both sides. */
+ * without end. -EINVAL flags. -EACCES a reader. -ENOTCONN no daemon, or it died, or said nothing for timeout_ms (counted anew
+ * when a collection begins): none is begun for this call any more, one that runs goes on; what was freed is free, what was
+ * not stays, ask again. -ENOMEM, there or here. die: harmless at any instruction, on both sides. */
 int arena_gc(arena_t *a, unsigned flags, struct arena_gc_stats *stats);
 
 /* ---- figures and errors ---------------------------------------------------------------------------------------- */

@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdbool.h>
+#include <sys/types.h>
 
 #include "client/arena.h"
 #include "proto/msg.h"
@@ -155,19 +156,30 @@ struct ahead {
     uint32_t list[1024]; /* the most that a grant has */
 };
 
+/* What a descriptor is: its number may be another file's by now, as after a closefrom(3) and an open(2) of the program's. */
+struct fd_id {
+    dev_t device;
+    ino_t inode;
+};
+
+enum { GRANTED_TAGS_MAX = 1024 }; /* transactions of a client */
+
 /* What is always needed is first: an attach touches few pages. */
 struct connection {
     pthread_mutex_t lock;
-    int fd;              /* -1: none */
+    int fd;              /* -1: none. Used, polled and closed only while it is what `id` says */
+    struct fd_id id;
     uint32_t epoch;      /* of the daemon that it is to */
     uint32_t next_id;
     bool stale;          /* the daemon serves another heap: for ever. sync: atomic [EX1], set with conn.lock */
     bool waited_out;     /* who holds the lock has waited for one that gave up */
     uint32_t gave_up;    /* calls that no daemon answered in time. sync: atomic, set with conn.lock */
+    uint32_t granted_count;
     struct ahead ahead;
     struct msg in, out;
     struct msg kept;     /* a request, while a reconnection uses `out` */
     uint8_t packet[MSG_MAX];
+    uint16_t granted[GRANTED_TAGS_MAX]; /* every tag that a TAGS has brought: to be listed when it comes back */
 };
 
 /* ---- a heap ----------------------------------------------------------------------------------------------------------- */
@@ -353,21 +365,41 @@ void large_init(struct arena *a);
 struct patience {
     int64_t left_ms, seen_ms;
 };
-/* conn.c. conn_lock gives conn.out to fill in; conn_call sends it and leaves the reply in conn.in: 0, or the error that
- * the daemon answered, -ENOTCONN, -ESTALE. A lost connection is made anew and the request repeated. */
+/* conn.c. conn_lock gives conn.out to fill in; conn_call sends it and leaves the reply in conn.in. A lost connection is
+ * made anew and the request repeated. It returns
+ *   0             done. Of ROOT, TX_COMMIT, MODE and EXTEND conn.in may hold nothing: the map told it
+ *   -ENOTCONN     no answer came in time, and the request was not done and never will be: what a LEASE, LARGE or TX_TAGS
+ *                 would have brought, and a LEASE or LARGE would have given back, the next RESUME settles
+ *   -EINPROGRESS  in doubt, of ROOT, TX_COMMIT, EXTEND, and of MODE with a safepoint or pins: the daemon has begun with this
+ *                 very request and stands still, or died. The connection is given up. As soon as a conn_call has returned
+ *                 anything but this and -ENOTCONN it is settled, and the map tells: the root, the transaction's state, the
+ *                 span's page_count, the tag's gc_mode
+ *   -ESTALE       the daemon serves another heap
+ *   another error of the daemon's: not done */
 void conn_lock(struct arena *a);    /* and cancelling waits, until conn_unlock */
 bool conn_trylock(struct arena *a);
 void conn_unlock(struct arena *a);
 int conn_call(struct arena *a, uint32_t type, uint32_t expect);
 int conn_call_within(struct arena *a, uint32_t type, uint32_t expect, struct patience patience);
-int conn_tell(struct arena *a, uint32_t type); /* no reply */
-/* Sends the request in conn.out, a LEASE, and lets its reply come when it comes. conn_ahead() waits for it: 0 and the grant
+/* No reply: 0, or the connection is gone, and what was to be told is told by RESUME: -ENOTCONN, -EPIPE, -EAGAIN. */
+int conn_tell(struct arena *a, uint32_t type);
+/* The same, but where the socket takes nothing now (-EAGAIN) the connection stays, and the caller keeps what was to be told. */
+int conn_tell_now(struct arena *a, uint32_t type);
+/* Sends the request in conn.out, a LEASE, and lets its reply come when it comes: 0, -EALREADY: one is under way, -EAGAIN: the
+ * socket takes nothing now, or -ENOTCONN; never waits. Where it was not sent, spans in its list are lost with the connection,
+ * so that RESUME tells; without such spans an -EAGAIN changes nothing. conn_ahead() waits for it: 0 and the grant
  * in conn.ahead, -ENOENT: none of this class was asked for, or the error that it was answered with. A connection that is
  * lost takes it along: spans that were granted and not accepted are not listed by RESUME, so the daemon takes them back. */
-void conn_ask_ahead(struct arena *a);
+int conn_ask_ahead(struct arena *a);
 int conn_ahead(struct arena *a, unsigned span_class);
-/* looks_up: it and what is sent and received return -EAGAIN now and then, so that patience is looked at. */
+/* A new connection's descriptor, above those that programs use. looks_up: it and what is sent and received return -EAGAIN now
+ * and then, so that patience is looked at. */
 int conn_connect(const char *path, bool looks_up);
+bool conn_is_there(struct connection *c); /* its descriptor is still its own; else it is forgotten, and not touched */
+void conn_forget(struct connection *c);   /* a forked child's: closes what is its parent's connection, which goes on */
+struct fd_id fd_id(int fd);
+bool fd_is(int fd, struct fd_id id);
+void fd_close(int fd, struct fd_id id); /* if it is that */
 struct patience conn_patience(const struct arena *a);
 bool conn_waits(struct patience *p); /* false: no more */
 int64_t now_ms(void); /* monotonic */

@@ -1,21 +1,37 @@
 /* The connection to the daemon: requests and replies, one at a time under conn.lock, and what happens when it is lost.
  *
  * A daemon that died comes back with the same heap: the client connects again, says HELLO with its tag, lists its leases
- * (RESUME; the daemon takes back what is not listed) and repeats its request, unless the map says that it was done. A
- * daemon with another heap id is another heap: ESTALE from then on. Why each may be repeated:
+ * and its transactions' tags (RESUME; the daemon takes back what is not listed) and repeats its request, unless the map says
+ * that it was done. A daemon with another heap id is another heap: ESTALE from then on.
  *
- *   LEASE, LARGE  what a lost GRANT had leased is not listed, so it was taken back; so was what the request gave back
- *   EXTEND        to so many pages in all: the second time it has them
- *   TX_TAGS       what lost TAGS had named stays this client's, unused, until it ends
- *   TX_COMMIT     looked up: the transaction is committed. Only its own thread lets its tag go on from there
- *   ROOT          looked up: the tag's done is the request's id. The root itself does not tell: another client may
- *                 have moved it on since
- *   MODE          says what is from now on, not what changes
- *   INFO          changes nothing
- *   BYE           done, it is answered ESTALE: the tag is not this client's any more
+ * What is given up after timeout_ms has no effect later, or the caller learns what effect it had. The daemon does nothing
+ * that came by a connection which has hung up, or whose client has come back by another one. But it may stand still between
+ * that look and the request, for an hour. So, of each request:
+ *
+ *                 may be repeated, because                                 given up, because
+ *   LEASE, LARGE  what a lost GRANT had leased is not listed, so it was    the same
+ *                 taken back; so was what the request gave back
+ *   TX_TAGS       what lost TAGS had named is not listed, so it is free    the same
+ *   EXTEND        to so many pages in all: the second time it has them     a ticket; tag.done tells
+ *   TX_COMMIT     looked up: the transaction is committed. Only its own    a ticket; the transaction's state tells
+ *                 thread lets its tag go on from there
+ *   ROOT          looked up: the tag's done is the request's id. The root  a ticket; tag.done tells
+ *                 itself does not tell: another client may have moved it
+ *   MODE          says what is from now on, not what changes               a ticket; tag.done tells. A reader has none: it
+ *                                                                          hangs up, then looks whether a collection runs
+ *   INFO          changes nothing                                          the same
+ *   BYE           done, it is answered ESTALE: the tag is not this         it is meant to be done later, too
+ *                 client's any more
+ *
+ * The ticket (shm/ticket.h) is taken back before the caller is told. Where the daemon was faster and does not come to an end
+ * with it in GRACE_MS, the answer is -EINPROGRESS, and the next RESUME settles it: by then the daemon has done all that it
+ * will ever do of it.
  *
  * What was refused, or changed nothing, is decided anew. RELEASE and a MODE with id 0 have no reply and are not repeated;
- * TRIM and GC are a monitor's, by a connection of its own. */
+ * TRIM and GC are a monitor's, by a connection of its own.
+ *
+ * The descriptor is a high one, and is looked at before each use: a program may have closed it, and have a file of its own
+ * there. Then the connection is lost, and the descriptor is the program's. */
 #include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
@@ -29,8 +45,53 @@
 
 #include "client/client.h"
 #include "proto/packet.h"
+#include "shm/ticket.h"
 
-enum { DENIED_MAX = 16 }; /* times in a row, in half a second */
+enum {
+    DENIED_MAX = 16, /* times in a row, in half a second */
+    GRACE_MS = 200,  /* beyond a call's patience, for the end of a request that the daemon has begun */
+};
+
+/* ---- descriptors ------------------------------------------------------------------------------------------------------ */
+
+struct fd_id fd_id(int fd)
+{
+    struct stat st;
+    return fd >= 0 && fstat(fd, &st) == 0 ? (struct fd_id){st.st_dev, st.st_ino} : (struct fd_id){0, 0};
+}
+
+bool fd_is(int fd, struct fd_id id)
+{
+    struct stat st;
+    return fd >= 0 && id.inode && fstat(fd, &st) == 0 && st.st_ino == id.inode && st.st_dev == id.device;
+}
+
+void fd_close(int fd, struct fd_id id)
+{
+    if (fd_is(fd, id))
+        close(fd);
+}
+
+/* Moves a new descriptor out of the way: programs close, count and number theirs from below, and 0, 1 and 2 are for what they
+ * print. Its number, or -EMFILE. */
+static int fd_raise(int fd)
+{
+    static const int from[] = {900, 400, 100, 3}; /* the soft limit is 1024 where nobody has changed it */
+    struct fd_id id = fd_id(fd);
+    for (size_t i = 0; i < sizeof from / sizeof from[0]; i++) {
+        int high = fcntl(fd, F_DUPFD_CLOEXEC, from[i]);
+        if (high >= 0) {
+            fd_close(fd, id);
+            return high;
+        }
+    }
+    if (fd > 2)
+        return fd;
+    fd_close(fd, id);
+    return -EMFILE;
+}
+
+/* ---- the socket ------------------------------------------------------------------------------------------------------- */
 
 static void conn_look_up(int fd)
 {
@@ -46,15 +107,17 @@ int conn_connect(const char *path, bool looks_up)
         return -ENAMETOOLONG;
     strcpy(address.sun_path, path);
     int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    fd = fd < 0 ? -errno : fd_raise(fd);
     if (fd < 0)
-        return -errno;
+        return fd;
+    struct fd_id id = fd_id(fd);
     if (looks_up)
         conn_look_up(fd);
     while (connect(fd, (struct sockaddr *)&address, sizeof address) < 0) {
         if (errno == EINTR)
             continue;
         int rc = -errno;
-        close(fd);
+        fd_close(fd, id);
         return rc;
     }
     return fd;
@@ -64,8 +127,24 @@ void conn_init(struct connection *c, int fd)
 {
     pthread_mutex_init(&c->lock, NULL);
     c->fd = fd;
+    c->id = fd_id(fd);
     c->stale = false;
     c->next_id = 0;
+    c->granted_count = 0;
+    c->ahead.id = 0;
+}
+
+bool conn_is_there(struct connection *c)
+{
+    if (c->fd >= 0 && !fd_is(c->fd, c->id))
+        c->fd = -1;
+    return c->fd >= 0;
+}
+
+void conn_forget(struct connection *c)
+{
+    fd_close(c->fd, c->id);
+    c->fd = -1;
     c->ahead.id = 0;
 }
 
@@ -121,12 +200,12 @@ bool conn_waits(struct patience *p)
     return p->left_ms > 0;
 }
 
+/* Hangs up, also where a forked child still has the descriptor. */
 static void drop(struct connection *c)
 {
-    if (c->fd >= 0)
-        close(c->fd);
-    c->fd = -1;
-    c->ahead.id = 0;
+    if (conn_is_there(c))
+        shutdown(c->fd, SHUT_RDWR);
+    conn_forget(c);
 }
 
 /* Goes on over reconnections, so that done names one request. (It comes again after 2^32 requests: a ROOT that was lost
@@ -147,14 +226,16 @@ static void keep_ahead(struct connection *c)
     memcpy(ahead->list, c->in.list, ahead->count * sizeof *ahead->list);
 }
 
-static int send_out(struct arena *a, uint32_t type, uint32_t id)
+static int send_out(struct arena *a, uint32_t type, uint32_t id, int flags)
 {
     struct connection *c = &a->conn;
     c->out.type = type;
     c->out.id = id;
     c->out.epoch = c->epoch;
     int bytes = msg_encode(&c->out, c->packet, sizeof c->packet);
-    return bytes < 0 ? bytes : packet_send(c->fd, c->packet, (size_t)bytes, NULL, 0, 0);
+    if (bytes < 0)
+        return bytes;
+    return conn_is_there(c) ? packet_send(c->fd, c->packet, (size_t)bytes, NULL, 0, flags) : -EPIPE;
 }
 
 /* Receives until the reply to `id` is there; notices on the way are noted. 0, the error in it, or -EPIPE: lost. */
@@ -163,6 +244,8 @@ static int receive_in(struct arena *a, uint32_t id, uint32_t expect, struct pati
     struct connection *c = &a->conn;
     char why[MSG_TEXT_MAX + 1];
     for (;;) {
+        if (!conn_is_there(c))
+            return -EPIPE;
         ssize_t got = packet_receive(c->fd, c->packet, sizeof c->packet, NULL, 0, NULL, 0);
         if (got == -EAGAIN) { /* SO_RCVTIMEO: the daemon is there and says nothing */
             if (!conn_waits(patience))
@@ -198,7 +281,7 @@ static int exchange(struct arena *a, uint32_t type, uint32_t expect, struct pati
 {
     uint32_t id = next_id(&a->conn);
     int rc;
-    while ((rc = send_out(a, type, id)) == -EAGAIN) /* SO_SNDTIMEO: the daemon reads nothing */
+    while ((rc = send_out(a, type, id, 0)) == -EAGAIN) /* SO_SNDTIMEO: the daemon reads nothing */
         if (!conn_waits(patience))
             return -ETIMEDOUT;
     if (rc < 0)
@@ -206,7 +289,26 @@ static int exchange(struct arena *a, uint32_t type, uint32_t expect, struct pati
     return receive_in(a, id, expect, patience);
 }
 
-/* HELLO with the tag that this process has, and its leases. */
+/* What a TAGS has brought is known, and so kept when the connection is lost. */
+static void note_granted(struct connection *c)
+{
+    for (uint32_t i = 0; i < c->in.list_count; i++)
+        if (c->granted_count < GRANTED_TAGS_MAX)
+            c->granted[c->granted_count++] = (uint16_t)c->in.list[i];
+}
+
+/* The tags of its transactions: what it does not list was in TAGS that were lost. */
+static int list_tags(struct arena *a, struct patience *patience)
+{
+    struct connection *c = &a->conn;
+    c->out.list_count = c->granted_count;
+    for (uint32_t i = 0; i < c->granted_count; i++)
+        c->out.list[i] = c->granted[i];
+    c->out.flags = RESUME_TAGS;
+    return exchange(a, MSG_RESUME, MSG_OK, patience);
+}
+
+/* HELLO with the tag that this process has, its tags, its leases; a reader says again what it has declared. */
 static int resume(struct arena *a, struct patience *patience)
 {
     struct connection *c = &a->conn;
@@ -221,11 +323,19 @@ static int resume(struct arena *a, struct patience *patience)
     if (rc < 0)
         return rc;
     c->epoch = c->in.epoch;
-    do {
+    rc = a->read_only ? 0 : list_tags(a, patience);
+    if (rc < 0)
+        return rc;
+    do { /* one at least, which says that it was the last */
         c->out.list_count = lease_list(a, &cursor, c->out.list, 4000);
         c->out.flags = cursor >= a->heap.page_count ? RESUME_LAST : 0;
         rc = exchange(a, MSG_RESUME, MSG_OK, patience);
     } while (rc == 0 && cursor < a->heap.page_count);
+    if (rc == 0 && a->read_only && load_relaxed(&a->gc_mode) != GC_RUNS) {
+        c->out.mode = CLIENT_MODE_SAFEPOINT;
+        c->out.value = load_relaxed(&a->gc_mode);
+        rc = exchange(a, MSG_MODE, MSG_OK, patience);
+    }
     return rc;
 }
 
@@ -247,6 +357,7 @@ static int reconnect(struct arena *a, struct patience *patience)
         }
         if (fd >= 0) {
             c->fd = fd;
+            c->id = fd_id(fd);
             rc = resume(a, patience);
             if (rc == 0)
                 return 0;
@@ -266,19 +377,51 @@ static int reconnect(struct arena *a, struct patience *patience)
     }
 }
 
-/* Had the request in conn.out been done by the daemon that died before it answered? The map tells. */
+/* The request in conn.out is one that a ticket is for: its effect would be seen by others, or is this process's only by the
+ * daemon's word. */
+static bool has_ticket(const struct arena *a, uint32_t type)
+{
+    const struct msg *out = &a->conn.out;
+    if (type == MSG_MODE && out->mode != CLIENT_MODE_SAFEPOINT && out->mode != CLIENT_MODE_PINS)
+        return false;
+    return out->id && (type == MSG_ROOT || type == MSG_TX_COMMIT || type == MSG_EXTEND || type == MSG_MODE);
+}
+
+/* Had the request in conn.out been done, though no answer came? The map tells. */
 static bool was_done(const struct arena *a, uint32_t type)
 {
     const struct msg *out = &a->conn.out;
-    if (type == MSG_TX_COMMIT)
-        return tag_state(&a->heap, out->tag) == TAG_TX_COMMITTED;
-    return type == MSG_ROOT && out->id && load_relaxed(&a->heap.tags[a->tag].done) == out->id;
+    if (type == MSG_TX_COMMIT && tag_state(&a->heap, out->tag) == TAG_TX_COMMITTED)
+        return true;
+    return has_ticket(a, type) && load_acquire(&a->heap.tags[a->tag].done) == out->id; /* [TK2] */
 }
 
-static int gave_up(struct connection *c)
+/* No patience is left: the request in conn.out is taken back. -ENOTCONN: it is not done. 0: the daemon has done it. Else the
+ * daemon is at it. die: as if it had not been given up. */
+static int take_back(struct arena *a, uint32_t type)
 {
+    const struct timespec pause = {.tv_nsec = 1000000};
+    if (!has_ticket(a, type))
+        return -ENOTCONN;
+    if (a->read_only) { /* it has hung up. A collection that looks from now on does not count it as at a safepoint */
+        fence_seq_cst(); /* [GC1] */
+        return load_acquire(&a->heap.header->collecting) ? -EINPROGRESS : -ENOTCONN;
+    }
+    if (ticket_cancel(&a->heap, a->tag, a->conn.out.id))
+        return -ENOTCONN;
+    for (int64_t until = now_ms() + GRACE_MS; !was_done(a, type); nanosleep(&pause, NULL))
+        if (now_ms() >= until)
+            return -EINPROGRESS;
+    return 0;
+}
+
+/* What it may still answer, and what it has granted, is settled by the next RESUME. */
+static int give_up(struct arena *a, uint32_t type)
+{
+    struct connection *c = &a->conn;
+    drop(c);
     store_relaxed(&c->gave_up, c->gave_up + 1);
-    return -ENOTCONN;
+    return take_back(a, type);
 }
 
 int conn_call(struct arena *a, uint32_t type, uint32_t expect)
@@ -299,23 +442,25 @@ int conn_call_within(struct arena *a, uint32_t type, uint32_t expect, struct pat
         int rc = -EPIPE;
         if (c->fd >= 0)
             rc = exchange(a, type, expect, &patience);
+        if (rc == 0 && type == MSG_TX_TAGS)
+            note_granted(c);
         if (rc != -EPIPE && rc != -ETIMEDOUT && rc != -EPROTO)
             return rc;
-        if (rc == -ETIMEDOUT) { /* what it may still answer is settled by the next RESUME */
-            drop(c);
-            return gave_up(c);
+        if (rc == -EPROTO && again) { /* the daemon does not understand it, and will not */
+            int taken = take_back(a, type);
+            return taken == -ENOTCONN ? rc : taken;
         }
-        if (rc == -EPROTO && again) /* the daemon does not understand it, and will not */
-            return rc;
         if (!a->heap.header) { /* it has no heap yet to come back to */
             drop(c);
             return -ENOTCONN;
         }
+        if (rc == -ETIMEDOUT)
+            return give_up(a, type);
         c->kept = c->out; /* resume() uses conn.out */
         rc = reconnect(a, &patience);
         c->out = c->kept;
         if (rc < 0)
-            return rc == -ENOTCONN ? gave_up(c) : rc;
+            return rc == -ENOTCONN ? give_up(a, type) : rc;
         if (type == MSG_LEASE || type == MSG_LARGE)
             c->out.list_count = 0; /* not listed, so taken back */
         if (was_done(a, type))
@@ -323,21 +468,25 @@ int conn_call_within(struct arena *a, uint32_t type, uint32_t expect, struct pat
     }
 }
 
-void conn_ask_ahead(struct arena *a)
+int conn_ask_ahead(struct arena *a)
 {
     struct connection *c = &a->conn;
-    if (c->fd < 0 || heap_is_stale(a) || c->ahead.id)
-        return;
+    if (c->ahead.id)
+        return -EALREADY;
+    if (c->fd < 0 || heap_is_stale(a))
+        return -ENOTCONN;
     uint32_t id = next_id(c);
-    int rc = send_out(a, MSG_LEASE, id);
-    if (rc < 0) {
-        if (rc != -EAGAIN)
-            drop(c);
-        return;
+    int rc = send_out(a, MSG_LEASE, id, MSG_DONTWAIT);
+    if (rc == -EAGAIN && c->out.list_count == 0)
+        return rc;
+    if (rc < 0) { /* what it would have given back is not listed, so the daemon takes it */
+        drop(c);
+        return rc == -EAGAIN ? rc : -ENOTCONN;
     }
     c->ahead.id = id;
     c->ahead.span_class = c->out.span_class;
     c->ahead.arrived = false;
+    return 0;
 }
 
 int conn_ahead(struct arena *a, unsigned span_class)
@@ -357,8 +506,18 @@ int conn_tell(struct arena *a, uint32_t type)
 {
     if (a->conn.fd < 0)
         return -ENOTCONN;
-    int rc = send_out(a, type, 0);
+    int rc = send_out(a, type, 0, 0);
     if (rc < 0) /* also where the daemon reads nothing for long: what was to be told, the next RESUME tells */
+        drop(&a->conn);
+    return rc;
+}
+
+int conn_tell_now(struct arena *a, uint32_t type)
+{
+    if (a->conn.fd < 0)
+        return -ENOTCONN;
+    int rc = send_out(a, type, 0, MSG_DONTWAIT);
+    if (rc < 0 && rc != -EAGAIN)
         drop(&a->conn);
     return rc;
 }

@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <msgpack.h>
@@ -622,20 +623,39 @@ static int read_rows(const msgpack_object *rows, struct arena_gc_stats *out)
 }
 
 struct asked {
+    struct patience patience;
+    uint32_t serial; /* of the collection that was seen to run */
     struct msg m;
     uint8_t packet[MSG_MAX];
 };
 
-static int exchange(int fd, struct asked *x, uint32_t type, uint32_t expect)
+/* Waits as long as a daemon that does nothing is waited for: the beginning of a collection is a sign of life. */
+static bool waits_on(const struct arena *a, struct asked *x)
+{
+    uint32_t serial = collecting(a);
+    if (serial != x->serial)
+        x->patience = conn_patience(a);
+    x->serial = serial;
+    return conn_waits(&x->patience);
+}
+
+static int exchange(struct arena *a, int fd, struct fd_id id, struct asked *x, uint32_t type, uint32_t expect)
 {
     char why[MSG_TEXT_MAX + 1];
+    ssize_t got;
     x->m.type = type;
     x->m.id++;
-    int bytes = msg_encode(&x->m, x->packet, sizeof x->packet);
-    int rc = bytes < 0 ? bytes : packet_send(fd, x->packet, (size_t)bytes, NULL, 0, 0);
+    int bytes = msg_encode(&x->m, x->packet, sizeof x->packet), rc = bytes < 0 ? bytes : -EAGAIN;
+    while (rc == -EAGAIN) {
+        rc = fd_is(fd, id) ? packet_send(fd, x->packet, (size_t)bytes, NULL, 0, 0) : -EPIPE;
+        if (rc == -EAGAIN && !waits_on(a, x))
+            break;
+    }
     if (rc < 0)
         return -ENOTCONN;
-    ssize_t got = packet_receive(fd, x->packet, sizeof x->packet, NULL, 0, NULL, 0);
+    do
+        got = fd_is(fd, id) ? packet_receive(fd, x->packet, sizeof x->packet, NULL, 0, NULL, 0) : 0;
+    while (got == -EAGAIN && waits_on(a, x));
     if (got <= 0)
         return -ENOTCONN;
     rc = msg_decode(&x->m, x->packet, (size_t)got, why);
@@ -644,19 +664,27 @@ static int exchange(int fd, struct asked *x, uint32_t type, uint32_t expect)
     return rc < 0 || x->m.type != expect ? -EPROTO : 0;
 }
 
-/* Asks as a monitor, by a connection of its own: this process's other threads go on meanwhile. */
+/* Asks as a monitor, by a connection of its own: this process's other threads go on meanwhile. A collection whose asker has
+ * hung up is not begun. */
 static int ask(struct arena *a, struct asked *x, unsigned flags, struct arena_gc_stats *out)
 {
-    int fd = conn_connect(a->socket, false);
+    x->patience = conn_patience(a);
+    x->serial = collecting(a);
+    int fd;
+    while ((fd = conn_connect(a->socket, true)) == -EAGAIN && waits_on(a, x)) /* so many wait to be let in */
+        ;
     if (fd < 0)
         return -ENOTCONN;
+    struct fd_id id = fd_id(fd);
     x->m = (struct msg){.version_min = PROTO_VERSION, .version = PROTO_VERSION, .layout = LAYOUT_VERSION, .flags = HELLO_MONITOR};
-    int rc = exchange(fd, x, MSG_HELLO, MSG_OK);
+    int rc = exchange(a, fd, id, x, MSG_HELLO, MSG_OK);
     x->m.flags = flags & ARENA_GC_DRY_RUN ? GC_DRY_RUN : 0;
     x->m.cursor = 0;
     if (rc == 0)
-        rc = exchange(fd, x, MSG_GC, MSG_ROWS);
-    close(fd);
+        rc = exchange(a, fd, id, x, MSG_GC, MSG_ROWS);
+    if (fd_is(fd, id)) /* a child that was forked meanwhile may have it too */
+        shutdown(fd, SHUT_RDWR);
+    fd_close(fd, id);
     if (rc < 0)
         return rc;
     msgpack_unpacked unpacked;

@@ -86,8 +86,7 @@ static int greet(struct arena *a, bool was_there, int fds[3])
             rc = hello(&a->conn, a->read_only ? ARENA_READ_ONLY : 0, fds, &patience);
             if (rc != -EPIPE)
                 return rc;
-            close(a->conn.fd);
-            a->conn.fd = -1;
+            conn_forget(&a->conn);
         }
         if (!conn_waits(&patience))
             return -ENOTCONN;
@@ -230,8 +229,7 @@ static void arena_free_struct(struct arena *a)
     unmap_regions(a);
     lease_fini(a);
     pins_fini(a);
-    if (a->conn.fd >= 0)
-        close(a->conn.fd);
+    conn_forget(&a->conn);
     profile_fini(a);
     escape_fini(a);
     free(a->socket);
@@ -402,9 +400,7 @@ int arena_reattach(struct arena *a)
     pthread_mutex_lock(&registry_lock);
     if (a->generation == fork_generation)
         goto out;
-    if (a->conn.fd >= 0)
-        close(a->conn.fd);
-    a->conn.fd = -1;
+    conn_forget(&a->conn);
     a->free_mcaches = NULL;
     mcaches_unmap(a);
     a->tx_ready_count = a->tx_resolved_count = 0;

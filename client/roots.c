@@ -79,7 +79,7 @@ static int daemon_answers(arena_t *a, int64_t left_ms)
     if (!conn_trylock(a))
         return 0; /* another thread is finding out */
     int rc = 0;
-    poll_fd.fd = a->conn.fd;
+    poll_fd.fd = conn_is_there(&a->conn) ? a->conn.fd : -1;
     if (poll_fd.fd < 0 || (poll(&poll_fd, 1, 0) == 1 && (poll_fd.revents & (POLLHUP | POLLERR | POLLNVAL)))) {
         a->conn.out.mode = a->conn.out.value = 0; /* any reply will do */
         rc = conn_call_within(a, MSG_MODE, MSG_OK, patience);

@@ -524,7 +524,7 @@ PUBLIC int arena_tx_commit(arena_t *a, const char *root, arena_ref_t expected, a
     tx->expected = expected;
     tx->desired = desired;
     rc = send_commit(a, tx);
-    tx->in_doubt |= rc == -ENOTCONN || rc == -EINPROGRESS;
+    tx->in_doubt |= rc == -EINPROGRESS;
     if (rc == 0) {
         committed(mc);
         return 0;

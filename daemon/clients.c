@@ -103,6 +103,7 @@ int client_attach(struct core *core, const struct tag *identity, struct client *
         return -ENOMEM;
     struct tag value = *identity;
     value.state = TAG_CLIENT;
+    store_release(&core->heap.tickets[tag], 0); /* what the tag's last client gave up: ids begin anew */
     tag_write(&core->heap, tag, &value);
     *ret = client;
     return 0;
@@ -201,6 +202,21 @@ int client_tx_tags(struct core *core, struct client *client, uint32_t count, uin
     return (int)got;
 }
 
+void client_tx_take_back(struct core *core, struct client *client, const uint8_t *listed)
+{
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < client->tx_count; i++) {
+        uint16_t tag = client->tx_tags[i];
+        if (tag_state(&core->heap, tag) != TAG_TX || (listed[tag / 8] >> (tag % 8) & 1)) {
+            client->tx_tags[kept++] = tag;
+            continue;
+        }
+        tag_set_state(&core->heap, tag, TAG_TX_DYING); /* the pass finds no word of it; after it the tag is free */
+        reclaim_add(core, tag);
+    }
+    client->tx_count = kept;
+}
+
 /* ---- the collector ------------------------------------------------------------------------------------------------------------------ */
 
 int client_gc_mode(struct core *core, struct client *client, uint64_t mode)
@@ -218,6 +234,19 @@ int client_pins(struct core *core, struct client *client, uint64_t ref)
         return -EINVAL;
     store_relaxed(&core->heap.tags[client->tag].pins, ref);
     return 0;
+}
+
+int client_mode(struct core *core, struct client *client, uint32_t request, unsigned mode, uint64_t value)
+{
+    bool is_pins = mode == CLIENT_MODE_PINS;
+    if (is_pins ? value >= core->heap.heap_bytes || value % PAGE_SIZE != 0 : value >= GC_MODE_COUNT)
+        return -EINVAL;
+    if (!client_may(core, client, request))
+        return -ECANCELED;
+    int rc = is_pins ? client_pins(core, client, value) : client_gc_mode(core, client, value);
+    if (rc == 0)
+        client_did(core, client, request);
+    return rc;
 }
 
 /* ---- roots ------------------------------------------------------------------------------------------------------------------------- */
@@ -275,7 +304,7 @@ static void root_apply(struct core *core, uint32_t uid, const char *name, int64_
         core->wake_root(core->wake_context, &core->heap.root_gens[root_hash(name) % ROOT_GENS]);
 }
 
-/* Moves a root and, as one with it, commits transaction `tx` (0: none) or notes that request `request` of the client was
+/* Moves a root and, as one with it, commits transaction `tx` (0: none) and notes that request `request` of the client was
  * done (0: not to be noted). die: before `valid` nothing has happened; from then on all of it has, or will have at the next
  * start, before anybody is served. */
 static void root_move(struct core *core, struct client *client, unsigned tx, uint32_t request, const char *name, int64_t slot,
@@ -296,7 +325,7 @@ static void root_move(struct core *core, struct client *client, unsigned tx, uin
         tag_set_state(h, tx, TAG_TX_COMMITTED);
     root_apply(core, client->uid, name, slot, desired);
     if (request)
-        store_relaxed(&h->tags[client->tag].done, request);
+        store_release(&h->tags[client->tag].done, request); /* [TK2] */
     store_release(&redo->valid, 0); /* [RD1] */
 }
 
@@ -305,13 +334,16 @@ int client_root(struct core *core, struct client *client, uint32_t request, cons
 {
     int64_t slot;
     int rc = root_plan(core, client, name, mode == ROOT_MODE_CAS, expected, desired, 0, &slot);
-    if (rc == 0 && slot >= 0)
-        root_move(core, client, 0, request, name, slot, desired);
-    return rc;
+    if (rc < 0 || slot < 0)
+        return rc;
+    if (!client_may(core, client, request))
+        return -ECANCELED;
+    root_move(core, client, 0, request, name, slot, desired);
+    return 0;
 }
 
-int client_tx_commit(struct core *core, struct client *client, unsigned tag, const char *name, uint64_t expected,
-                     uint64_t desired)
+int client_tx_commit(struct core *core, struct client *client, uint32_t request, unsigned tag, const char *name,
+                     uint64_t expected, uint64_t desired)
 {
     struct heap *h = &core->heap;
     int64_t slot = -1;
@@ -322,11 +354,14 @@ int client_tx_commit(struct core *core, struct client *client, unsigned tag, con
         if (rc < 0)
             return rc;
     }
-    if (slot < 0) { /* one store: no record is needed */
+    if (!client_may(core, client, request))
+        return -ECANCELED;
+    if (slot >= 0)
+        root_move(core, client, tag, request, name, slot, desired);
+    else { /* no record is needed: the tag's state alone tells */
         tag_set_state(h, tag, TAG_TX_COMMITTED);
-        return 0;
+        client_did(core, client, request);
     }
-    root_move(core, client, tag, 0, name, slot, desired);
     return 0;
 }
 
@@ -350,6 +385,8 @@ void clients_rebuild(struct core *core)
         struct client *client = client_new(core, tag, &h->tags[tag]);
         ASSERT(client);
         client->state = CLIENT_DETACHED; /* until it comes back, or is found dead */
+        if (client->read_only) /* its word goes with its connection */
+            client_gc_mode(core, client, GC_RUNS);
         if (state == TAG_CLIENT_DYING) {
             client->state = CLIENT_DYING;
             client->account->clients--;

@@ -216,11 +216,36 @@ static void on_look(uv_timer_t *timer)
     }
 }
 
-/* Begins when nothing is in the way: no dead client's words, no page on its way back to the system. */
+/* A reader cannot take back what it has declared, as it writes nothing: it hangs up, and then looks whether a collection
+ * runs. So its word counts only if its connection is there, looked at after the flag is up. True: each is there. */
+static bool readers_are_there(struct server *s)
+{
+    bool all = true;
+    for (unsigned tag = 1; tag < s->core.heap.header->tag_top; tag++) {
+        struct client *client = s->core.clients[tag];
+        if (!client || !client->read_only || client->state == CLIENT_DYING ||
+            load_relaxed(&s->core.heap.tags[tag].gc_mode) == GC_RUNS ||
+            (client->connection && !connection_hung_up(client->connection)))
+            continue;
+        client_gc_mode(&s->core, client, GC_RUNS);
+        all = false;
+    }
+    return all;
+}
+
+/* Begins when nothing is in the way: no dead client's words, no page on its way back to the system; and if there is still
+ * somebody who asks for it. */
 static void begin(struct server *s)
 {
     struct collector *k = s->collector;
     uint32_t count = core_count();
+    if (k->requester && connection_hung_up(k->requester))
+        k->requester = NULL;
+    if (!k->requester) {
+        k->state = COLLECTOR_IDLE;
+        release_held(s);
+        return;
+    }
     if (s->core.reclaim.running || s->core.mheap.returning_pages || blocker_is_dead(s))
         return;
     if (gc_blocker(&s->core, 0)) {
@@ -241,6 +266,12 @@ static void begin(struct server *s)
     k->gc = gc_begin(&s->core, k->objects, count, k->dry_run);
     if (!k->gc) {
         fail(s, ENOMEM, "cannot begin a collection");
+        return;
+    }
+    if (!readers_are_there(s)) {
+        gc_end(&s->core, k->gc);
+        k->gc = NULL;
+        finish(s, "refused");
         return;
     }
     k->worker_count = count;

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -184,6 +185,45 @@ void connections_find_dead(struct server *s)
 
 /* ---- closing ------------------------------------------------------------------------------------------------------------------ */
 
+void connection_leave(struct connection *c)
+{
+    struct client *client = c->client;
+    connection_unwatch(client);
+    client->connection = NULL;
+    c->client = NULL;
+    client_die(&c->server->core, client);
+}
+
+bool connection_hung_up(const struct connection *c)
+{
+    struct pollfd p = {.fd = c->fd, .events = POLLRDHUP};
+    return poll(&p, 1, 0) == 1;
+}
+
+/* The peer has hung up. What it had sent before, it has given up, but for a goodbye. A new client that has left its WELCOME
+ * unread knows neither its tag nor its regions. */
+static void connection_end(struct connection *c)
+{
+    enum { QUEUED_MAX = 1024 }; /* more than a socket holds */
+    static uint8_t buf[MSG_MAX + 1];
+    int error = 0;
+    socklen_t length = sizeof error;
+    getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &length);
+    if (c->client && c->welcomed && error == ECONNRESET) {
+        log_event(LOG_LEVEL_INFO, "bye", "tag=%u pid=%u uid=%u why=\"it did not read its welcome\"", c->client->tag,
+                  c->client->pid, c->client->uid);
+        connection_leave(c);
+    }
+    for (int i = 0; i < QUEUED_MAX && c->client && !c->closing; i++) {
+        ssize_t got = packet_receive(c->fd, buf, sizeof buf, NULL, 0, NULL, MSG_DONTWAIT);
+        if (got == 0 || (got < 0 && got != -EMSGSIZE))
+            break;
+        if (got > 0)
+            request_handle(c, buf, (size_t)got);
+    }
+    connection_close(c, NULL);
+}
+
 static void connection_free(struct connection *c)
 {
     while (c->out_first) {
@@ -193,6 +233,7 @@ static void connection_free(struct connection *c)
     }
     free(c->held);
     free(c->listed);
+    free(c->listed_tags);
     if (c->counted)
         account_disconnect(&c->server->core, c->uid);
     if (c->pidfd >= 0)
@@ -220,6 +261,8 @@ void connection_close(struct connection *c, const char *why)
     if (c->client) {
         c->client->connection = NULL;
         c->client->resuming = false;
+        if (c->client->read_only) /* it cannot take a declaration back that waits here: its word goes with its connection */
+            client_gc_mode(&s->core, c->client, GC_RUNS);
         if (c->client->state == CLIENT_LIVE)
             c->client->state = CLIENT_DETACHED;
     }
@@ -288,6 +331,7 @@ void connection_send(struct connection *c, const struct msg *m, const int *fds, 
         return;
     }
     c->server->core.heap.header->round_trips += m->id != 0;
+    c->welcomed = m->type == MSG_WELCOME && !(m->flags & WELCOME_RESUMED) && m->tag;
     rc = c->out_first ? -EAGAIN : packet_send(c->fd, buf, (size_t)bytes, fds, fd_count, MSG_DONTWAIT);
     if (rc == -EAGAIN && fd_count == 0) {
         struct packet *p = malloc(sizeof *p + (size_t)bytes);
@@ -409,21 +453,16 @@ static void on_packet(uv_poll_t *poll, int status, int events)
     static uint8_t buf[MSG_MAX + 1];
     struct connection *c = poll->data;
     struct server *s = c->server;
-    if (status < 0) {
-        connection_close(c, NULL);
+    s->core.now_ns = uv_hrtime();
+    if (status < 0 || (events & UV_DISCONNECT)) {
+        connection_end(c);
+        server_pump(s);
         return;
     }
     if (events & UV_WRITABLE)
         flush_out(c);
-    if (c->held && (events & UV_DISCONNECT))
-        connection_close(c, NULL);
-    if (!(events & (UV_READABLE | UV_DISCONNECT)) || c->closing || c->out_first || c->held)
+    if (!(events & UV_READABLE) || c->closing || c->out_first || c->held || c->owed) /* one request at a time */
         return;
-    if (c->owed) { /* one request at a time; who hangs up does not want its reply */
-        if (events & UV_DISCONNECT)
-            connection_close(c, NULL);
-        return;
-    }
     if (s->core.turn.packets >= TURN_PACKETS || !turn_has_room(&s->core))
         return; /* it is still there in the next turn */
     s->core.turn.packets++;
@@ -434,7 +473,6 @@ static void on_packet(uv_poll_t *poll, int status, int events)
         connection_close(c, got == -EMSGSIZE ? "a packet of more than 64 KiB, or with file descriptors" : NULL);
         return;
     }
-    s->core.now_ns = uv_hrtime();
     request_handle(c, buf, (size_t)got);
     server_pump(s);
 }

@@ -24,8 +24,10 @@ struct connection {
     struct client *client; /* NULL: before HELLO, or a monitor */
     bool greeted, monitor, closing, polling_write;
     bool looked;           /* greeted by a look: a HELLO may follow */
+    bool welcomed;         /* as a new client, and nothing was sent or heard since */
     bool counted;          /* in its user's account */
     uint8_t *listed;       /* spans listed by RESUME */
+    uint8_t *listed_tags;  /* of transactions; NULL: it lists none */
     struct packet *out_first, *out_last; /* replies that the socket did not take yet; while there are any, nothing is read */
     uint32_t silent_ticks; /* before HELLO */
     uint32_t owed;    /* requests that wait for their reply: while there are any, nothing more is read */
@@ -74,6 +76,9 @@ void connection_send(struct connection *c, const struct msg *m, const int *fds, 
 void connection_error(struct connection *c, uint32_t id, int error, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 void connection_close(struct connection *c, const char *why);
+/* Its other side has hung up, or died: nothing more that came by it is done, but for a BYE. A system call. */
+bool connection_hung_up(const struct connection *c);
+void connection_leave(struct connection *c); /* its client is gone from here on */
 int connection_watch(struct connection *c, struct client *client);
 void connection_unwatch(struct client *client);
 /* Keeps a packet, and handles it later. */

@@ -23,6 +23,7 @@
 #include "shm/span.h"
 #include "shm/state.h"
 #include "shm/tag.h"
+#include "shm/ticket.h"
 
 /* what is allowed; from the config, can change at any time. 0: no limit */
 struct limits {
@@ -199,8 +200,9 @@ void mcentral_place(struct core *core, const struct span_info *span, uint32_t fr
 /* Lists a span found leased at a start. */
 void mcentral_list_leased(struct core *core, const struct span_info *span);
 
-/* A leased large span to `pages` pages in place: 0, -ENOMEM when what follows is not free, -EPERM. */
-int mcentral_extend(struct core *core, struct client *client, uint64_t first, uint32_t pages);
+/* A leased large span to `pages` pages in place, as request `request` of the client: 0, -ENOMEM when what follows is not
+ * free, -EPERM, -ECANCELED. */
+int mcentral_extend(struct core *core, struct client *client, uint32_t request, uint64_t first, uint32_t pages);
 
 /* Charges a span to a client and its user (NULL: to nobody). */
 void span_charge(struct core *core, uint64_t first, struct client *client);
@@ -241,13 +243,31 @@ void client_die(struct core *core, struct client *client);
  * `listed` by first page, a bit each. True: all was looked at. */
 bool client_take_back(struct core *core, struct client *client, const uint8_t *listed, uint64_t *cursor);
 
+/* A request that changes something is done only if its client has not given it up: see shm/ticket.h. `request` is its id, 0:
+ * nobody waits for it. client_may() is asked when nothing stands in the way any more, right before the first store that has
+ * an effect, so that who is told of an error needs no ticket; -ECANCELED is what a function returns when it says no. Behind
+ * the last store client_did() notes that it was done.
+ * die: between the two: as far as it has come, and said again by its client or never. */
+static inline bool client_may(const struct core *core, const struct client *client, uint32_t request)
+{
+    return request == 0 || ticket_take(&core->heap, client->tag, request); /* [TK1] */
+}
+static inline void client_did(struct core *core, const struct client *client, uint32_t request)
+{
+    if (request)
+        store_release(&core->heap.tags[client->tag].done, request); /* [TK2] what was done is seen by who sees this */
+}
+
 /* Up to count tags for transactions of this client: their number, -EDQUOT, -EUSERS. */
 int client_tx_tags(struct core *core, struct client *client, uint32_t count, uint32_t *out);
 
+/* A client that comes back has listed the tags that it knows, a bit each: the others' TAGS were lost, so nobody uses them. */
+void client_tx_take_back(struct core *core, struct client *client, const uint8_t *listed);
+
 /* Commits a transaction, and with it moves a root (name "": none). 0; -EPERM not its tag, -EAGAIN the root is not
- * `expected`, -EINVAL `desired` is no published object, -EDQUOT, -ENOSPC. */
-int client_tx_commit(struct core *core, struct client *client, unsigned tag, const char *name, uint64_t expected,
-                     uint64_t desired);
+ * `expected`, -EINVAL `desired` is no published object, -EDQUOT, -ENOSPC, -ECANCELED. */
+int client_tx_commit(struct core *core, struct client *client, uint32_t request, unsigned tag, const char *name,
+                     uint64_t expected, uint64_t desired);
 
 /* The client says that no word bears `tag` any more: it may run again. -EPERM if it was not committed. */
 int client_tx_resolved(struct core *core, struct client *client, unsigned tag);
@@ -255,9 +275,12 @@ int client_tx_resolved(struct core *core, struct client *client, unsigned tag);
 /* What it declares to the collector: in the map before this returns. -EINVAL */
 int client_gc_mode(struct core *core, struct client *client, uint64_t mode);
 int client_pins(struct core *core, struct client *client, uint64_t ref);
+/* One of the two, as CLIENT_MODE_* says, for request `request`: -EINVAL, -ECANCELED. */
+int client_mode(struct core *core, struct client *client, uint32_t request, unsigned mode, uint64_t value);
 
 /* mode ROOT_MODE_SET or _CAS. When it moves the root, the client's done becomes `request`, in the map before this
- * returns: after a restart both are as before, or both done. Errors as above, -ENOENT for removing what is not there. */
+ * returns: after a restart both are as before, or both done. Errors as above, -ENOENT for removing what is not there,
+ * -ECANCELED. */
 int client_root(struct core *core, struct client *client, uint32_t request, const char *name, unsigned mode,
                 uint64_t expected, uint64_t desired);
 

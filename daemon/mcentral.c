@@ -335,14 +335,17 @@ static void shrink(struct core *core, struct client *client, const struct span_i
     core->progress++;
 }
 
-int mcentral_extend(struct core *core, struct client *client, uint64_t first, uint32_t pages)
+int mcentral_extend(struct core *core, struct client *client, uint32_t request, uint64_t first, uint32_t pages)
 {
     struct span_info span;
     if (!span_at(&core->heap, first, &span) || !CLASS_IS_LARGE(span.span_class) ||
         load_relaxed(&core->heap.spans[first].lessee) != client->tag)
         return -EPERM;
     if (pages <= span.page_count) {
+        if (!client_may(core, client, request))
+            return -ECANCELED;
         shrink(core, client, &span, pages);
+        client_did(core, client, request);
         return 0;
     }
     uint32_t more = pages - span.page_count;
@@ -352,6 +355,10 @@ int mcentral_extend(struct core *core, struct client *client, uint64_t first, ui
     rc = mheap_take_next(&core->mheap, first + span.page_count, more, core->now_ns);
     if (rc < 0)
         return rc;
+    if (!client_may(core, client, request)) {
+        mheap_free(&core->mheap, first + span.page_count, more, true);
+        return -ECANCELED;
+    }
     struct span *record = &core->heap.spans[first];
     for (uint32_t i = span.page_count; i < pages; i++) /* die: entries that no record covers; cleared at the next start */
         store_relaxed(&core->heap.pages[first + i], page_entry_make(span.span_class, record->unit, i));
@@ -360,6 +367,7 @@ int mcentral_extend(struct core *core, struct client *client, uint64_t first, ui
     client->leased_pages += more;
     client->charged_pages += more;
     client->account->charged_pages += more;
+    client_did(core, client, request);
     return 0;
 }
 

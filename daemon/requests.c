@@ -42,16 +42,6 @@ static void limit_error(struct connection *c, uint32_t id)
 
 /* ---- HELLO, RESUME, BYE -------------------------------------------------------------------------------------------------------- */
 
-/* The connection's client is gone from here on. */
-static void client_leaves(struct connection *c)
-{
-    struct client *client = c->client;
-    connection_unwatch(client);
-    client->connection = NULL;
-    c->client = NULL;
-    client_die(&c->server->core, client);
-}
-
 static void welcome_send(struct connection *c, unsigned tag, unsigned flags, const int *fds, int count)
 {
     const struct map_header *header = c->server->core.heap.header;
@@ -106,6 +96,8 @@ static void hello_resume(struct connection *c)
     }
     if (!client->pid) /* its pid was not seen, or another namespace's */
         t->pid = client->pid = c->pid;
+    if (client->read_only) /* it declares anew what it is at: what it gave up meanwhile counts no more */
+        client_gc_mode(&s->core, client, GC_RUNS);
     client->state = CLIENT_LIVE;
     client->resuming = true;
     client->connection = c;
@@ -184,6 +176,12 @@ static void on_hello(struct connection *c)
     c->greeted = true;
     uint16_t tag = c->client->tag;
     welcome(c, 0);
+    if (c->closing && c->client) { /* it has hung up: nobody knows of this client */
+        struct client *client = c->client;
+        connection_unwatch(client);
+        client_die(&s->core, client);
+        c->client = NULL;
+    }
     char command[sizeof identity.command + 1] = "", quoted[2 * sizeof command + 2];
     memcpy(command, identity.command, sizeof identity.command);
     log_event(LOG_LEVEL_INFO, "attach", "tag=%u pid=%u uid=%u command=\"%s\"", tag, c->pid, c->uid,
@@ -196,11 +194,14 @@ static void resume_turn(struct connection *c)
     struct server *s = c->server;
     if (!client_take_back(&s->core, c->client, c->listed, &c->resume_at))
         return;
+    if (c->listed_tags)
+        client_tx_take_back(&s->core, c->client, c->listed_tags);
     c->client->resuming = false;
     c->resume_listed = false;
     s->resumes--;
     free(c->listed);
-    c->listed = NULL;
+    free(c->listed_tags);
+    c->listed = c->listed_tags = NULL;
     c->resume_at = 0;
     connection_owe(c, -1);
     reply_ok(c, c->resume_id, 0);
@@ -213,12 +214,17 @@ static void on_resume(struct connection *c)
         connection_close(c, "RESUME without need");
         return;
     }
-    if (!c->listed)
+    bool tags = (in.flags & RESUME_TAGS) != 0;
+    uint64_t limit = tags ? TAG_COUNT : core->heap.page_count;
+    uint8_t **listed = tags ? &c->listed_tags : &c->listed;
+    if (!*listed)
+        *listed = calloc(1, limit / 8 + 1);
+    for (uint32_t i = 0; *listed && i < in.list_count; i++)
+        if (in.list[i] < limit)
+            (*listed)[in.list[i] / 8] |= (uint8_t)(1u << (in.list[i] % 8));
+    if (*listed && !c->listed) /* what is not listed is taken back: also when nothing is */
         c->listed = calloc(1, core->heap.page_count / 8 + 1);
-    for (uint32_t i = 0; c->listed && i < in.list_count; i++)
-        if (in.list[i] < core->heap.page_count)
-            c->listed[in.list[i] / 8] |= (uint8_t)(1u << (in.list[i] % 8));
-    if (!c->listed)
+    if (!*listed || !c->listed)
         connection_error(c, in.id, ENOMEM, "the daemon is out of memory");
     else if (!(in.flags & RESUME_LAST))
         reply_ok(c, in.id, 0);
@@ -248,7 +254,7 @@ static void on_bye(struct connection *c)
 {
     struct client *client = c->client;
     log_event(LOG_LEVEL_INFO, "bye", "tag=%u pid=%u uid=%u", client->tag, client->pid, client->uid);
-    client_leaves(c);
+    connection_leave(c);
     reply_ok(c, in.id, 0);
     connection_close(c, NULL);
 }
@@ -277,7 +283,7 @@ static int try_memory(struct connection *c, const struct pending *p)
     else if (p->type == MSG_LARGE)
         rc = mcentral_cache_large(core, c->client, p->span_class, p->pages, p->align, out.list, &fresh);
     else
-        rc = mcentral_extend(core, c->client, p->first, p->pages);
+        rc = mcentral_extend(core, c->client, p->id, p->first, p->pages);
     if (rc < 0)
         return rc;
     if (p->type == MSG_EXTEND)
@@ -402,13 +408,15 @@ static bool still_hope(struct server *s, struct pending *p)
 static bool pending_try(struct server *s, struct pending *p)
 {
     struct connection *c = p->connection;
-    if (!c || c->closing || !c->client)
+    if (!c || c->closing || !c->client || (c->owed && connection_hung_up(c)))
         return true;
     int rc = try_memory(c, p);
     if (rc == 0)
         return true;
     if (rc == -EAGAIN)
         return false;
+    if (rc == -ECANCELED) /* given up: its answer would be nobody's */
+        return true;
     if (p->ahead) {
         connection_error(c, p->id, rc, "not to be had ahead of need");
         return true;
@@ -519,9 +527,9 @@ static void on_root(struct connection *c)
     int rc = client_root(&c->server->core, c->client, in.id, in.name, in.mode, in.expected, in.desired);
     if (rc == -EDQUOT)
         limit_error(c, in.id);
-    else if (rc < 0)
+    else if (rc < 0 && rc != -ECANCELED)
         connection_error(c, in.id, rc, "root %s: %s", in.name, strerror(-rc));
-    else
+    else if (rc == 0)
         reply_ok(c, in.id, 0);
 }
 
@@ -533,12 +541,12 @@ static void on_commit(struct connection *c)
             connection_close(c, "it resolved a transaction that is not its own");
             return;
         }
-    int rc = client_tx_commit(core, c->client, in.tag, in.name, in.expected, in.desired);
+    int rc = client_tx_commit(core, c->client, in.id, in.tag, in.name, in.expected, in.desired);
     if (rc == -EDQUOT)
         limit_error(c, in.id);
-    else if (rc < 0)
+    else if (rc < 0 && rc != -ECANCELED)
         connection_error(c, in.id, rc, "commit of transaction %u with root \"%s\": %s", in.tag, in.name, strerror(-rc));
-    else
+    else if (rc == 0)
         reply_ok(c, in.id, 0);
 }
 
@@ -624,8 +632,9 @@ static void on_mode(struct connection *c)
     else if (in.mode == CLIENT_MODE_TRIMMED)
         c->client->trim_answered = in.value, c->server->core.progress++;
     else if (in.mode == CLIENT_MODE_SAFEPOINT || in.mode == CLIENT_MODE_PINS) {
-        int rc = in.mode == CLIENT_MODE_PINS ? client_pins(&c->server->core, c->client, in.value)
-                                             : client_gc_mode(&c->server->core, c->client, in.value);
+        int rc = client_mode(&c->server->core, c->client, in.id, in.mode, in.value);
+        if (rc == -ECANCELED)
+            return;
         if (rc < 0) {
             connection_error(c, in.id, rc, "MODE %u %llu is not to be", in.mode, (unsigned long long)in.value);
             return;
@@ -646,6 +655,9 @@ void request_handle(struct connection *c, const uint8_t *packet, size_t bytes)
         connection_close(c, why);
         return;
     }
+    if (in.type != MSG_BYE && connection_hung_up(c)) /* who hangs up has given up what was not answered */
+        return;
+    c->welcomed = false;
     if (!c->greeted && in.type != MSG_HELLO) {
         connection_error(c, in.id, EPROTO, "%s before HELLO", msg_name(in.type));
         connection_close(c, "no HELLO first");

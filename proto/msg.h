@@ -62,7 +62,8 @@
     /* first of all, once. tag and heap_id: those of a client that comes back; RESUME follows. image: a client of this \
      * process with another image, neither of them 0, is gone: exec has replaced it */                                 \
     MESSAGE(HELLO, 1, CLIENT, (version_min, version, layout, flags, heap_id, tag, image))                              \
-    /* after a HELLO with a tag: `list` of leased spans; flags 1: the last packet of them. -> OK */                    \
+    /* after a HELLO with a tag: `list` of leased spans; flags 1: the last packet of them. flags 2: of the tags of      \
+     * transactions that it knows; if there is such a packet, what it does not list was lost, and is free. -> OK */    \
     MESSAGE(RESUME, 2, CLIENT, (flags, list))                                                                          \
     /* refill: about `pages` pages of spans of a class; gives back the spans in `list`. flags LEASE_AHEAD: refused     \
      * rather than waited for. -> GRANT, ERROR */                                                                      \
@@ -112,7 +113,7 @@ enum msg_type {
  * the connection is a monitor's from then on, unless another HELLO follows, without this flag */
 enum { HELLO_READ_ONLY = 1, HELLO_MONITOR = 2, HELLO_LOOK = 4 };
 enum { WELCOME_RESUMED = 1 };                         /* WELCOME.flags: the old tag, RESUME now */
-enum { RESUME_LAST = 1 };
+enum { RESUME_LAST = 1, RESUME_TAGS = 2 };
 enum { LEASE_AHEAD = 1 };                             /* LEASE.flags: not needed yet, so nobody is asked to trim for it */
 enum { GRANT_FRESH = 1 };                             /* GRANT.flags: pages that no process has touched */
 enum { ROOT_MODE_SET, ROOT_MODE_CAS };

@@ -4,6 +4,7 @@
 #include <stdbool.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 int packet_send(int socket, const void *bytes, size_t count, const int *fds, int fd_count, int flags)
@@ -32,6 +33,37 @@ int packet_send(int socket, const void *bytes, size_t count, const int *fds, int
     }
 }
 
+struct held {
+    int fd;
+    ino_t inode;
+};
+
+/* Descriptors that arrive take the lowest numbers. Where a program has closed 0, 1 or 2, what it prints meanwhile would go to
+ * them: so these are held by something that takes no data. Returns how many. */
+static int hold_low(struct held held[3])
+{
+    int count = 0;
+    struct stat st;
+    while (count < 3) {
+        int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+        if (fd < 0 || fd > 2 || fstat(fd, &st) < 0) {
+            if (fd >= 0)
+                close(fd);
+            break;
+        }
+        held[count++] = (struct held){fd, st.st_ino};
+    }
+    return count;
+}
+
+static void let_go_low(const struct held *held, int count)
+{
+    struct stat st;
+    for (int i = 0; i < count; i++)
+        if (fstat(held[i].fd, &st) == 0 && st.st_ino == held[i].inode) /* else the program's own by now */
+            close(held[i].fd);
+}
+
 ssize_t packet_receive(int socket, void *buf, size_t capacity, int *ret_fds, int fd_max, int *ret_fd_count, int flags)
 {
     struct iovec iov = {.iov_base = buf, .iov_len = capacity};
@@ -39,6 +71,8 @@ ssize_t packet_receive(int socket, void *buf, size_t capacity, int *ret_fds, int
     struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
     ssize_t got;
     bool reset = false;
+    struct held held[3];
+    int held_count = fd_max ? hold_low(held) : 0;
     for (;;) {
         got = recvmsg(socket, &msg, flags | MSG_CMSG_CLOEXEC);
         if (got >= 0 || (errno != EINTR && (errno != ECONNRESET || reset)))
@@ -46,8 +80,10 @@ ssize_t packet_receive(int socket, void *buf, size_t capacity, int *ret_fds, int
         /* the peer closed with something of ours unread. That is told once, before what it said last: a refusal, say */
         reset = reset || errno == ECONNRESET;
     }
+    int error = errno;
+    let_go_low(held, held_count);
     if (got < 0)
-        return errno == EWOULDBLOCK ? -EAGAIN : -errno;
+        return error == EWOULDBLOCK ? -EAGAIN : -error;
     int count = 0, too_many = 0;
     for (struct cmsghdr *c = CMSG_FIRSTHDR(&msg); c; c = CMSG_NXTHDR(&msg, c)) {
         if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)

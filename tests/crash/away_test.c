@@ -116,20 +116,21 @@ static void a_commit_that_nobody_answered_is_settled_by_an_abort_or_a_commit(voi
         pid_t serving = daemon_serving(&d);
         int rc;
         kill(serving, SIGSTOP);
-        assert_int_equal(arena_tx_commit(a, "list", old, list), -ENOTCONN);
-        assert_int_equal(arena_tx_abort(a), -ENOTCONN); /* still open: the commit lies in the daemon's socket */
+        do /* -EINPROGRESS: it was stopped in the middle of it */
+            rc = arena_tx_commit(a, "list", old, list);
+        while (rc == -EINPROGRESS);
+        assert_true(rc == -ENOTCONN || rc == 0);
+        bool aborts = rc == -ENOTCONN && round % 2;
+        if (aborts) /* the commit lies in the daemon's socket, and is not done: there is nothing to ask */
+            assert_int_equal(arena_tx_abort(a), 0);
         kill(serving, SIGCONT);
-        if (round % 2)
-            while ((rc = arena_tx_abort(a)) == -ENOTCONN)
-                ;
-        else
-            while ((rc = arena_tx_commit(a, "list", old, list)) == -ENOTCONN)
-                ;
-        if (rc == 0 && round % 2) { /* aborted: nothing of it is there, now or later */
+        while (!aborts && rc == -ENOTCONN)
+            rc = arena_tx_commit(a, "list", old, list);
+        if (aborts) { /* nothing of it is there, now or later */
             assert_int_equal(stat_of(&d, "objects_owned"), 0);
             assert_true(root_now() == old);
         } else {
-            assert_int_equal(rc, round % 2 ? -EALREADY : 0);
+            assert_int_equal(rc, 0);
             assert_true(root_now() == list);
             take_list(list);
             done++;
@@ -137,7 +138,7 @@ static void a_commit_that_nobody_answered_is_settled_by_an_abort_or_a_commit(voi
         assert_int_equal(arena_tx_abort(a), -EINVAL); /* none is open */
         while ((rc = arena_root_set(a, "list", 0)) == -ENOTCONN)
             ;
-        assert_int_equal(rc, 0);
+        assert_true(rc == 0 || (rc == -ENOENT && aborts && old == 0));
         for (int i = 0; i < 20; i++) { /* tags go round: none is committed before its time */
             arena_ref_t next = two_objects();
             assert_int_equal(arena_claim(a, arena_ptr(a, next)), -EBUSY);

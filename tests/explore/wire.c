@@ -2,13 +2,15 @@
 
 #include <stdio.h>
 
+#include "shm/ticket.h"
+
 enum { QUEUE = 6 };
 
 /* ---- the wire -------------------------------------------------------------------------------- */
 
 struct packet {
     uint32_t type, id, epoch, span_class, pages, tag, flags, error, list_count;
-    uint32_t pad;
+    uint32_t first, mode, value;
     uint32_t list[WIRE_LIST];
     uint64_t expected, desired;
     char name[8];
@@ -21,6 +23,7 @@ static struct wire {
     uint32_t in_count, out_count;
     uint32_t serving;                    /* the daemon's: id of the request that it is at */
     uint32_t listed;                     /* of RESUME, a bit a page */
+    uint32_t line, serving_line;         /* which connection it is; that of the request */
     struct packet in[QUEUE], out[QUEUE]; /* to the daemon, to the client */
 } wires[WORLD_CLIENTS + 1];
 
@@ -29,9 +32,14 @@ static void packet_of(const struct msg *m, uint32_t type, struct packet *p)
     memset(p, 0, sizeof *p);
     p->type = type;
     p->epoch = m->epoch;
-    if (type == MSG_LEASE || type == MSG_LARGE) {
-        p->span_class = m->span_class;
+    if (type == MSG_LEASE || type == MSG_LARGE || type == MSG_EXTEND) {
+        p->span_class = type == MSG_EXTEND ? 0 : m->span_class;
+        p->first = type == MSG_EXTEND ? m->first : 0;
         p->pages = m->pages;
+    }
+    if (type == MSG_MODE) {
+        p->mode = m->mode;
+        p->value = (uint32_t)m->value;
     }
     if (type == MSG_LEASE || type == MSG_RELEASE || type == MSG_RESUME || type == MSG_TX_COMMIT ||
         type == MSG_GRANT || type == MSG_TAGS) {
@@ -69,9 +77,24 @@ static bool has_answer(void *w)
 
 static void serve(unsigned i);
 
-/* At most one of each is on its way, so numbers need not grow; but for ROOTs, as done tells
- * them apart. */
+/* At most one of each is on its way, so numbers need not grow; but for those of which tickets and
+ * done tell one from the other. */
 enum { ID_CALL = 1, ID_AHEAD };
+
+static uint32_t give_ups_left;
+static bool may_give_up;
+
+/* As client/conn.c's. */
+static bool has_ticket(const struct msg *out, uint32_t type)
+{
+    return type == MSG_ROOT || type == MSG_TX_COMMIT || type == MSG_EXTEND ||
+           (type == MSG_MODE && out->mode == CLIENT_MODE_SAFEPOINT);
+}
+
+static bool has_answer_or_gives_up(void *w)
+{
+    return give_ups_left || has_answer(w);
+}
 
 /* client/conn.c's sending and receiving; -EPIPE: lost. */
 static int send_out(struct arena *a, uint32_t type, uint32_t id)
@@ -98,7 +121,11 @@ static int receive_in(struct arena *a, uint32_t id)
     struct msg *in = &a->conn.in;
     struct ahead *ahead = &a->conn.ahead;
     for (;;) {
-        ex_wait(has_answer, w);
+        ex_wait(has_answer_or_gives_up, w);
+        if (!w->out_count && w->up) {
+            give_ups_left--;
+            return -ETIMEDOUT;
+        }
         if (!w->out_count)
             return -EPIPE;
         struct packet p = w->out[0];
@@ -125,30 +152,39 @@ static int receive_in(struct arena *a, uint32_t id)
 
 static int exchange(struct arena *a, uint32_t type)
 {
-    uint32_t id = type == MSG_ROOT ? ID_AHEAD + ++a->conn.next_id : ID_CALL;
+    uint32_t id = has_ticket(&a->conn.out, type) ? ID_AHEAD + ++a->conn.next_id : ID_CALL;
     a->conn.out.id = id;
     int rc = send_out(a, type, id);
     return rc < 0 ? rc : receive_in(a, id);
 }
 
+/* Hangs up: what the daemon has not begun with it does not do. */
 static void drop(struct arena *a)
 {
+    struct wire *w = &wires[ex_self()];
+    w->up = 0;
+    memset(w->in, 0, sizeof w->in);
+    memset(w->out, 0, sizeof w->out);
+    w->in_count = w->out_count = 0;
     a->conn.fd = -1;
     a->conn.ahead.id = 0;
 }
 
-void conn_ask_ahead(struct arena *a)
+int conn_ask_ahead(struct arena *a)
 {
     struct connection *c = &a->conn;
-    if (c->fd < 0 || c->ahead.id)
-        return;
+    if (c->ahead.id)
+        return -EALREADY;
+    if (c->fd < 0)
+        return -ENOTCONN;
     if (send_out(a, MSG_LEASE, ID_AHEAD) < 0) {
         drop(a);
-        return;
+        return -ENOTCONN;
     }
     c->ahead.id = ID_AHEAD;
     c->ahead.span_class = c->out.span_class;
     c->ahead.arrived = false;
+    return 0;
 }
 
 int conn_ahead(struct arena *a, unsigned span_class)
@@ -199,6 +235,7 @@ static int reconnect(struct arena *a)
         uint64_t cursor = 0;
         drop(a);
         w->up = 1;
+        w->line++;
         w->greeted = 0;
         memset(w->in, 0, sizeof w->in);
         memset(w->out, 0, sizeof w->out);
@@ -215,9 +252,46 @@ static int reconnect(struct arena *a)
             rc = exchange(a, MSG_RESUME);
         }
         c->fd = rc == 0 ? 1 : -1;
+        if (rc == -ETIMEDOUT) {
+            drop(a);
+            return -ENOTCONN;
+        }
         if (rc != -EPIPE)
             return rc;
     }
+}
+
+static bool is_mutated(const char *function)
+{
+    return ex_mutant() && ex_mutant()->mutation == MUTANT_BACKWARDS &&
+           strcmp(ex_mutant()->function, function) == 0;
+}
+
+static bool was_done(struct arena *a, uint32_t type)
+{
+    const struct msg *out = &a->conn.out;
+    if (type == MSG_TX_COMMIT && tag_state(&a->heap, out->tag) == TAG_TX_COMMITTED)
+        return true;
+    return has_ticket(out, type) && out->id &&
+           load_acquire(&a->heap.tags[a->tag].done) == out->id;
+}
+
+/* As client/conn.c's, with one look in place of many: when the daemon comes to an end is chosen. */
+static int give_up(struct arena *a, uint32_t type)
+{
+    drop(a);
+    if (!has_ticket(&a->conn.out, type) || !a->conn.out.id)
+        return -ENOTCONN;
+    if (is_mutated("give_up")) /* it says so without taking it back */
+        return -ENOTCONN;
+    if (ticket_cancel(&a->heap, a->tag, a->conn.out.id))
+        return -ENOTCONN;
+    return was_done(a, type) ? 0 : -EINPROGRESS;
+}
+
+int conn_call_within(struct arena *a, uint32_t type, uint32_t expect, struct patience patience)
+{
+    return (void)patience, conn_call(a, type, expect);
 }
 
 /* client/conn.c's, without its clock. */
@@ -228,6 +302,8 @@ int conn_call(struct arena *a, uint32_t type, uint32_t expect)
     c->out.id = 0;
     for (;;) {
         int rc = c->fd >= 0 ? exchange(a, type) : -EPIPE;
+        if (rc == -ETIMEDOUT)
+            return give_up(a, type);
         if (rc != -EPIPE)
             return rc;
         struct packet kept;
@@ -235,19 +311,20 @@ int conn_call(struct arena *a, uint32_t type, uint32_t expect)
         kept.id = c->out.id;
         rc = reconnect(a);
         c->out.id = kept.id;
+        c->out.first = kept.first;
+        c->out.mode = kept.mode;
+        c->out.value = kept.value;
+        memcpy(c->out.name, kept.name, sizeof kept.name);
         c->out.span_class = kept.span_class;
         c->out.pages = kept.pages;
         c->out.tag = kept.tag;
         c->out.list_count = kept.list_count;
         memcpy(c->out.list, kept.list, sizeof kept.list);
         if (rc < 0)
-            return rc;
+            return rc == -ENOTCONN ? give_up(a, type) : rc;
         if (type == MSG_LEASE || type == MSG_LARGE)
             c->out.list_count = 0;
-        if (type == MSG_TX_COMMIT && tag_state(&a->heap, c->out.tag) == TAG_TX_COMMITTED)
-            return 0;
-        if (type == MSG_ROOT && c->out.id &&
-            load_relaxed(&a->heap.tags[a->tag].done) == c->out.id)
+        if (was_done(a, type))
             return 0;
     }
 }
@@ -275,7 +352,7 @@ static struct client *client_of(unsigned i)
 
 static void answer(struct wire *w, const struct packet *p)
 {
-    if (!w->up || w->out_count == QUEUE)
+    if (!w->up || w->out_count == QUEUE || w->line != w->serving_line)
         return;
     w->out[w->out_count] = *p;
     w->out[w->out_count++].id = w->serving;
@@ -307,8 +384,7 @@ static void on_resume(struct wire *w, struct client *client, const struct packet
     for (uint32_t i = 0; i < p->list_count; i++)
         w->listed |= 1u << p->list[i];
     bool last = (p->flags & RESUME_LAST) != 0;
-    if (ex_mutant() && ex_mutant()->mutation == MUTANT_BACKWARDS &&
-        strcmp(ex_mutant()->function, "on_resume") == 0)
+    if (is_mutated("on_resume"))
         last = true; /* takes back before all is listed */
     if (last) {
         const uint8_t listed[4] = {(uint8_t)w->listed, (uint8_t)(w->listed >> 8)};
@@ -360,7 +436,10 @@ static void on_commit(struct wire *w, struct client *client, const struct packet
     for (uint32_t i = 0; i < p->list_count; i++)
         if (client_tx_resolved(&world_core, client, p->list[i]) < 0)
             ex_violation("a transaction was resolved that may not be");
-    int rc = client_tx_commit(&world_core, client, p->tag, p->name, p->expected, p->desired);
+    int rc =
+        client_tx_commit(&world_core, client, p->id, p->tag, p->name, p->expected, p->desired);
+    if (rc == -ECANCELED)
+        return;
     ex_wait(at_once, NULL); /* what it stored is seen by who reads the answer */
     if (rc < 0)
         answer_error(w, rc);
@@ -372,9 +451,33 @@ static void on_root(struct wire *w, struct client *client, const struct packet *
 {
     int rc =
         client_root(&world_core, client, p->id, p->name, ROOT_MODE_CAS, p->expected, p->desired);
+    if (rc == -ECANCELED)
+        return;
     ex_wait(at_once, NULL); /* it may die before it answers */
     if (rc < 0)
         answer_error(w, rc);
+    else
+        answer_ok(w);
+}
+
+static void on_mode(struct wire *w, struct client *client, const struct packet *p)
+{
+    int rc = p->mode ? client_mode(&world_core, client, p->id, p->mode, p->value) : 0;
+    if (rc == -ECANCELED)
+        return;
+    if (rc < 0)
+        answer_error(w, rc);
+    else
+        answer_ok(w);
+}
+
+static void on_extend(struct wire *w, struct client *client, const struct packet *p)
+{
+    int rc = mcentral_extend(&world_core, client, p->id, p->first, p->pages);
+    if (rc == -ECANCELED)
+        return;
+    if (rc < 0)
+        answer_error(w, rc == -EAGAIN ? -ENOMEM : rc);
     else
         answer_ok(w);
 }
@@ -386,6 +489,9 @@ static void serve(unsigned i)
     struct client *client = client_of(i);
     pop(w->in, &w->in_count);
     w->serving = p.id;
+    w->serving_line = w->line;
+    if (may_give_up) /* the daemon has looked whether it has hung up; now it stands still */
+        ex_wait(at_once, NULL);
     if (p.type == MSG_HELLO)
         on_hello(w, client);
     else if (!w->greeted || !client || (client->resuming && p.type != MSG_RESUME))
@@ -401,7 +507,9 @@ static void serve(unsigned i)
     else if (p.type == MSG_ROOT)
         on_root(w, client, &p);
     else if (p.type == MSG_MODE)
-        answer_ok(w);
+        on_mode(w, client, &p);
+    else if (p.type == MSG_EXTEND)
+        on_extend(w, client, &p);
     else if (p.type == MSG_TX_TAGS) /* it has those that setup gave it */
         answer_error(w, -EDQUOT);
     else
@@ -530,8 +638,11 @@ void wire_setup(const struct world_options *o)
     memset(wires, 0, sizeof wires);
     client_count = o->clients;
     sweeps_left = o->sweeps;
+    give_ups_left = o->give_ups;
+    may_give_up = o->give_ups != 0;
     ex_memory(wires, sizeof wires[0] * (o->clients + 1));
     ex_memory(&sweeps_left, sizeof sweeps_left);
+    ex_memory(&give_ups_left, sizeof give_ups_left);
 }
 
 void wire_connect(unsigned client)

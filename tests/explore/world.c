@@ -25,6 +25,7 @@ static struct {
 } map;
 static struct {
     uint8_t hints[WORLD_PAGES];
+    uint64_t tickets[TAGS];
     uint32_t hazards[HAZARD_COUNT];
     uint32_t turning[TAG_COUNT];
     uint16_t words[UNITS * UNIT_WORDS];
@@ -263,6 +264,7 @@ void world_setup(const struct world_options *o)
                                .hints = words.hints,
                                .hazards = words.hazards,
                                .turning = words.turning,
+                               .tickets = words.tickets,
                                .words = words.words,
                                .page_count = WORLD_PAGES,
                                .unit_count = UNITS,
@@ -290,6 +292,8 @@ void world_setup(const struct world_options *o)
              DAEMON); /* it alone writes the map, so its own loads of it are no points */
     for (unsigned i = 1; i <= o->clients; i++)
         client_setup(i);
+    if (!o->give_ups) /* nobody takes one back */
+        ex_private(words.tickets, sizeof words.tickets);
     if (o->quiet_map)
         ex_private(map.pages, sizeof map - offsetof(typeof(map), pages));
     else

@@ -31,6 +31,7 @@ struct world_options {
     bool quiet_map; /* no span is cut, uncut or leased: the map is constant, but for tags and roots
                      */
     bool transactions;
+    unsigned give_ups; /* answers for which a client's patience may be at an end before they come, in all */
 };
 
 /* In a scenario's setup: heap, core, clients 1..n attached. */

@@ -82,6 +82,17 @@ int connection_watch(struct connection *c, struct client *client)
 
 void connection_unwatch(struct client *client) { client->watch = NULL; }
 
+bool connection_hung_up(const struct connection *c) { return (void)c, false; }
+
+void connection_leave(struct connection *c)
+{
+    struct client *client = c->client;
+    connection_unwatch(client);
+    client->connection = NULL;
+    c->client = NULL;
+    client_die(&c->server->core, client);
+}
+
 bool collector_defers(struct connection *c, const struct msg *m, const uint8_t *packet, size_t bytes)
 {
     (void)c, (void)m, (void)packet, (void)bytes;
