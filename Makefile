@@ -169,6 +169,10 @@ model: ## the model of the whole API for a minute: SEED= MODEL=
 model: all $(MODEL)
 	@ARENA_BUILD=$(B) $(MODEL)
 
+ALL_TARGETS += mutants
+mutants: ## defects put back, which the tests must find: MUTANTS= patches (tests/mutants/*.patch)
+	@tests/mutants/run $(MUTANTS)
+
 # tests/systemd: a client for the tests of the service
 SYSTEMD_TESTS := $(B)/tests/systemd/holder
 $(SYSTEMD_TESTS): $(B)/tests/%: $(B)/obj/tests/%.o $(B)/libarena.so
@@ -227,7 +231,7 @@ test-run: tests
 # added to LATER: a program below tests/ without its build folder, or a script.
 
 LATER       ?=
-ALL_TARGETS := test-later test-address test-thread test-clang lint test-valgrind
+ALL_TARGETS := test-later test-address test-thread test-clang lint test-valgrind mutants
 # where threads of one process meet; e2e/stack_test copies stacks, kill and restart tests kill what is watched
 THREAD_TESTS = $(UNIT_TESTS) $(addprefix $(B)/tests/e2e/,ring_test object_test attach_test)
 
@@ -246,7 +250,7 @@ test-address: ## make test with AddressSanitizer and UndefinedBehaviorSanitizer
 test-thread: ## unit and race tests with ThreadSanitizer
 	@$(MAKE) --no-print-directory SANITIZE=thread test-thread-run
 test-thread-run: tests
-	@ARENA_BUILD=$(B) TSAN_OPTIONS=halt_on_error=1 tests/run $(THREAD_TESTS)
+	@ARENA_BUILD=$(B) TSAN_OPTIONS=halt_on_error=1 tests/run $(MODEL) $(THREAD_TESTS)
 test-clang: ## all of it with clang, warnings being errors
 	@$(MAKE) --no-print-directory CC=clang CXX=clang++ B=build-clang WERROR=-Werror tests
 VALGRIND_E2E = $(B)/tests/e2e/object_test $(B)/tests/e2e/grow_test
