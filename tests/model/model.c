@@ -75,7 +75,7 @@ static void choose(uint64_t *s, uint64_t round)
     set->slots = heap->slots;
     set->backing = heap->backing;
     set->known = (uint32_t)number("known", KNOWN_ALL);
-    set->collector = number("collector", rnd(s) % 3 == 0 && !(set->known & KNOWN_COLLECTOR));
+    set->collector = number("collector", rnd(s) % 2);
     set->kills = number("kills", rnd(s) % 5 != 0);
     set->stops = number("stops", rnd(s) % 2 && !(set->known & KNOWN_STOPS));
     set->limits = number("limits", rnd(s) % 4 == 0);
@@ -84,6 +84,8 @@ static void choose(uint64_t *s, uint64_t round)
     snprintf(set->debug, sizeof set->debug, "%s", given("debug", value) ? value : debugs[rnd(s) % 8]);
     const char *const profiles[] = {"", "", "", "", "on", "1"};
     snprintf(set->profile, sizeof set->profile, "%s", given("profile", value) ? value : profiles[rnd(s) % 6]);
+    if (set->collector && set->known & KNOWN_SAMPLED)
+        set->profile[0] = 0;
 }
 
 static void put_environment(const char *name, const char *value)

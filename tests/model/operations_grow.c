@@ -85,8 +85,6 @@ static void text(struct ctx *c)
 static void long_text(struct ctx *c)
 {
     arena_buf_t *b = &c->buf;
-    if (c->in_tx && R->set.known & KNOWN_TX_GROWTH)
-        return;
     if (!b->arena) {
         int rc = arena_buf_init(b, c->a, 0);
         CHECK(rc == 0, "an empty buffer: %s", strerror(-rc));

@@ -19,7 +19,6 @@ bool tx_begin(struct ctx *c)
 /* Whatever a thread does meanwhile: what is allocated is the transaction's, what was there before stays as it was. */
 void tx_meddle(struct ctx *c)
 {
-    bool all = !(R->set.known & KNOWN_TX_ABORT);
     for (uint64_t i = below(c, 12); i > 0; i--) {
         struct slot *s = random_slot(c), *empty = empty_slot(c);
         switch (below(c, 8)) {
@@ -28,11 +27,11 @@ void tx_meddle(struct ctx *c)
                 object_new(c, empty);
             break;
         case 2: case 3:
-            if (slot_state(s) != SLOT_EMPTY && (all || slot_state(s) != SLOT_TX))
+            if (slot_state(s) != SLOT_EMPTY)
                 slot_free(c, s);
             break;
         case 4: case 5:
-            if ((all && slot_state(s) == SLOT_TX) || (slot_state(s) != SLOT_EMPTY && !(R->set.known & KNOWN_TX_RESIZE)))
+            if (slot_state(s) != SLOT_EMPTY)
                 object_resize(c, s);
             break;
         case 6:
@@ -40,8 +39,7 @@ void tx_meddle(struct ctx *c)
                 slot_publish(c, s);
             break;
         default:
-            if (all)
-                grow_some(c);
+            grow_some(c);
             frames_some(c);
             break;
         }

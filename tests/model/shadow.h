@@ -117,16 +117,12 @@ struct orphan {
 
 /* Defects that are not repaired yet: what meets them is left out. MODEL='known=0' leaves nothing out. */
 enum known {
-    KNOWN_TX_GROWTH = 1,   /* a buffer that grows in a transaction is the transaction's */
-    KNOWN_TX_RESIZE = 2,   /* so is an object that is resized in one */
-    KNOWN_PINS = 4,        /* a pin stays when its object is freed */
-    KNOWN_COLLECTOR = 8,   /* a collection frees what others use */
-    KNOWN_STOPS = 16,      /* what was given up is done later */
-    KNOWN_EXEC = 32,       /* a program that another one replaced keeps what it had */
-    KNOWN_PROFILE = 64,    /* two threads that write one profile meet in its unfinished file */
-    KNOWN_TX_ABORT = 128,  /* an abort frees what another object was allocated in place of */
-    KNOWN_CLAIM = 256,     /* a claim by a child that cannot attach says EINVAL */
-    KNOWN_ALL = 511
+    KNOWN_STOPS = 1,    /* what was given up is done later */
+    KNOWN_EXEC = 2,     /* a program that another one replaced keeps what it had */
+    KNOWN_PROFILE = 4,  /* two threads that write one profile meet in its unfinished file */
+    KNOWN_CLAIM = 8,    /* a claim by a child that cannot attach says EINVAL */
+    KNOWN_SAMPLED = 16, /* a pin table that ARENA_PROFILE samples is not believed: what is pinned is collected */
+    KNOWN_ALL = 31
 };
 
 /* How a round is run: chosen by the seed, or by the caller. */

@@ -281,10 +281,27 @@ static int reader(struct process_shadow *p)
     return 0;
 }
 
+/* Says where; a sanitizer says more. */
+static void crashed(int signum, siginfo_t *info, void *context)
+{
+    (void)context;
+    FAIL("signal %d, address %p", signum, info->si_addr);
+}
+
+static void catch_crashes(void)
+{
+    struct sigaction action = {.sa_sigaction = crashed, .sa_flags = SA_SIGINFO | SA_RESETHAND};
+    sigaction(SIGSEGV, &action, NULL);
+    sigaction(SIGBUS, &action, NULL);
+    sigaction(SIGABRT, &action, NULL);
+}
+
 int worker_main(int index)
 {
     struct process_shadow *p = &R->process[index];
     uint64_t seed = p->seed | 1;
+    if (!SANITIZED)
+        catch_crashes();
     become(p);
     operations_index();
     gate_init();
