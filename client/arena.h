@@ -110,6 +110,12 @@ struct arena_stats {
  * The environment is read here, by the first open of a heap: ARENA_SOCKET, ARENA_DEBUG, ARENA_STACK_MAX, ARENA_PROFILE,
  * ARENA_PROFILE_DIR, XDG_RUNTIME_DIR. An empty variable counts as unset. In a program that runs with more rights than its
  * caller (setuid, setgid, capabilities of its file) each counts as unset.
+ *
+ * A process's core dump has nothing of the heap: a dump reads every page, also those that have no memory behind them, and
+ * reading gives them some, outside every limit. ARENA_DEBUG=core leaves the heap in (of a small one, on a machine with room).
+ * For the same reason lock memory with mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT), never without MCL_ONFAULT, and read
+ * no page of the heap that no object is in: the daemon takes such memory back, and names who it suspects in its log.
+ *
  * A variable that cannot be used is named, with what it may say, and counts as unset; the heap is opened. There is no error
  * handler yet, so it is said by one line on standard error, never by an abort: once, as long as the same is to be said.
  * arena_reason() says it each time. */

@@ -18,7 +18,7 @@ enum {
 static const struct {
     const char *word;
     unsigned flag;
-} debug_words[] = {{"stack", DEBUG_STACK}, {"escape", DEBUG_ESCAPE}, {"pins", DEBUG_PINS}};
+} debug_words[] = {{"stack", DEBUG_STACK}, {"escape", DEBUG_ESCAPE}, {"pins", DEBUG_PINS}, {"core", DEBUG_CORE}};
 enum { DEBUG_WORDS = sizeof debug_words / sizeof *debug_words };
 
 const char *environ_get(const char *name)

@@ -13,7 +13,7 @@
 #include <stdint.h>
 
 /* Words of $ARENA_DEBUG. A word that is added stands in environ.c's table too. */
-enum { DEBUG_STACK = 1, DEBUG_ESCAPE = 2, DEBUG_PINS = 4 };
+enum { DEBUG_STACK = 1, DEBUG_ESCAPE = 2, DEBUG_PINS = 4, DEBUG_CORE = 8 };
 
 struct environment {
     unsigned debug;          /* DEBUG_*, of $ARENA_DEBUG */

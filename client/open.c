@@ -145,6 +145,16 @@ static bool fd_covers(int fd, uint64_t bytes)
     return fstat(fd, &st) == 0 && (uint64_t)st.st_size >= bytes;
 }
 
+/* A dump would read every page that nobody has backed, and so make memory of it, for good and for all. */
+static void keep_out_of_dumps(struct arena *a)
+{
+    if (a->debug & DEBUG_CORE)
+        return;
+    madvise(a->base, a->heap_bytes, MADV_DONTDUMP);
+    madvise(a->heap.header, a->map_bytes, MADV_DONTDUMP);
+    madvise(a->heap.hints, a->state_bytes, MADV_DONTDUMP);
+}
+
 static int map_regions(struct arena *a, const struct msg *welcome, const int *fds)
 {
     const char *why;
@@ -178,6 +188,7 @@ static int map_regions(struct arena *a, const struct msg *welcome, const int *fd
     a->words = a->heap.words;
     a->map_bytes = welcome->map_bytes;
     a->state_bytes = welcome->state_bytes;
+    keep_out_of_dumps(a);
     return 0;
 no_heap:
     munmap(state, welcome->state_bytes);

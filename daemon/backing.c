@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "daemon/collector.h"
 #include "daemon/connection.h"
@@ -10,7 +11,7 @@
 #include "daemon/server.h"
 #include "daemon/worker.h"
 
-enum work_kind { WORK_SMALL, WORK_LARGE, WORK_RETURN, WORK_KINDS };
+enum work_kind { WORK_SMALL, WORK_LARGE, WORK_RETURN, WORK_CLEAR, WORK_TIDY, WORK_KINDS };
 enum {
     PASSED_OVER_MAX = 2, /* how often a kind that waits is passed over */
     GROW_PIECE = 256,    /* pages backed at a time, 2 MiB: a fraction of a millisecond, after which a small request may come first */
@@ -36,6 +37,10 @@ struct backer {
     struct work_list waiting[WORK_KINDS], done;
     unsigned passed_over[WORK_KINDS];
     bool stop; /* when nothing waits any more */
+    uint64_t units_claimed; /* of state words: those below are the loop's */
+    uint64_t tidy_from;     /* unit from which some are being cleared; UINT64_MAX: none */
+    uv_cond_t tidied;
+    uint64_t grown_to;      /* no page at or above it was ever backed. sync: the worker */
 };
 
 static void list_push(struct work_list *list, struct work *w)
@@ -92,15 +97,69 @@ static int return_pages(const struct server *s, uint64_t first, uint64_t pages)
     return region_return(&s->regions, REGION_HEAP, first << PAGE_SHIFT, pages << PAGE_SHIFT);
 }
 
-/* A growth that fails leaves nothing behind. */
-static void do_some(const struct server *s, struct work *w)
+/* Clears the next piece with memory of [from, to), in bytes: 1, or 0: there is none. */
+static int clear_piece(const struct server *s, int which, uint64_t from, uint64_t to)
 {
-    if (w->kind == WORK_RETURN) {
+    enum { SYSTEM_PAGE = 4096, PIECE = 1 << 20 };
+    from = (from + SYSTEM_PAGE - 1) / SYSTEM_PAGE * SYSTEM_PAGE;
+    off_t at = from < to ? lseek(s->regions.fd[which], (off_t)from, SEEK_DATA) : -1;
+    if (at < 0 || (uint64_t)at >= to)
+        return 0;
+    uint64_t bytes = to - (uint64_t)at;
+    return region_return(&s->regions, which, (uint64_t)at, bytes < PIECE ? bytes : PIECE) == 0;
+}
+
+static int clear_words(struct server *s)
+{
+    struct backer *b = s->backer;
+    const struct heap *h = &s->core.heap;
+    uint64_t words_at = (uint64_t)((uint8_t *)h->words - h->hints);
+    uv_mutex_lock(&b->lock);
+    b->tidy_from = b->units_claimed;
+    uv_mutex_unlock(&b->lock);
+    int rc = clear_piece(s, REGION_STATE, words_at + b->tidy_from * UNIT_BYTES, s->regions.bytes[REGION_STATE]);
+    uv_mutex_lock(&b->lock);
+    b->tidy_from = UINT64_MAX;
+    uv_cond_signal(&b->tidied);
+    uv_mutex_unlock(&b->lock);
+    return rc;
+}
+
+/* 1: a piece was cleared, and there may be more. */
+static int tidy_some(struct server *s)
+{
+    const struct heap *h = &s->core.heap;
+    const uint8_t *map = (const uint8_t *)h->header;
+    uint64_t top = s->backer->grown_to, pages_at = (uint64_t)((uint8_t *)h->pages - map),
+             spans_at = (uint64_t)((uint8_t *)h->spans - map), tickets_at = (uint64_t)((uint8_t *)h->tickets - h->hints);
+    return clear_piece(s, REGION_STATE, top, tickets_at) || clear_words(s) ||
+           clear_piece(s, REGION_MAP, pages_at + top * sizeof *h->pages, spans_at) ||
+           clear_piece(s, REGION_MAP, spans_at + top * sizeof *h->spans, s->regions.bytes[REGION_MAP]);
+}
+
+static bool is_stopping(struct backer *b)
+{
+    uv_mutex_lock(&b->lock);
+    bool stop = b->stop;
+    uv_mutex_unlock(&b->lock);
+    return stop;
+}
+
+/* A growth that fails leaves nothing behind. */
+static void do_some(struct server *s, struct work *w)
+{
+    if (w->kind == WORK_TIDY) {
+        w->at = tidy_some(s) && !is_stopping(s->backer) ? 0 : w->pages;
+        return;
+    }
+    if (w->kind == WORK_RETURN || w->kind == WORK_CLEAR) {
         w->rc = return_pages(s, w->first, w->pages);
         w->at = w->pages;
         return;
     }
     uint64_t left = w->pages - w->at, pages = left < GROW_PIECE ? left : GROW_PIECE;
+    if (w->first + w->at + pages > s->backer->grown_to)
+        s->backer->grown_to = w->first + w->at + pages;
     w->rc = back_pages(s, w->first + w->at, pages);
     if (w->rc < 0 && w->at)
         return_pages(s, w->first, w->at);
@@ -136,16 +195,23 @@ static void worker_main(void *argument)
 
 static void work_done(struct server *s, const struct work *w)
 {
-    bool grow = w->kind != WORK_RETURN;
+    bool grow = w->kind == WORK_SMALL || w->kind == WORK_LARGE;
     s->works--;
+    s->work_pages -= w->kind == WORK_TIDY ? 0 : w->pages;
     if (grow && w->rc == 0)
         s->allowance_pages -= w->pages < s->allowance_pages ? w->pages : s->allowance_pages;
     else if (w->rc == 0)
         s->allowance_at_ns = 0; /* there is more now: to be asked anew */
     if (grow)
         core_grown(&s->core, w->first, w->pages, w->rc, s->core.now_ns);
-    else
+    else if (w->kind == WORK_RETURN)
         core_returned(&s->core, w->first, w->pages, w->rc);
+    else if (w->kind == WORK_TIDY)
+        s->strays.tidying = false;
+    else {
+        core_cleared(&s->core, w->first, w->pages);
+        strays_cleared(s, w->pages);
+    }
     if (w->rc < 0)
         log_event(LOG_LEVEL_WARNING, grow ? "grow" : "return", "page=%llu pages=%llu error=\"%s\"",
                   (unsigned long long)w->first, (unsigned long long)w->pages, strerror(-w->rc));
@@ -186,6 +252,7 @@ static int work_queue(struct server *s, uint64_t first, uint64_t pages, enum wor
     uv_cond_signal(&b->wake);
     uv_mutex_unlock(&b->lock);
     s->works++;
+    s->work_pages += kind == WORK_TIDY ? 0 : pages;
     return 0;
 }
 
@@ -200,6 +267,22 @@ int backing_give_back(void *context, uint64_t first, uint64_t pages)
     return collector_holds_pages(context) ? -EBUSY : work_queue(context, first, pages, WORK_RETURN);
 }
 
+int backing_clear(struct server *s, uint64_t first, uint64_t pages) { return work_queue(s, first, pages, WORK_CLEAR); }
+
+int backing_tidy(struct server *s) { return work_queue(s, 0, 1, WORK_TIDY); }
+
+void backing_claim_units(struct server *s, uint64_t units)
+{
+    struct backer *b = s->backer;
+    if (!b)
+        return; /* at the start there is no worker */
+    uv_mutex_lock(&b->lock);
+    b->units_claimed = units > b->units_claimed ? units : b->units_claimed;
+    while (b->tidy_from < units) /* a piece, a fraction of a millisecond */
+        uv_cond_wait(&b->tidied, &b->lock);
+    uv_mutex_unlock(&b->lock);
+}
+
 /* ---- start and stop --------------------------------------------------------------------------------------------------------------- */
 
 int backing_start(struct server *s)
@@ -209,6 +292,10 @@ int backing_start(struct server *s)
         return -ENOMEM;
     uv_mutex_init(&b->lock);
     uv_cond_init(&b->wake);
+    uv_cond_init(&b->tidied);
+    b->tidy_from = UINT64_MAX;
+    b->units_claimed = s->regions.state_backed_to;
+    b->grown_to = s->core.heap.header->top;
     uv_async_init(&s->loop, &b->landed, on_landed);
     b->landed.data = s;
     return worker_create(&b->thread, worker_main, s);
@@ -233,6 +320,7 @@ void backing_free(struct server *s)
     if (!b)
         return;
     uv_cond_destroy(&b->wake);
+    uv_cond_destroy(&b->tidied);
     uv_mutex_destroy(&b->lock);
     free(b);
     s->backer = NULL;

@@ -18,4 +18,11 @@ void backing_free(struct server *s);
 int backing_grow(void *server, uint64_t first, uint64_t pages);
 int backing_give_back(void *server, uint64_t first, uint64_t pages);
 
+/* strays.c's: cold pages, answered by core_cleared(); map and state behind what is in use. */
+int backing_clear(struct server *s, uint64_t first, uint64_t pages);
+int backing_tidy(struct server *s);
+
+/* State words below `units` are about to be backed: the worker clears none of them from here on. */
+void backing_claim_units(struct server *s, uint64_t units);
+
 #endif

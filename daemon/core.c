@@ -60,6 +60,7 @@ static int rebuild_span(struct core *core, uint64_t first, char *ret_why)
     pagealloc_take(&core->mheap.units, record->unit, span_units(span.objects));
     core->mheap.units_used += span_units(span.objects);
     core->mheap.used_pages += span.page_count;
+    core->cold_in_spans += (uint64_t)__builtin_popcount(record->returned);
     core->spans++;
     uint16_t lessee_tag = load_acquire(&record->lessee); /* [LS1] */
     struct client *lessee = lessee_tag < TAG_COUNT ? core->clients[lessee_tag] : NULL;

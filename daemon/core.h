@@ -130,6 +130,7 @@ struct core {
     bool scavenge_now;        /* spans need not be idle: a trim was asked for */
     uint64_t progress;       /* counts whatever may let a waiting request succeed */
     uint64_t spans;
+    uint64_t cold_in_spans;  /* pages of spans that have no memory behind them: the sum of `returned` in the map */
     uint64_t trim_serial;    /* the last notice */
     uint64_t refused_full, refused_limit; /* requests for memory, since this daemon was started */
     struct turn turn, turn_most;
@@ -222,6 +223,32 @@ bool scavenge_turn(struct core *core, uint32_t spans, uint32_t words);
 /* Backs returned spans of a class again, about `pages` pages of them: -EAGAIN when that is under way, -ENOMEM: there are
  * none, or memory cannot be had. */
 int scavenge_back(struct core *core, unsigned span_class, uint32_t pages);
+
+/* What a page's span says of memory behind its pages, and the count of them all. */
+static inline void span_set_returned(struct core *core, struct span *record, uint16_t mask)
+{
+    core->cold_in_spans += (uint64_t)__builtin_popcount(mask);
+    core->cold_in_spans -= (uint64_t)__builtin_popcount(record->returned);
+    store_release(&record->returned, mask); /* [RP1] */
+}
+
+/* Pages of the heap that should have memory behind them: those of spans and warm ones. What is in flight may have some. */
+static inline uint64_t core_backed_pages(const struct core *core)
+{
+    return core->mheap.used_pages + core->mheap.warm.free_count - core->cold_in_spans;
+}
+
+/* Looks, from page *cursor on and at `steps` places at most, for cold pages that have memory behind them: where
+ * has_memory() says so they are taken out of use, and clear() is to clear them and answer with core_cleared(). *ret_asked:
+ * pages asked for; stops at `most`. True: *cursor is at the end. */
+struct stray_ops {
+    void *context;
+    uint64_t (*has_memory)(void *context, uint64_t first, uint64_t pages); /* the first of them that has; first + pages: none */
+    int (*clear)(void *context, uint64_t first, uint64_t pages);
+};
+bool scavenge_strays(struct core *core, const struct stray_ops *ops, uint64_t *cursor, uint32_t steps, uint64_t most,
+                     uint64_t *ret_asked);
+void core_cleared(struct core *core, uint64_t first, uint64_t pages);
 
 /* The backing's answers, for pages of spans and of the mheap alike. */
 void core_grown(struct core *core, uint64_t first, uint64_t pages, int error, uint64_t now_ns);

@@ -161,6 +161,7 @@ static void uncut(struct core *core, const struct span_info *span)
     ASSERT(record->lessee == 0);
     list_move(core, span, LIST_NONE);
     span_charge(core, span->first, NULL);
+    core->cold_in_spans -= (uint64_t)__builtin_popcount(returned);
     span_clear(&core->heap, span->first);
     mheap_free_units(&core->mheap, unit, span_units(span->objects));
     if (!returned)

@@ -376,6 +376,26 @@ void mheap_returned(struct mheap *m, uint64_t first, uint64_t pages, int error)
     m->heap->header->pages_returned += pages;
 }
 
+uint64_t mheap_next_cold(const struct mheap *m, uint64_t at, uint64_t end, uint64_t *ret_first)
+{
+    uint64_t first, run = pagealloc_next_run(&m->free, at, end > at ? end - at : 0, &first);
+    if (!run || first >= end)
+        return 0;
+    return next_cold(m, first, first + run < end ? first + run : end, ret_first);
+}
+
+void mheap_take_cold(struct mheap *m, uint64_t first, uint64_t pages)
+{
+    pagealloc_take(&m->free, first, pages);
+    m->returning_pages += pages;
+}
+
+void mheap_cleared(struct mheap *m, uint64_t first, uint64_t pages)
+{
+    m->returning_pages -= pages;
+    pagealloc_free(&m->free, first, pages);
+}
+
 const char *mheap_check(struct mheap *m, uint64_t from, uint64_t to)
 {
     for (uint64_t page = from; page < to; page++) {

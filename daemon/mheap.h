@@ -86,6 +86,12 @@ uint64_t mheap_release_units(struct mheap *m, uint64_t limit, uint64_t *ret_firs
 void mheap_grown(struct mheap *m, uint64_t first, uint64_t pages, int error, uint64_t now_ns);
 void mheap_returned(struct mheap *m, uint64_t first, uint64_t pages, int error);
 
+/* Cold pages whose memory is to be cleared - a client made some by reading or writing them - are taken out of use, and come
+ * back as cold as before. mheap_next_cold(): the next run in [at, end): how many, and *ret_first; 0: none. */
+uint64_t mheap_next_cold(const struct mheap *m, uint64_t at, uint64_t end, uint64_t *ret_first);
+void mheap_take_cold(struct mheap *m, uint64_t first, uint64_t pages);
+void mheap_cleared(struct mheap *m, uint64_t first, uint64_t pages);
+
 /* May `pages` more be backed, by what the machine and the cgroups leave and by how the last growth ended? */
 bool mheap_may_grow(const struct mheap *m, uint64_t pages, uint64_t now_ns);
 void mheap_note_failure(struct mheap *m, uint64_t pages, int error, uint64_t now_ns);

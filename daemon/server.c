@@ -21,6 +21,7 @@
 #include "daemon/connection.h"
 #include "daemon/log.h"
 #include "daemon/signals.h"
+#include "daemon/strays.h"
 #include "daemon/worker.h"
 #include "shm/assert.h"
 
@@ -46,6 +47,7 @@ static int back_units(struct server *s, uint64_t units)
     const struct heap *h = &s->core.heap;
     uint64_t from = s->regions.state_backed_to;
     uint64_t at = (uint64_t)((uint8_t *)(h->words + from * UNIT_WORDS) - h->hints);
+    backing_claim_units(s, from + units);
     int rc = region_back(&s->regions, REGION_STATE, at, units * UNIT_BYTES);
     if (rc == 0)
         s->regions.state_backed_to = from + units;
@@ -163,6 +165,7 @@ void server_trim(struct server *s)
     s->trim_wanted = true;
     s->core.scavenge_cursor = 0;
     s->core.scavenge_now = true; /* for one cycle of the ticks */
+    strays_now(s);
 }
 
 /* What was asked for by a trim: as much as the workers take at a time, once the sweep has found what there is. */
@@ -187,6 +190,7 @@ static void on_idle(uv_idle_t *idle)
         collector_turn(s);
     bool more = core_turn(&s->core); /* a collection that has just ended held the pass up */
     more = jobs_turn(s) || more;
+    more = strays_turn(s) || more;
     more = collector_busy(s) || more;
     more = connections_resume(s) || more;
     if (!more) {
@@ -198,7 +202,7 @@ static void on_idle(uv_idle_t *idle)
 
 void server_pump(struct server *s)
 {
-    if (!s->idle_on && (s->core.reclaim.running || s->core.sweep_to_go || s->jobs || s->resumes || collector_busy(s))) {
+    if (!s->idle_on && (s->core.reclaim.running || s->core.sweep_to_go || s->jobs || s->resumes || collector_busy(s) || strays_busy(s))) {
         uv_idle_start(&s->idle, on_idle);
         s->idle_on = true;
     }
@@ -247,6 +251,7 @@ static void on_tick(uv_timer_t *timer)
         look_at_socket(s);
     connections_tick(s);
     mend(s);
+    strays_tick(s);
     server_pump(s);
     connections_retry(s);
 }
@@ -346,6 +351,7 @@ int server_start(struct server *s, struct config *config, struct listener *liste
     s->core.wake_context = s;
     s->core.mheap.reserve_pages = config->reserve >> PAGE_SHIFT;
     back_units_again(s);
+    strays_start(s);
     if ((rc = backing_start(s)) < 0 || (rc = collector_start(s)) < 0)
         return rc;
     connections_find_dead(s);

@@ -10,6 +10,7 @@
 #include "daemon/core.h"
 #include "daemon/listen.h"
 #include "daemon/region.h"
+#include "daemon/strays.h"
 #include "proto/msg.h"
 #include "proto/packet.h"
 
@@ -44,6 +45,8 @@ struct server {
     struct backer *backer;
     uint64_t allowance_pages, allowance_at_ns;
     uint32_t works;                               /* of other threads, that will be answered */
+    uint64_t work_pages;                          /* pages of theirs that are being backed or returned */
+    struct strays strays;
     uint64_t trim_sent_ns;
     uint64_t ticks;
     uint64_t watchdog_ms;

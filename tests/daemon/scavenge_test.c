@@ -30,6 +30,44 @@ static int on_return(void *context, uint64_t first, uint64_t pages)
     return later_give_back(context, first, pages);
 }
 
+/* What a client has given memory by reading it; and what is being cleared of that, answered later too. */
+static bool stray[PAGES];
+static struct asked clears[64];
+static size_t clear_count;
+
+static uint64_t has_memory(void *context, uint64_t first, uint64_t pages)
+{
+    uint64_t page = first;
+    (void)context;
+    while (page < first + pages && !stray[page] && !backed[page])
+        page++;
+    return page;
+}
+
+static int on_clear(void *context, uint64_t first, uint64_t pages)
+{
+    (void)context;
+    if (clear_count == 64 || random_below(&seed, 16) == 0)
+        return -ENOMEM;
+    clears[clear_count++] = (struct asked){first, pages, false};
+    return 0;
+}
+
+static void clear_one(void)
+{
+    struct asked a = clears[--clear_count];
+    for (uint64_t page = a.first; page < a.first + a.pages; page++)
+        stray[page] = backed[page] = false; /* if one of them was granted, its memory is gone, as it would be */
+    core_cleared(&core, a.first, a.pages);
+}
+
+static bool look_for_strays(uint64_t *cursor, uint32_t steps, uint64_t most)
+{
+    const struct stray_ops ops = {NULL, has_memory, on_clear};
+    uint64_t asked;
+    return scavenge_strays(&core, &ops, cursor, steps, most, &asked);
+}
+
 /* Does one of the things that were asked for, whichever, and tells the core. */
 static void answer_one(void)
 {
@@ -45,6 +83,8 @@ static void answer_all(void)
 {
     while (later.count)
         answer_one();
+    while (clear_count)
+        clear_one();
 }
 
 static void begin(void)
@@ -63,7 +103,7 @@ static void die_and_begin(void)
         for (uint64_t page = a->first; page < a->first + a->pages; page++)
             if (random_below(&seed, 2))
                 backed[page] = a->grow;
-    later.count = 0;
+    later.count = clear_count = 0;
     core_stop(&core);
     begin();
 }
@@ -73,7 +113,8 @@ static int setup(void **state)
     (void)state;
     fixture_init(&f, HEAP, 64);
     memset(backed, 0, sizeof backed);
-    later.count = 0;
+    memset(stray, 0, sizeof stray);
+    later.count = clear_count = 0;
     refuse_grow = refuse_return = false;
     seed = seed_get();
     begin();
@@ -232,13 +273,14 @@ static void no_leased_page_is_without_memory_whatever_happens(void **state)
     (void)state;
     struct client *client = attach(&core, 1, 1);
     unsigned tag = client->tag;
-    for (int step = 0; step < 4000; step++) {
+    uint64_t stray_cursor = 0;
+    for (int step = 0; step < 6000; step++) {
         unsigned c = 2 + (unsigned)random_below(&seed, SPAN_CLASS_COUNT - 2);
         uint64_t page = 1 + random_below(&seed, core.mheap.top > 1 ? core.mheap.top : 1);
         struct span_info span = {0};
         refuse_grow = random_below(&seed, 16) == 0;
         refuse_return = random_below(&seed, 16) == 0;
-        switch (random_below(&seed, 8)) {
+        switch (random_below(&seed, 11)) {
         case 0:
         case 1: { /* a lease, if memory is there; some objects become published */
             uint32_t first;
@@ -274,6 +316,18 @@ static void no_leased_page_is_without_memory_whatever_happens(void **state)
             if (later.count)
                 answer_one();
             break;
+        case 7:
+            for (uint64_t run = random_below(&seed, 300); run; run--)
+                stray[1 + random_below(&seed, PAGES - 1)] = true;
+            break;
+        case 8:
+            stray_cursor = random_below(&seed, 2) ? 0 : stray_cursor;
+            look_for_strays(&stray_cursor, (uint32_t)random_below(&seed, 500), random_below(&seed, 1000));
+            break;
+        case 9:
+            if (clear_count)
+                clear_one();
+            break;
         default:
             if (random_below(&seed, 20) == 0) {
                 die_and_begin();
@@ -288,6 +342,57 @@ static void no_leased_page_is_without_memory_whatever_happens(void **state)
     check_all();
 }
 
+/* What should have memory, counted page by page from the map. */
+static uint64_t pages_with_memory(void)
+{
+    uint64_t count = 0;
+    for (uint64_t page = 1; page < core.mheap.top; page++) {
+        struct span_info span;
+        if (!span_at(&f.h, page, &span)) {
+            count += f.h.pages[page] == PAGE_WARM;
+            continue;
+        }
+        for (uint32_t i = 0; i < span.page_count; i++)
+            count += i >= 16 || !(f.h.spans[page].returned >> i & 1);
+        page += span.page_count - 1;
+    }
+    return count;
+}
+
+static void strays_are_cleared_wherever_they_are_and_nothing_else_is(void **state)
+{
+    struct client *client = attach(&core, 1, 1);
+    uint32_t other = lease(client, two_in_seven()), first = half_used(client);
+    uint64_t cursor = 0;
+    (void)state;
+    idle();
+    scavenge_turn(&core, TURN_SPANS, TURN_WORDS);
+    answer_all();
+    assert_int_equal(f.h.spans[first].returned, 7);
+    assert_int_equal(core_backed_pages(&core), pages_with_memory());
+    memset(stray, 1, sizeof stray);
+    stray[0] = false; /* page 0 is nobody's */
+    for (bool end = false; !end || clear_count;) {
+        end = look_for_strays(&cursor, 50, 1000);
+        while (clear_count)
+            clear_one();
+        cursor = end && has_memory(NULL, first, 3) < first + 3 ? 0 : cursor; /* what was refused */
+        check_all();
+    }
+    for (uint64_t page = 1; page < PAGES; page++) {
+        uint64_t entry = f.h.pages[page];
+        bool has = page < core.mheap.top && (page_entry_class(entry) ? !(page >= first && page < first + 3u) : entry == PAGE_WARM);
+        if (backed[page] != has)
+            fail_msg("page %llu: memory %d, should be %d", (unsigned long long)page, backed[page], has);
+    }
+    assert_int_equal(core_backed_pages(&core), pages_with_memory());
+    assert_int_equal(core.mheap.returning_pages, 0);
+    assert_int_equal(mcentral_uncache_span(&core, client, other), 0);
+    assert_int_equal(lease(client, two_in_seven()), first); /* nothing is in the way of what comes next */
+    assert_int_equal(f.h.spans[first].returned, 0);
+    check_all();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -297,6 +402,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_punch_that_fails_leaves_the_span_as_it_was, setup, teardown),
         cmocka_unit_test_setup_teardown(a_growth_that_fails_keeps_the_mark, setup, teardown),
         cmocka_unit_test_setup_teardown(no_leased_page_is_without_memory_whatever_happens, setup, teardown),
+        cmocka_unit_test_setup_teardown(strays_are_cleared_wherever_they_are_and_nothing_else_is, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
