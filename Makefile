@@ -137,7 +137,7 @@ $(B)/tests/fuzz/%_replay: $(B)/obj/tests/fuzz/%_fuzz.o $(B)/obj/tests/fuzz/repla
 	$(CC) $(LDFLAGS) -pthread -o $@ $^ $(LIB_LIBS)
 
 # core_fuzz.c stands in for the loop and the sockets: all of the daemon but those
-FUZZ_CORE   := $(filter-out daemon/server.c daemon/connection.c daemon/collector.c daemon/backing.c daemon/worker.c,$(DAEMON_SRC)) $(SHM_SRC)
+FUZZ_CORE   := $(filter-out daemon/server.c daemon/connection.c daemon/collector.c daemon/backing.c daemon/strays.c daemon/worker.c,$(DAEMON_SRC)) $(SHM_SRC)
 $(B)/tests/fuzz/core_replay: $(call obj,tests/fuzz/core_fuzz.c tests/fuzz/replay.c $(FUZZ_CORE)) $(PROTO_OBJ)
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -pthread -o $@ $^ $(DAEMON_LIBS)
