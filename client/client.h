@@ -4,9 +4,13 @@
  *              lease.c    the process's leased spans; a lock a span class
  *              conn.c     the connection to the daemon; one lock
  *   and on the same level as lease.c: large.c, a cache of freed large objects
+ *   beside them: keep.c    how much of all this is kept, and who is asked for it when memory is short
+ *                returns.c spans that were let go, until the daemon is told
  *
- * Lock order: a span class's lock, then the connection's. In private memory, except the magazines; a forked child throws
- * all of it away and begins anew (fork.c). sync: says who may touch a field.
+ * Lock order: the connection's, then a span class's or the large cache's, then that of the returns. So no lock is held over
+ * a wait for the daemon but the connection's own; who holds another takes that one only by conn_trylock(). In private
+ * memory, except the magazines; a forked child throws all of it away and begins anew (fork.c). sync: says who may touch a
+ * field.
  */
 #ifndef CLIENT_CLIENT_H
 #define CLIENT_CLIENT_H
@@ -37,7 +41,6 @@ enum {
     HEAPS_MAX = 16,                /* open at once in a process */
     MCACHE_BYTES = 32 << 20,       /* of addresses, a thread's */
     MCACHES_MAX = 8192,            /* threads at once */
-    MCACHE_BUDGET = 3 << 20,       /* bytes of objects that a thread's magazines may hold */
     MAGAZINE_BYTES = 2 << 20,      /* of objects in one magazine */
     MAGAZINE_SLOTS = 16384,
     LEASE_FEW_PAGES = 8,           /* 64 KiB: what a lease asks for of a class that has little */
@@ -45,14 +48,11 @@ enum {
     HINT_LOOKS = 64,               /* full spans whose hints a refill looks at before it asks the daemon */
     FREES_ONLY_SLOTS = 64,         /* of a magazine of a thread that only frees in its class, */
     FREES_ONLY_BYTES = 64 << 10,   /* whichever is less */
-    KEEP_FREE_MIN = 3 << 20,       /* bytes of free objects kept in stashes and leased spans */
     SHRINK_MIN = 256 << 10,        /* of a class: what is flushed below it is no shrinking */
-    KEEP_FREE_LEAST = 1 << 20,     /* to which it is halved while a process shrinks */
+    KEEP_FREE_LEAST = 1 << 20,     /* to which what is kept is halved while a process shrinks */
     HELD_FEW = 64 << 20,           /* of what is leased or filled: up to it ripples of free bytes are kept up to */
     RIPPLE_FEW = 12 << 20,         /* this */
-    KEEP_FULL_MIN = 32 << 20,      /* bytes of leased spans without FREE objects */
     TX_TAGS_MAX = 1024,            /* of a client: what the daemon grants */
-    KEEP_MAX = 256 << 20,          /* to which both grow when what was let go is asked for again */
 };
 
 /* ---- the thread's mcache ------------------------------------------------------------------------------------------ */
@@ -70,10 +70,10 @@ struct mcache {
     uint16_t cached;        /* CACHED(tag) */
     uint16_t owned;         /* what an allocation stores: OWNED(tag), or OWNED(x) in a transaction */
     uint32_t number;        /* of the slot in the segment */
-    uint32_t trim_seen;
+    uint32_t trim_seen;     /* the last call to give back that it has answered. sync: atomic [TR1] */
     struct arena *arena;
     struct transaction *tx; /* private memory; NULL: none is open */
-    uint64_t budget_used;   /* bytes: capacities x sizes of all magazines */
+    uint64_t budget_used;   /* bytes: capacities x sizes of all magazines. sync: atomic, its thread stores */
     uint32_t steal_cursor;
     uint32_t steal_pause;   /* growths that are refused unasked, after one that took from others */
     uint32_t sample_in;     /* allocations until the next sample; 0: not counted yet */
@@ -99,15 +99,20 @@ _Static_assert(PAGE_SIZE == ARENA_INLINE_PAGE && UNIT_WORDS == ARENA_INLINE_UNIT
 
 enum lease_list { LEASE_NONE, LEASE_CURRENT, LEASE_IDLE, LEASE_FULL, LEASE_LISTS };
 
-/* By first page. sync: the lock of its span class */
+/* By first page. sync: the lock of its span class, or of the large cache */
 struct lease {
     uint32_t next, prev;
-    uint16_t free;   /* FREE objects, as far as this process knows */
-    uint16_t cursor; /* words below it were looked at */
-    uint8_t list;    /* enum lease_list */
+    union {
+        struct {
+            uint16_t free;   /* FREE objects, as far as this process knows */
+            uint16_t cursor; /* words below it were looked at */
+        };
+        uint32_t pages;  /* of a large span that is leased here or cached: how many are surely its own. sync: atomic */
+    };
+    uint8_t list;        /* enum lease_list. sync: atomic; to LEASE_NONE under returns.lock, from it under conn.lock */
     uint8_t span_class;
-    uint8_t again;   /* something was flushed below the cursor */
-    uint8_t spare;
+    uint8_t again;       /* something was flushed below the cursor */
+    uint8_t doubt;       /* large: an EXTEND of it may be done yet, or have been. sync: atomic, set and cleared with conn.lock */
 };
 #define LEASE_END UINT32_MAX
 
@@ -120,19 +125,23 @@ struct central {
     struct arena_slot *stash;   /* entries that left their magazines, CACHED; the newest last. Private memory */
     uint32_t stash_count, stash_capacity;
     uint32_t grant_spans; /* of the last lease, if it was cut fresh and nothing flushed since: the class grows */
-    bool asked_ahead;     /* conn.ahead may be of this class */
     uint32_t held_pages;  /* leased or filled: what the next lease is in proportion to */
     uint64_t stash_peak;  /* bytes, since the last lease */
     uint64_t flushed;     /* bytes, less what was taken again, since the last lease */
     uint64_t gave_back;   /* FREE bytes that went back since the last lease: if they are asked for again, keep more */
 };
 
-/* Bounds that adapt. sync: relaxed atomics */
+/* The account of what the process keeps: see keep.h. sync: relaxed atomics */
 struct keep {
-    uint64_t free_bytes, free_limit; /* in current, idle and stashes */
+    uint64_t free_bytes, free_limit; /* in current, idle and stashes; the limits adapt within keep.h's bounds */
     uint64_t full_bytes, full_limit;
     uint64_t held_pages;   /* of all classes */
     uint64_t missed_bytes; /* flushed into spans that had been let go, since the last lease */
+    uint32_t trim_serial;  /* a thread that finds it changed gives its magazines back [TR1] */
+    uint32_t shortage_seen; /* of header->shortages */
+    uint64_t called_ms;    /* when trim_serial was last counted up for want of memory */
+    uint64_t most, magazines; /* bounds of so many `clients` */
+    uint32_t clients;
 };
 
 struct large_cache {
@@ -141,7 +150,19 @@ struct large_cache {
     uint32_t oldest, newest; /* chained in leases[first + 1] */
     uint64_t bytes, limit;
     bool evicted; /* since the last round trip */
+    bool allocates; /* this process does, and does not only free what others allocate. sync: atomic */
     uint32_t evictions;
+};
+
+/* Spans that were let go and that the daemon is to be told of: see returns.c. */
+struct returns {
+    pthread_mutex_t lock; /* the innermost */
+    uint32_t first, last; /* chained in the leases */
+    uint32_t waiting;     /* all that is to be told: spans, answer, trimmed. sync: atomic, stored with the lock */
+    uint32_t answer;      /* serial of the shortage that this process has answered; 0: none */
+    uint64_t listed_to;   /* the RESUME that is under way has listed all leases below this page; all ones: none is. sync: atomic,
+                             with the lock */
+    bool trimmed;         /* arena_trim is to be told */
 };
 
 /* ---- the connection ------------------------------------------------------------------------------------------------- */
@@ -207,8 +228,6 @@ struct arena {
     uint8_t *mcache_base;
     struct lease *leases;  /* by page. sync: see struct lease */
     struct keep keep;
-    uint32_t trim_serial;  /* sync: atomic; a thread that finds it changed gives its magazines back */
-    uint64_t trim_notice;  /* sync: atomic; serial of a NOTICE_TRIM that waits for an answer; 0: none */
     struct pins *pins;    /* a lock of its own, before all others */
     uint32_t fast_flags;  /* the highest of arena_alloc_flags that its fast path serves. sync: atomic */
     uint16_t limbo;       /* tag of what is freed after a collection; 0: none yet. sync: atomic */
@@ -226,6 +245,7 @@ struct arena {
     void *on_error_context;
     /* each with a lock of its own */
     struct connection conn;
+    struct returns returns;
     struct large_cache large;
     struct central central[256];
     uint32_t tx_ready[TX_TAGS_MAX]; /* tags of transactions that may be begun. sync: conn.lock */
@@ -316,6 +336,9 @@ struct mcache *mcache_get(struct arena *a);
 void threads_start(void);
 void mcaches_unmap(struct arena *a);
 void mcaches_watch(struct arena *a);  /* every thread's next allocation takes the slow path */
+/* Asks the threads that hold something and have not given back since `serial` was counted up, by their next allocation: how
+ * many of them had answered the call before it, so that they can be expected to answer. */
+uint32_t mcaches_call(struct arena *a, const struct mcache *except, uint32_t serial);
 void mcaches_expire(struct arena *a); /* no thread's fast path serves this heap any more */
 void threads_forget(uint32_t index); /* a heap is closed: no thread has an mcache of it any more */
 extern pthread_mutex_t registry_lock;
@@ -347,16 +370,39 @@ void lease_fini(struct arena *a);
 int lease_refill(struct arena *a, unsigned span_class, struct arena_slot *out, uint32_t want);
 /* flush: entries that have left their magazine, CACHED -> FREE, then the hints. */
 void lease_flush(struct arena *a, unsigned span_class, const struct arena_slot *slots, uint32_t count);
-void lease_release_all(struct arena *a);
-/* The first pages of all leases, in portions: for RESUME. Called with conn.lock held. */
+void lease_release_all(struct arena *a); /* waits for nobody */
+
+/* returns.c: none of them waits for the daemon, or for a thread that does. */
+void returns_init(struct arena *a);
+bool returns_put(struct arena *a, uint32_t first); /* lets go of a lease; false: it was let go before */
+/* A lease of small objects that nobody here has taken yet goes back. With conn.lock held. */
+void returns_add(struct arena *a, uint32_t first);
+/* For the list of a LEASE or LARGE, with conn.lock held: how many. What was not sent is put back. */
+uint32_t returns_take(struct arena *a, uint32_t *out, uint32_t most);
+void returns_put_back(struct arena *a, const uint32_t *list, uint32_t count);
+void returns_answer(struct arena *a, uint32_t serial); /* after what was given back; 0: none */
+void returns_trimmed(struct arena *a);
+void returns_try(struct arena *a);
+bool returns_send(struct arena *a); /* with conn.lock held; false: more waits, and cannot be sent now */
+static inline bool returns_pending(const struct arena *a) { return unlikely(load_relaxed(&a->returns.waiting) != 0); }
+/* Sends what waits, if nobody holds conn.lock: who holds it does. */
+static inline void returns_kick(struct arena *a)
+{
+    if (returns_pending(a))
+        returns_try(a);
+}
+/* The first pages of all leases, in portions, with conn.lock held: for RESUME. At cursor 0 what is queued is forgotten: it is
+ * not listed, so the daemon takes it back. */
 uint32_t lease_list(struct arena *a, uint64_t *cursor, uint32_t *out, uint32_t capacity);
-void trim_if_asked(struct mcache *mc);
 
 /* large.c */
 void *large_alloc(struct arena *a, struct mcache *mc, size_t size, size_t alignment, unsigned flags);
 void large_free(struct arena *a, uint64_t first, uint16_t *word);
-void large_let_go(struct arena *a, uint64_t first);
+/* 0, or -ENOTCONN: nobody can say yet how many pages it has, and it may not be published before. */
+int large_let_go(struct arena *a, uint64_t first);
 int large_extend(struct arena *a, uint64_t first, uint32_t pages); /* more or fewer, in place */
+/* The bytes of a large object that the map says has so many: of one that is leased here, what is surely its own. */
+uint64_t large_bytes(const struct arena *a, uint64_t first, uint64_t bytes);
 void large_release_all(struct arena *a);
 void large_init(struct arena *a);
 
@@ -381,17 +427,16 @@ bool conn_trylock(struct arena *a);
 void conn_unlock(struct arena *a);
 int conn_call(struct arena *a, uint32_t type, uint32_t expect);
 int conn_call_within(struct arena *a, uint32_t type, uint32_t expect, struct patience patience);
-/* No reply: 0, or the connection is gone, and what was to be told is told by RESUME: -ENOTCONN, -EPIPE, -EAGAIN. */
+/* No reply, no wait. -EAGAIN: the daemon reads nothing, and nothing was sent; else 0, or the connection is gone, and what was to
+ * be told is told by RESUME. */
 int conn_tell(struct arena *a, uint32_t type);
-/* The same, but where the socket takes nothing now (-EAGAIN) the connection stays, and the caller keeps what was to be told. */
-int conn_tell_now(struct arena *a, uint32_t type);
-/* Sends the request in conn.out, a LEASE, and lets its reply come when it comes: 0, -EALREADY: one is under way, -EAGAIN: the
- * socket takes nothing now, or -ENOTCONN; never waits. Where it was not sent, spans in its list are lost with the connection,
- * so that RESUME tells; without such spans an -EAGAIN changes nothing. conn_ahead() waits for it: 0 and the grant
- * in conn.ahead, -ENOENT: none of this class was asked for, or the error that it was answered with. A connection that is
- * lost takes it along: spans that were granted and not accepted are not listed by RESUME, so the daemon takes them back. */
+/* Sends the request in conn.out, a LEASE, and lets its reply come when it comes: 0, -EALREADY: one is under way, or as
+ * conn_tell(). conn_ahead() waits for it: 0 and the grant in conn.ahead, -ENOENT: none of this class was asked for, or the error
+ * that it was answered with. A connection that is lost takes it along: spans that were granted and not accepted are not listed
+ * by RESUME, so the daemon takes them back. */
 int conn_ask_ahead(struct arena *a);
 int conn_ahead(struct arena *a, unsigned span_class);
+bool conn_ahead_arrived(struct arena *a); /* it is there, and conn_ahead() does not wait */
 /* A new connection's descriptor, above those that programs use. looks_up: it and what is sent and received return -EAGAIN now
  * and then, so that patience is looked at. */
 int conn_connect(const char *path, bool looks_up);
@@ -423,20 +468,24 @@ void tx_resume(struct mcache *mc, struct transaction *tx);
 int tx_take_tag(struct arena *a, uint16_t *ret);
 bool tx_is_mine(const struct arena *a, unsigned tag);
 
-/* What `expect` of an mcache is to be: whatever has more to do with each allocation has it take the slow path. Its thread
- * and one that switches the fast paths off may be here at once. The one stores `expect` and then looks at watched and stale,
- * the other stores these and then `expect`, each with a full fence between: the last store to `expect` is NO_WORD. */
-static inline void mcache_expect(struct mcache *mc)
+static inline bool mcache_is_slow(const struct mcache *mc)
 {
     const struct arena *a = mc->arena;
-    uint32_t expect = mc->tx || load_relaxed(&a->watched) || heap_is_stale(a) ? NO_WORD : mc->cached;
-    if (load_relaxed(&mc->expect) == expect)
+    return mc->tx || load_relaxed(&a->watched) || heap_is_stale(a) ||
+           load_relaxed(&mc->trim_seen) != load_relaxed(&a->keep.trim_serial);
+}
+
+/* What `expect` of an mcache is to be: whatever has more to do with each allocation has it take the slow path. Its thread
+ * and one that switches the fast paths off may be here at once. The one stores `expect` and then looks at watched, stale and
+ * the calls to give back, the other stores these and then `expect`, each with a full fence between: the last store to
+ * `expect` is NO_WORD. */
+static inline void mcache_expect(struct mcache *mc)
+{
+    if (load_relaxed(&mc->expect) == (mcache_is_slow(mc) ? NO_WORD : mc->cached))
         return;
-    store_relaxed(&mc->expect, expect);
-    if (expect == NO_WORD)
-        return;
+    store_relaxed(&mc->expect, mcache_is_slow(mc) ? NO_WORD : mc->cached);
     fence_seq_cst(); /* [EX1] */
-    if (load_relaxed(&a->watched) || heap_is_stale(a))
+    if (mcache_is_slow(mc))
         store_relaxed(&mc->expect, NO_WORD);
 }
 

@@ -173,9 +173,16 @@ bool conn_trylock(struct arena *a)
     return false;
 }
 
+/* What others let go meanwhile is sent first. What they let go after that, while the lock was still taken, they leave to
+ * this thread's second look. */
 void conn_unlock(struct arena *a)
 {
-    pthread_mutex_unlock(&a->conn.lock);
+    bool sent;
+    do {
+        sent = returns_send(a);
+        pthread_mutex_unlock(&a->conn.lock);
+        fence_seq_cst(); /* [RQ1] unlocked, then the queue is looked at */
+    } while (sent && returns_pending(a) && pthread_mutex_trylock(&a->conn.lock) == 0);
     cancel_on();
 }
 
@@ -226,6 +233,7 @@ static void keep_ahead(struct connection *c)
     memcpy(ahead->list, c->in.list, ahead->count * sizeof *ahead->list);
 }
 
+/* flags: MSG_DONTWAIT, or 0. */
 static int send_out(struct arena *a, uint32_t type, uint32_t id, int flags)
 {
     struct connection *c = &a->conn;
@@ -238,7 +246,8 @@ static int send_out(struct arena *a, uint32_t type, uint32_t id, int flags)
     return conn_is_there(c) ? packet_send(c->fd, c->packet, (size_t)bytes, NULL, 0, flags) : -EPIPE;
 }
 
-/* Receives until the reply to `id` is there; notices on the way are noted. 0, the error in it, or -EPIPE: lost. */
+/* Receives until the reply to `id` is there. 0, the error in it, or -EPIPE: lost. patience NULL: waits for nothing, and returns
+ * -EAGAIN. */
 static int receive_in(struct arena *a, uint32_t id, uint32_t expect, struct patience *patience)
 {
     struct connection *c = &a->conn;
@@ -246,8 +255,10 @@ static int receive_in(struct arena *a, uint32_t id, uint32_t expect, struct pati
     for (;;) {
         if (!conn_is_there(c))
             return -EPIPE;
-        ssize_t got = packet_receive(c->fd, c->packet, sizeof c->packet, NULL, 0, NULL, 0);
+        ssize_t got = packet_receive(c->fd, c->packet, sizeof c->packet, NULL, 0, NULL, patience ? 0 : MSG_DONTWAIT);
         if (got == -EAGAIN) { /* SO_RCVTIMEO: the daemon is there and says nothing */
+            if (!patience)
+                return -EAGAIN;
             if (!conn_waits(patience))
                 return -ETIMEDOUT;
             continue;
@@ -256,11 +267,8 @@ static int receive_in(struct arena *a, uint32_t id, uint32_t expect, struct pati
             return -EPIPE;
         if (msg_decode(&c->in, c->packet, (size_t)got, why) < 0)
             return -EPROTO;
-        if (c->in.type == MSG_NOTICE && c->in.id == 0) {
-            if (c->in.what == NOTICE_TRIM)
-                store_relaxed(&a->trim_notice, c->in.value);
-            continue;
-        }
+        if (c->in.type == MSG_NOTICE && c->in.id == 0)
+            continue; /* to trim: header->shortages tells it too, also to who never reads */
         if (c->ahead.id && c->in.id == c->ahead.id) {
             keep_ahead(c);
             if (c->in.id == id)
@@ -477,16 +485,26 @@ int conn_ask_ahead(struct arena *a)
         return -ENOTCONN;
     uint32_t id = next_id(c);
     int rc = send_out(a, MSG_LEASE, id, MSG_DONTWAIT);
-    if (rc == -EAGAIN && c->out.list_count == 0)
+    if (rc < 0) {
+        if (rc != -EAGAIN)
+            drop(c);
         return rc;
-    if (rc < 0) { /* what it would have given back is not listed, so the daemon takes it */
-        drop(c);
-        return rc == -EAGAIN ? rc : -ENOTCONN;
     }
     c->ahead.id = id;
     c->ahead.span_class = c->out.span_class;
     c->ahead.arrived = false;
     return 0;
+}
+
+bool conn_ahead_arrived(struct arena *a)
+{
+    struct connection *c = &a->conn;
+    if (c->fd >= 0 && c->ahead.id && !c->ahead.arrived) {
+        int rc = receive_in(a, c->ahead.id, MSG_GRANT, NULL);
+        if (rc != -EAGAIN && !c->ahead.arrived)
+            drop(c);
+    }
+    return c->ahead.id && c->ahead.arrived;
 }
 
 int conn_ahead(struct arena *a, unsigned span_class)
@@ -503,16 +521,6 @@ int conn_ahead(struct arena *a, unsigned span_class)
 }
 
 int conn_tell(struct arena *a, uint32_t type)
-{
-    if (a->conn.fd < 0)
-        return -ENOTCONN;
-    int rc = send_out(a, type, 0, 0);
-    if (rc < 0) /* also where the daemon reads nothing for long: what was to be told, the next RESUME tells */
-        drop(&a->conn);
-    return rc;
-}
-
-int conn_tell_now(struct arena *a, uint32_t type)
 {
     if (a->conn.fd < 0)
         return -ENOTCONN;

@@ -1,18 +1,24 @@
 /* The process's leased spans: the client's side of the mcentrals.
  *
- * A refill takes from the class's stash: entries that threads' magazines gave back, still CACHED, so that they move
- * between threads without a word being touched. Then it takes FREE objects from the spans of `current`, oldest first; then
- * from wholly free ones (`idle`); then it looks at the hints of `full` spans, in which other processes may have freed; only then it asks the daemon, for twice as
- * much as last time. What is kept is bounded, and the bounds grow while what was let go is soon asked for again.
+ * A refill, step by step:
+ *   1. the class's stash: entries that threads' magazines gave back, still CACHED, so that they move between threads without
+ *      a word being touched
+ *   2. FREE objects of the spans of `current`, oldest first, then of wholly free ones (`idle`)
+ *   3. the hints of `full` spans, in which other processes may have freed
+ *   4. the daemon, with the class's lock released. conn.lock comes first: who has waited for it looks once more at 1 to 3, as
+ *      another thread may have leased for the class, or flushed
+ * What is kept is bounded (keep.h), and the bounds grow while what was let go is soon asked for again.
  *
  * Condition 1 of the design: a lease is scanned and let go under one lock, its span class's; so no FREE word of a span
- * is taken after its release was sent. A span that is given back was removed from the lists before.
+ * is taken after its release was sent. A span that is given back was removed from the lists before, and what is granted
+ * comes onto one before conn.lock is released: a RESUME lists it.
  */
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
 #include "client/client.h"
+#include "client/keep.h"
 
 int lease_init(struct arena *a)
 {
@@ -27,7 +33,8 @@ int lease_init(struct arena *a)
         madvise(a->leases, bytes, MADV_DONTNEED);
     if (fork) /* the stashes too are forgotten: another thread may have been in the middle of one */
         memset(a->central, 0, sizeof a->central);
-    a->keep = (struct keep){.free_limit = KEEP_FREE_MIN, .full_limit = KEEP_FULL_MIN};
+    returns_init(a);
+    keep_init(a);
     return 0;
 }
 
@@ -58,8 +65,8 @@ static uint64_t span_bytes(const struct central *c, const struct arena *a)
     return (uint64_t)class_table[c - a->central].pages << PAGE_SHIFT;
 }
 
-/* `list` is left as it is: a span on its way from one list to another must not look as if it were let go to a thread
- * that lists the leases for a RESUME (lease_list(), without this lock). Who lets go of it clears it, under conn.lock. */
+/* `list` keeps its value: a thread that lists the leases for a RESUME reads it without this lock, and must not take a span
+ * that is on its way from one list to another for one that was let go. returns_put() clears it. */
 static void list_remove(struct arena *a, struct central *c, uint32_t first)
 {
     struct lease *l = &a->leases[first];
@@ -108,30 +115,23 @@ static void hold_pages(struct arena *a, struct central *c, int64_t pages)
     fetch_add_relaxed(&a->keep.held_pages, (uint64_t)pages);
 }
 
-/* Lets go of the oldest spans of a list until `enough` says so or `most` were let go; one message for each 1024. */
-static uint32_t release(struct arena *a, struct central *c, enum lease_list list, uint32_t most, const uint64_t *measure,
-                        uint64_t bound)
+/* Lets go of the oldest span of a list. */
+static void let_go(struct arena *a, struct central *c, enum lease_list list)
 {
     const struct class_info *info = &class_table[c - a->central];
-    uint32_t total = 0;
-    while (total < most && c->first[list] != LEASE_END && load_relaxed(measure) > bound) {
-        conn_lock(a);
-        struct msg *out = &a->conn.out;
-        out->list_count = 0;
-        while (total < most && out->list_count < 1024 && c->first[list] != LEASE_END && load_relaxed(measure) > bound) {
-            uint32_t first = c->first[list];
-            list_remove(a, c, first);
-            if (list != LEASE_FULL)
-                hold_pages(a, c, -(int64_t)info->pages);
-            count_free(a, first, info, -(int)a->leases[first].free);
-            memset(&a->leases[first], 0, sizeof(struct lease));
-            out->list[out->list_count++] = first;
-            total++;
-        }
-        conn_tell(a, MSG_RELEASE); /* if the daemon is gone, RESUME will not list them */
-        conn_unlock(a);
-    }
-    return total;
+    uint32_t first = c->first[list];
+    list_remove(a, c, first);
+    if (list != LEASE_FULL)
+        hold_pages(a, c, -(int64_t)info->pages);
+    count_free(a, first, info, -(int)a->leases[first].free);
+    returns_put(a, first);
+}
+
+/* Lets go of the oldest spans of a list until `measure` is at most `bound`. */
+static void release(struct arena *a, struct central *c, enum lease_list list, const uint64_t *measure, uint64_t bound)
+{
+    while (c->first[list] != LEASE_END && load_relaxed(measure) > bound)
+        let_go(a, c, list);
 }
 
 /* A quarter of the class was flushed and not taken again. */
@@ -144,12 +144,12 @@ static bool is_shrinking(const struct central *c)
 static void release_free(struct arena *a, struct central *c)
 {
     struct keep *k = &a->keep;
-    uint64_t limit = load_relaxed(&k->free_limit), before = load_relaxed(&k->free_bytes);
+    uint64_t limit = keep_now(a, load_relaxed(&k->free_limit)), before = load_relaxed(&k->free_bytes);
     if (before <= limit)
         return;
-    release(a, c, LEASE_IDLE, UINT32_MAX, &k->free_bytes, limit - limit / 4);
+    release(a, c, LEASE_IDLE, &k->free_bytes, limit - limit / 4);
     if (load_relaxed(&k->free_bytes) > limit)
-        release(a, c, LEASE_CURRENT, UINT32_MAX, &k->free_bytes, limit - limit / 4);
+        release(a, c, LEASE_CURRENT, &k->free_bytes, limit - limit / 4);
     uint64_t after = load_relaxed(&k->free_bytes);
     c->gave_back += before > after ? before - after : 0;
 }
@@ -161,24 +161,23 @@ static void release_free(struct arena *a, struct central *c)
 static void adapt(struct arena *a, struct central *c)
 {
     struct keep *k = &a->keep;
-    uint64_t most = a->heap_bytes / 4 < KEEP_MAX ? a->heap_bytes / 4 : KEEP_MAX;
+    uint64_t most = keep_most(a), all = most, least = keep_free_least(a);
     uint64_t limit = load_relaxed(&k->free_limit), held = load_relaxed(&k->held_pages) << PAGE_SHIFT;
     uint64_t ripple = held <= HELD_FEW ? RIPPLE_FEW : held / 64;
     uint64_t swung = c->gave_back > c->stash_peak ? c->gave_back : c->stash_peak;
     if (swung * 8 < (uint64_t)c->held_pages << PAGE_SHIFT) {
         most = most < ripple ? most : ripple;
-        most = most < KEEP_FREE_MIN ? KEEP_FREE_MIN : most;
+        most = most < least ? least : most;
         most = most < limit ? limit : most;
     }
     uint64_t free_want = limit + c->gave_back;
     uint64_t full_want = load_relaxed(&k->full_limit) + exchange_relaxed(&k->missed_bytes, 0);
     store_relaxed(&k->free_limit, free_want < most ? free_want : most);
-    store_relaxed(&k->full_limit, full_want < KEEP_MAX ? full_want : KEEP_MAX);
+    store_relaxed(&k->full_limit, full_want < all ? full_want : all);
     c->gave_back = c->flushed = c->stash_peak = 0;
 }
 
 static void flush_words(struct arena *a, struct central *c, const struct arena_slot *slots, uint32_t count);
-static bool accept_ahead(struct arena *a, struct central *c);
 
 static void stash_empty(struct arena *a, struct central *c)
 {
@@ -193,17 +192,25 @@ static void give_back_all(struct arena *a, struct central *c)
     free(c->stash);
     c->stash = NULL;
     c->stash_capacity = 0;
-    const uint64_t always = 1;
-    if (c->asked_ahead) {
-        conn_lock(a);
-        accept_ahead(a, c);
-        conn_unlock(a);
-    }
     c->grant_spans = 0;
     for (int list = LEASE_CURRENT; list < LEASE_LISTS; list++)
-        release(a, c, (enum lease_list)list, UINT32_MAX, &always, 0);
+        while (c->first[list] != LEASE_END)
+            let_go(a, c, (enum lease_list)list);
     hold_pages(a, c, -(int64_t)c->held_pages);
     c->gave_back = 0;
+}
+
+/* What was asked for ahead goes back, if it is there. Otherwise the class's next refill takes it, or the next trim. */
+static void give_back_ahead(struct arena *a)
+{
+    struct connection *conn = &a->conn;
+    if (!conn_trylock(a))
+        return;
+    if (conn->ahead.id && conn_ahead_arrived(a) && conn_ahead(a, conn->ahead.span_class) == 0)
+        for (uint32_t i = 0; i < conn->ahead.count; i++)
+            if (conn->ahead.list[i] < a->heap.page_count && load_relaxed(&a->leases[conn->ahead.list[i]].list) == LEASE_NONE)
+                returns_add(a, conn->ahead.list[i]);
+    conn_unlock(a);
 }
 
 void lease_release_all(struct arena *a)
@@ -215,32 +222,10 @@ void lease_release_all(struct arena *a)
         give_back_all(a, c);
         pthread_mutex_unlock(&c->lock);
     }
-    store_relaxed(&a->keep.free_limit, KEEP_FREE_MIN);
-    store_relaxed(&a->keep.full_limit, KEEP_FULL_MIN);
-}
-
-void trim_if_asked(struct mcache *mc)
-{
-    struct arena *a = mc->arena;
-    uint64_t notice = load_relaxed(&a->trim_notice);
-    if (unlikely(notice && exchange_relaxed(&a->trim_notice, 0))) {
-        fetch_add_relaxed(&a->trim_serial, 1);
-        large_release_all(a);
-        lease_release_all(a);
-    } else
-        notice = 0;
-    if (unlikely(mc->trim_seen != load_relaxed(&a->trim_serial))) {
-        mc->trim_seen = load_relaxed(&a->trim_serial);
-        mcache_flush_all(mc);
-        lease_release_all(a);
-    }
-    if (notice) {
-        conn_lock(a);
-        a->conn.out.mode = CLIENT_MODE_TRIMMED;
-        a->conn.out.value = notice;
-        conn_tell(a, MSG_MODE);
-        conn_unlock(a);
-    }
+    store_relaxed(&a->keep.free_limit, keep_free_least(a));
+    store_relaxed(&a->keep.full_limit, keep_full_least(a));
+    give_back_ahead(a);
+    returns_kick(a);
 }
 
 /* ---- the stash ---------------------------------------------------------------------------------------------------------------------------- */
@@ -262,7 +247,7 @@ static bool stash_grow(struct central *c, uint32_t count)
 static bool stash_put(struct arena *a, struct central *c, const struct arena_slot *slots, uint32_t count)
 {
     uint64_t bytes = (uint64_t)count * class_table[c - a->central].size;
-    if (load_relaxed(&a->keep.free_bytes) + bytes > load_relaxed(&a->keep.free_limit) ||
+    if (load_relaxed(&a->keep.free_bytes) + bytes > keep_now(a, load_relaxed(&a->keep.free_limit)) ||
         (c->stash_count + count > c->stash_capacity && !stash_grow(c, c->stash_count + count)))
         return false;
     memcpy(c->stash + c->stash_count, slots, count * sizeof *slots);
@@ -363,99 +348,92 @@ static void populate(struct arena *a, uint64_t pages, const uint32_t *list, uint
     }
 }
 
-/* Spans that were granted come into current. */
-static void accept_grant(struct arena *a, struct central *c, uint32_t flags, const uint32_t *list, uint32_t count)
+/* What a request was answered with. */
+struct grant {
+    uint32_t flags, count;
+    const uint32_t *list;
+};
+
+/* Spans that were granted come into current. With conn.lock held, so that a RESUME lists them. */
+static void accept_grant(struct arena *a, struct central *c, const struct grant *g)
 {
     const struct class_info *info = &class_table[c - a->central];
     AFTER_GRANT(a);
-    if (flags & GRANT_FRESH)
-        populate(a, info->pages, list, count);
-    for (uint32_t i = 0; i < count; i++) {
-        uint32_t first = list[i];
-        if (first >= a->heap.page_count || a->leases[first].list != LEASE_NONE)
+    for (uint32_t i = 0; i < g->count; i++) {
+        uint32_t first = g->list[i];
+        if (first >= a->heap.page_count || load_relaxed(&a->leases[first].list) != LEASE_NONE)
             continue; /* not ours to believe */
-        a->leases[first] = (struct lease){.span_class = (uint8_t)(c - a->central)};
+        a->leases[first].free = a->leases[first].cursor = 0;
+        a->leases[first].again = a->leases[first].doubt = 0;
+        a->leases[first].span_class = (uint8_t)(c - a->central);
         list_append(a, c, first, LEASE_CURRENT);
         look_again(a, c, first);
     }
-    c->grant_spans = flags & GRANT_FRESH ? count : 0;
-    hold_pages(a, c, (int64_t)count * info->pages);
+    c->grant_spans = g->flags & GRANT_FRESH ? g->count : 0;
+    hold_pages(a, c, (int64_t)g->count * info->pages);
 }
 
 /* How much a lease asks for, in pages: half of what the class holds, up to LEASE_FEW_PAGES, so that a little needs few
- * round trips; then a 128th of it, so that what is leased ahead of need is a small part of what is used. */
-static uint32_t ask_pages(const struct central *c, const struct class_info *info)
+ * round trips; then a 128th of it, so that what is leased ahead of need is a small part of what is used. One span in a small
+ * heap of which other classes keep enough. */
+static uint32_t ask_pages(struct arena *a, const struct central *c)
 {
+    const struct class_info *info = &class_table[c - a->central];
     uint32_t few = c->held_pages / 2 < LEASE_FEW_PAGES ? c->held_pages / 2 : LEASE_FEW_PAGES, part = c->held_pages / 128;
     uint32_t ask = part < few ? few : part > LEASE_MAX_PAGES ? LEASE_MAX_PAGES : part;
-    return ask < info->pages ? info->pages : ask;
+    bool enough = keep_is_small(a) && load_relaxed(&a->keep.free_bytes) > keep_most(a);
+    return ask < info->pages || enough ? info->pages : ask;
 }
 
-/* A LEASE in conn.out, for conn_call. */
+/* A LEASE in conn.out. What it gives back was taken from the returns. */
 static void write_request(struct arena *a, struct central *c, uint32_t flags)
 {
+    enum { LIST_MOST = 512 };
     struct msg *out = &a->conn.out;
+    /* worked through, long ago: to the daemon's `empty` */
+    release(a, c, LEASE_FULL, &a->keep.full_bytes, keep_now(a, load_relaxed(&a->keep.full_limit)));
     out->span_class = (uint32_t)(c - a->central);
-    out->pages = ask_pages(c, &class_table[c - a->central]);
+    out->pages = ask_pages(a, c);
     out->flags = flags;
-    out->list_count = 0;
-    uint64_t limit = load_relaxed(&a->keep.full_limit);
-    while (out->list_count < 512 && c->first[LEASE_FULL] != LEASE_END && load_relaxed(&a->keep.full_bytes) > limit) {
-        uint32_t first = c->first[LEASE_FULL]; /* worked through, long ago: to the daemon's `empty` */
-        list_remove(a, c, first);
-        memset(&a->leases[first], 0, sizeof(struct lease));
-        out->list[out->list_count++] = first;
-    }
+    out->list_count = returns_take(a, out->list, LIST_MOST);
 }
 
-/* Takes what was asked for ahead, if that was of this class. */
-static bool accept_ahead(struct arena *a, struct central *c)
+/* What was asked for ahead, or what conn.out asks for: with conn.lock held, and no other. 0 and the grant, or an error. */
+static int ask_daemon(struct arena *a, unsigned span_class, struct grant *ret)
 {
-    const struct ahead *ahead = &a->conn.ahead;
-    c->asked_ahead = false;
-    if (conn_ahead(a, (unsigned)(c - a->central)) < 0)
-        return false;
-    accept_grant(a, c, ahead->flags, ahead->list, ahead->count);
-    return ahead->count > 0;
-}
-
-static int ask_daemon(struct arena *a, struct central *c)
-{
-    int rc = 0;
-    adapt(a, c);
-    conn_lock(a);
-    if (!accept_ahead(a, c)) {
-        write_request(a, c, 0);
+    struct connection *conn = &a->conn;
+    int rc = conn_ahead(a, span_class);
+    if (rc == 0 && conn->ahead.count) {
+        returns_put_back(a, conn->out.list, conn->out.list_count); /* not sent */
+        *ret = (struct grant){conn->ahead.flags, conn->ahead.count, conn->ahead.list};
+    } else {
         rc = conn_call(a, MSG_LEASE, MSG_GRANT);
-        if (rc == 0)
-            accept_grant(a, c, a->conn.in.flags, a->conn.in.list, a->conn.in.list_count);
+        *ret = (struct grant){conn->in.flags, conn->in.list_count, conn->in.list};
     }
-    conn_unlock(a);
+    if (rc == 0 && ret->flags & GRANT_FRESH)
+        populate(a, class_table[span_class].pages, ret->list, ret->count);
     return rc;
 }
 
 /* A class that grows has used up half of its last lease: the next one is asked for now, so that it is there, or on its way,
- * when it is needed. Never waits for another thread's request. */
+ * when it is needed. Never waits, neither for another thread's request nor for a daemon that reads nothing. */
 static void ask_ahead(struct arena *a, struct central *c)
 {
-    if (c->count[LEASE_CURRENT] + c->count[LEASE_IDLE] > c->grant_spans / 2 || !conn_trylock(a))
+    if (c->count[LEASE_CURRENT] + c->count[LEASE_IDLE] > c->grant_spans / 2 ||
+        (uint64_t)ask_pages(a, c) << PAGE_SHIFT > keep_most(a) / LEASE_AHEAD_PARTS || !conn_trylock(a))
         return;
     if (!a->conn.ahead.id) {
         write_request(a, c, LEASE_AHEAD);
-        conn_ask_ahead(a);
-        c->asked_ahead = true;
+        if (conn_ask_ahead(a) == -EAGAIN)
+            returns_put_back(a, a->conn.out.list, a->conn.out.list_count);
     }
     conn_unlock(a);
 }
 
-int lease_refill(struct arena *a, unsigned span_class, struct arena_slot *out, uint32_t want)
+/* Objects that are there: how many. */
+static uint32_t take_here(struct arena *a, struct central *c, struct arena_slot *out, uint32_t want)
 {
-    struct central *c = &a->central[span_class];
-    uint32_t got = 0;
-    int rc = 0;
-    pthread_mutex_lock(&c->lock);
-    central_use(c);
-    got = stash_take(a, c, out, want);
+    uint32_t got = stash_take(a, c, out, want);
     while (got == 0) {
         uint32_t first = c->first[LEASE_CURRENT];
         if (first == LEASE_END)
@@ -463,15 +441,65 @@ int lease_refill(struct arena *a, unsigned span_class, struct arena_slot *out, u
         if (first != LEASE_END) {
             list_move(a, c, first, LEASE_CURRENT);
             got += take_from(a, c, first, out + got, want - got);
-        } else if (!look_at_hints(a, c) && (rc = ask_daemon(a, c)) < 0)
+        } else if (!look_at_hints(a, c))
             break;
     }
-    uint64_t taken = (uint64_t)got * class_table[span_class].size;
-    c->flushed -= c->flushed < taken ? c->flushed : taken;
+    return got;
+}
+
+/* As lease_refill, when nothing was there. */
+static int lease_more(struct arena *a, struct central *c, struct arena_slot *out, uint32_t want)
+{
+    int rc = 0;
+    conn_lock(a);
+    pthread_mutex_lock(&c->lock);
+    uint32_t got = take_here(a, c, out, want); /* it may have come while this thread waited for the connection */
+    while (got == 0 && rc == 0) {
+        struct grant grant;
+        adapt(a, c);
+        write_request(a, c, 0);
+        pthread_mutex_unlock(&c->lock);
+        rc = ask_daemon(a, (unsigned)(c - a->central), &grant);
+        pthread_mutex_lock(&c->lock);
+        if (rc == 0)
+            accept_grant(a, c, &grant);
+        got = take_here(a, c, out, want); /* also when it was refused: others may have flushed meanwhile */
+    }
+    pthread_mutex_unlock(&c->lock);
+    conn_unlock(a);
+    return got ? (int)got : rc;
+}
+
+/* What follows a refill, with the class's lock held. */
+static void taken(struct arena *a, struct central *c, uint32_t got)
+{
+    uint64_t bytes = (uint64_t)got * class_table[c - a->central].size;
+    c->flushed -= c->flushed < bytes ? c->flushed : bytes;
     if (c->grant_spans > 1)
         ask_ahead(a, c);
+    if (keep_is_small(a) && load_relaxed(&a->keep.free_bytes) / 2 > keep_most(a))
+        release_free(a, c); /* one span may be more than is kept: others use what is FREE in it */
+}
+
+int lease_refill(struct arena *a, unsigned span_class, struct arena_slot *out, uint32_t want)
+{
+    struct central *c = &a->central[span_class];
+    pthread_mutex_lock(&c->lock);
+    central_use(c);
+    int got = (int)take_here(a, c, out, want);
+    if (got)
+        taken(a, c, (uint32_t)got);
     pthread_mutex_unlock(&c->lock);
-    return got ? (int)got : rc;
+    if (got == 0) {
+        got = lease_more(a, c, out, want);
+        if (got > 0) {
+            pthread_mutex_lock(&c->lock);
+            taken(a, c, (uint32_t)got);
+            pthread_mutex_unlock(&c->lock);
+        }
+    }
+    returns_kick(a);
+    return got;
 }
 
 /* ---- flush ------------------------------------------------------------------------------------------------------------------------------- */
@@ -489,7 +517,7 @@ static void flush_words(struct arena *a, struct central *c, const struct arena_s
         struct lease *l = &a->leases[first];
         /* looked at before: once the word is FREE and the span is not leased here, it may be cut into another class's
          * and granted to another thread, and then the lease is not this lock's */
-        bool leased = l->list != LEASE_NONE && l->span_class == span_class;
+        bool leased = load_relaxed(&l->list) != LEASE_NONE && l->span_class == span_class;
         BEFORE_FREE(a);
         if (!word_flush(slots[i].word, cached))
             continue; /* freed twice, or torn away: nobody's to give */
@@ -524,25 +552,12 @@ void lease_flush(struct arena *a, unsigned span_class, const struct arena_slot *
     else if (!stash_put(a, c, slots, count)) {
         if (is_shrinking(c)) { /* a few objects here and there would keep whole spans from going back */
             uint64_t half = load_relaxed(&a->keep.free_limit) / 2;
-            store_relaxed(&a->keep.free_limit, half > KEEP_FREE_LEAST ? half : KEEP_FREE_LEAST);
+            store_relaxed(&a->keep.free_limit, half > KEEP_FREE_LEAST ? half : KEEP_FREE_LEAST); /* see keep_now() */
             stash_empty(a, c);
         }
         flush_words(a, c, slots, count);
         release_free(a, c);
     }
     pthread_mutex_unlock(&c->lock);
-}
-
-uint32_t lease_list(struct arena *a, uint64_t *cursor, uint32_t *out, uint32_t capacity)
-{
-    uint32_t count = 0;
-    uint64_t page = *cursor;
-    for (; page < a->heap.page_count && count < capacity; page++) {
-        if (load_relaxed(&a->heap.spans[page].lessee) == a->tag && load_relaxed(&a->leases[page].list) != LEASE_NONE)
-            out[count++] = (uint32_t)page;
-        if (page >= a->heap.header->top)
-            page = a->heap.page_count - 1;
-    }
-    *cursor = page;
-    return count;
+    returns_kick(a);
 }

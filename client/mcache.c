@@ -13,13 +13,14 @@
  * An mcache is private memory that a fork's child finds wiped (thread.c). Zeros are as harmless as no_mcache: the child,
  * however it was made and whatever ran in it before, cannot take what its parent has cached.
  *
- * Capacities adapt: a magazine that runs empty or full grows, within MCACHE_BUDGET bytes for all of a thread's; when that
- * is used up it takes from one that was not used lately.
+ * Capacities adapt: a magazine that runs empty or full grows, within the thread's budget (keep.h) for all of its magazines;
+ * when that is used up it takes from one that was not used lately. One that gets no capacity holds nothing: its class's
+ * objects come and go one by one.
  */
 #include <string.h>
 
 #include "client/client.h"
-#include "client/stack.h"
+#include "client/keep.h"
 
 /* ---- no mcache, and the sentinel ------------------------------------------------------------------------------------ */
 
@@ -47,6 +48,9 @@ static uint32_t capacity_max(unsigned span_class)
     return slots > MAGAZINE_SLOTS ? MAGAZINE_SLOTS : slots;
 }
 
+/* Of a budget that is used up, a magazine that has nothing yet gets so small a part more. */
+enum { FIRST_PARTS = 16 };
+
 static uint32_t capacity_first(unsigned span_class)
 {
     uint32_t size = class_table[span_class].size;
@@ -70,9 +74,9 @@ void mcache_init(struct mcache *mc, struct arena *a, uint32_t number)
     mc->number = number;
     mc->arena = a;
     mc->cached = WORD_CACHED(a->tag);
+    mc->trim_seen = load_relaxed(&a->keep.trim_serial);
     mcache_expect(mc);
     mc->own = mc->owned = WORD_OWNED(a->tag);
-    mc->trim_seen = load_relaxed(&a->trim_serial);
     for (unsigned c = 2; c < SPAN_CLASS_COUNT; c++) {
         mc->magazines[c].magic = class_table[c].magic;
         mc->magazines[c].objects = class_table[c].objects;
@@ -94,11 +98,11 @@ static void set_capacity(struct mcache *mc, unsigned span_class, uint32_t capaci
         mc->bases[span_class] = m->top = slots + 1;
     }
     m->limit = mc->bases[span_class] + capacity;
-    mc->budget_used += (uint64_t)(more * class_table[span_class].size);
+    store_relaxed(&mc->budget_used, mc->budget_used + (uint64_t)(more * class_table[span_class].size));
 }
 
 /* Halves magazines that were not used since the cursor last passed them, until `bytes` fit. */
-static bool steal(struct mcache *mc, uint64_t bytes)
+static bool steal(struct mcache *mc, uint64_t bytes, uint64_t budget)
 {
     enum { PAUSE = 64 };
     if (mc->steal_pause) {
@@ -106,7 +110,7 @@ static bool steal(struct mcache *mc, uint64_t bytes)
         return false;
     }
     mc->steal_pause = PAUSE; /* capacities that went round and round would cost more than they save */
-    for (unsigned n = 0; n < SPAN_CLASS_COUNT && mc->budget_used + bytes > MCACHE_BUDGET; n++) {
+    for (unsigned n = 0; n < SPAN_CLASS_COUNT && mc->budget_used + bytes > budget; n++) {
         unsigned c = mc->steal_cursor = mc->steal_cursor + 1 < SPAN_CLASS_COUNT ? mc->steal_cursor + 1 : 2;
         uint32_t capacity = capacity_of(mc, c);
         bool used = is_marked(mc->used_serial, c);
@@ -117,21 +121,28 @@ static bool steal(struct mcache *mc, uint64_t bytes)
             give_back(mc, c, capacity / 2);
         set_capacity(mc, c, capacity / 2);
     }
-    return mc->budget_used + bytes <= MCACHE_BUDGET;
+    return mc->budget_used + bytes <= budget;
 }
 
-/* Doubles a magazine's capacity if it may. */
+/* Doubles a magazine's capacity if it may. The first capacity that does not fit is halved: to nothing where a single object
+ * is more than the budget. */
 static bool grow(struct mcache *mc, unsigned span_class)
 {
     uint32_t now = capacity_of(mc, span_class), most = capacity_max(span_class);
-    uint32_t capacity = now ? now * 2 : capacity_first(span_class);
+    uint32_t capacity = now ? now * 2 : capacity_first(span_class), size = class_table[span_class].size;
     if (capacity > most)
         capacity = most;
-    uint64_t bytes = (uint64_t)(capacity - now) * class_table[span_class].size;
-    if (capacity == now || (mc->budget_used + bytes > MCACHE_BUDGET && now && !steal(mc, bytes)))
+    uint64_t bytes = (uint64_t)(capacity - now) * size, budget = keep_thread_budget(mc->arena);
+    if (mc->budget_used + bytes > budget) {
+        while (now == 0 && capacity && (uint64_t)capacity * size > budget / FIRST_PARTS)
+            capacity /= 2;
+        if (now && capacity != now && !steal(mc, bytes, budget))
+            return false;
+    }
+    if (capacity == now && mc->bases[span_class])
         return false;
     set_capacity(mc, span_class, capacity);
-    return true;
+    return capacity > now;
 }
 
 /* ---- refill and flush ------------------------------------------------------------------------------------------------- */
@@ -196,9 +207,14 @@ static void make_room(struct mcache *mc, unsigned span_class)
 void mcache_push(struct mcache *mc, unsigned span_class, void *object, uint16_t *word)
 {
     struct arena_magazine *m = &mc->magazines[span_class];
+    struct arena_slot slot = {object, word};
     if (unlikely(m->top >= m->limit))
         make_room(mc, span_class);
-    *m->top = (struct arena_slot){object, word};
+    if (unlikely(m->top >= m->limit)) {
+        lease_flush(mc->arena, span_class, &slot, 1);
+        return;
+    }
+    *m->top = slot;
     m->top++;
 }
 
@@ -208,6 +224,7 @@ void mcache_push(struct mcache *mc, unsigned span_class, void *object, uint16_t 
 static void *take(struct mcache *mc, unsigned span_class, uint16_t to)
 {
     struct arena_magazine *m = &mc->magazines[span_class];
+    struct scrape scrape = {0};
     if (heap_is_stale(mc->arena)) {
         errno = ESTALE;
         return NULL;
@@ -217,6 +234,7 @@ static void *take(struct mcache *mc, unsigned span_class, uint16_t to)
         errno = refused(ENOMEM, "no private memory to note an object of a transaction");
         return NULL;
     }
+    trim_if_asked(mc);
     for (;;) {
         while (m->top > mc->bases[span_class]) {
             struct arena_slot s = m->top[-1];
@@ -228,14 +246,9 @@ static void *take(struct mcache *mc, unsigned span_class, uint16_t to)
                 tx_log(mc, s.object, s.word);
             return s.object;
         }
-        trim_if_asked(mc);
         int got = refill(mc, span_class);
-        if (got == -ENOMEM || got == -EDQUOT) { /* what this process hoards may be what is missing */
-            mcache_flush_all(mc);
-            lease_release_all(mc->arena);
-            large_release_all(mc->arena);
-            got = refill(mc, span_class);
-        }
+        if (got < 0 && keep_scrape(mc, &scrape, got)) /* what this process hoards may be what is missing */
+            continue;
         if (got < 0) {
             errno = -got;
             return NULL;
@@ -340,15 +353,6 @@ PUBLIC int arena_trim(arena_t *a)
         return a->read_only ? 0 : -errno;
     if (heap_is_stale(a))
         return -ESTALE;
-    mc->trim_seen = fetch_add_relaxed(&a->trim_serial, 1) + 1;
-    stack_collect(a);
-    mcache_flush_all(mc);
-    large_release_all(a);
-    lease_release_all(a);
-    conn_lock(a);
-    a->conn.out.mode = CLIENT_MODE_TRIMMED;
-    a->conn.out.value = 0; /* of its own accord */
-    conn_tell(a, MSG_MODE);
-    conn_unlock(a);
+    keep_trim(mc);
     return 0;
 }

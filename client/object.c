@@ -66,8 +66,11 @@ static int object_at(const struct arena *a, const void *p, struct object *ret, c
         snprintf(why, 100, "not an object: no object is at this place of the heap");
     else if (ret->remainder)
         snprintf(why, 100, "interior pointer: %u bytes into an object of %llu", ret->remainder, (unsigned long long)ret->size);
-    else
+    else {
+        if (CLASS_IS_LARGE(ret->span_class))
+            ret->size = large_bytes(a, ret->first, ret->size);
         return 0;
+    }
     return -EINVAL;
 }
 
@@ -339,9 +342,9 @@ static int publish_slow(arena_t *a, void *p)
             return 0;
         if (standing == STANDS_OTHERWISE)
             return refused_word(a, p, l.seen, "arena_publish");
-        if (CLASS_IS_LARGE(object.span_class)) /* while it is still mine: once it is SHARED it may be freed, and its place
-            leased anew */
-            large_let_go(a, object.first);
+        /* while it is still mine: once it is SHARED it may be freed, and its place leased anew */
+        if (CLASS_IS_LARGE(object.span_class) && (rc = large_let_go(a, object.first)) < 0)
+            return refused(rc, "arena_publish(%p): its size is in doubt, and the daemon cannot be asked", p);
         if (l.seen == WORD_OWNED(a->tag))
             store_release(object.word, WORD_SHARED); /* [PB1] what the object holds, to whoever swaps it from SHARED */
         else if (word_swap(object.word, l.seen, WORD_SHARED)) /* of a transaction that may be committed any moment */

@@ -394,7 +394,6 @@ static int settle_again(struct arena *a)
         return rc;
     a->gc_mode = GC_RUNS;
     large_init(a);
-    a->trim_notice = 0;
     a->tag = (uint16_t)a->conn.in.tag;
     a->conn.epoch = a->conn.in.epoch;
     a->generation = fork_generation;

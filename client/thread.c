@@ -177,6 +177,20 @@ void mcaches_watch(struct arena *a)
         store_relaxed(&mcache_at(a, i)->expect, NO_WORD);
 }
 
+uint32_t mcaches_call(struct arena *a, const struct mcache *except, uint32_t serial)
+{
+    uint32_t count = load_acquire(&a->mcache_count), open = 0; /* [MC1] */
+    for (uint32_t i = 0; i < count; i++) {
+        struct mcache *mc = (struct mcache *)(void *)(a->mcache_base + (uint64_t)i * MCACHE_BYTES);
+        uint32_t behind = serial - load_acquire(&mc->trim_seen); /* [TR1] */
+        if (mc == except || behind == 0 || behind > UINT32_MAX / 2 || load_relaxed(&mc->budget_used) == 0)
+            continue;
+        store_relaxed(&mc->expect, NO_WORD);
+        open += behind == 1;
+    }
+    return open;
+}
+
 struct mcache *mcache_get(struct arena *a)
 {
     struct mcache *mc = mcache_of(a);
@@ -200,7 +214,7 @@ struct mcache *mcache_get(struct arena *a)
         errno = -rc;
     else if ((mc = a->free_mcaches) != NULL) {
         a->free_mcaches = mc->next_free;
-        mc->trim_seen = load_relaxed(&a->trim_serial);
+        mc->trim_seen = load_relaxed(&a->keep.trim_serial);
     } else
         mc = mcache_map(a);
     if (mc) {

@@ -335,13 +335,15 @@ static void tx_free(struct transaction *tx)
 }
 
 /* The leases of the log's large objects go back, before the commit: after it others may free them. */
-static void let_go_of_large(struct arena *a, const struct transaction *tx, const struct log *log)
+static int let_go_of_large(struct arena *a, const struct transaction *tx, const struct log *log)
 {
-    for (size_t i = 0; i < log->count; i++) {
+    int rc = 0;
+    for (size_t i = 0; i < log->count && rc == 0; i++) {
         uint64_t page = (uint64_t)((uint8_t *)log->slots[i].object - a->base) >> PAGE_SHIFT;
         if (CLASS_IS_LARGE(page_entry_class(load_relaxed(&a->pages[page]))) && is_live(a, tx->tag, &log->slots[i]))
-            large_let_go(a, page);
+            rc = large_let_go(a, page);
     }
+    return rc;
 }
 
 /* What became of a commit that was not answered: 0 it was not done and will not be, -EALREADY it was, -ENOTCONN nobody can
@@ -518,8 +520,13 @@ PUBLIC int arena_tx_commit(arena_t *a, const char *root, arena_ref_t expected, a
     if (rc < 0)
         return rc;
     set_closed(a, tx, true);
-    let_go_of_large(a, tx, &tx->log);
-    let_go_of_large(a, tx, &tx->moved);
+    rc = let_go_of_large(a, tx, &tx->log);
+    if (rc == 0)
+        rc = let_go_of_large(a, tx, &tx->moved);
+    if (rc < 0) {
+        set_closed(a, tx, false);
+        return rc;
+    }
     strcpy(tx->root, root ? root : "");
     tx->expected = expected;
     tx->desired = desired;

@@ -63,6 +63,12 @@ static unsigned tag_take(struct core *core)
     return 0;
 }
 
+static void count_client(struct core *core, int32_t change)
+{
+    core->client_count += (uint32_t)change;
+    store_relaxed(&core->heap.header->clients, core->client_count);
+}
+
 static struct client *client_new(struct core *core, unsigned tag, const struct tag *identity)
 {
     struct client *client = calloc(1, sizeof *client);
@@ -81,7 +87,7 @@ static struct client *client_new(struct core *core, unsigned tag, const struct t
                               .pidfd = -1};
     account->clients++;
     core->clients[tag] = client;
-    core->client_count++;
+    count_client(core, 1);
     return client;
 }
 
@@ -128,7 +134,7 @@ void client_die(struct core *core, struct client *client)
         return;
     client->state = CLIENT_DYING;
     client->account->clients--;
-    core->client_count--;
+    count_client(core, -1);
     core->heap.header->reclaimed_clients++;
     tag_set_state(&core->heap, client->tag, TAG_CLIENT_DYING);
     reclaim_add(core, client->tag);
@@ -390,7 +396,7 @@ void clients_rebuild(struct core *core)
         if (state == TAG_CLIENT_DYING) {
             client->state = CLIENT_DYING;
             client->account->clients--;
-            core->client_count--;
+            count_client(core, -1);
             reclaim_add(core, tag);
         }
     }

@@ -155,6 +155,8 @@ int core_start(struct core *core, const struct heap *heap, const struct backing 
     }
     if (core->heap.header->tag_top == 0)
         core->heap.header->tag_top = 1;
+    core->trim_serial = load_relaxed(&core->heap.header->shortages);
+    store_relaxed(&core->heap.header->clients, 0); /* counted again */
     store_release(&core->heap.header->collecting, 0); /* [GC1] a collection that the last daemon did not finish */
     pagealloc_free(&core->mheap.units, 1, core->heap.unit_count - 1); /* unit 0 is nobody's */
     repair_map(core);

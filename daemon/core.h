@@ -69,7 +69,8 @@ struct client {
     uint64_t charged_pages, charged_spans;
     uint64_t refills, grants;
     uint64_t heard_ns;                  /* monotonic: its last message */
-    uint64_t trim_asked, trim_answered; /* serial numbers of notices */
+    uint64_t trim_asked, trim_answered; /* serial numbers of shortages, in 32 bits */
+    bool trim_waited;                   /* it had answered the one before */
     uint16_t *tx_tags;
     uint32_t tx_count, tx_capacity;
     struct uid_account *account;
@@ -131,7 +132,7 @@ struct core {
     uint64_t progress;       /* counts whatever may let a waiting request succeed */
     uint64_t spans;
     uint64_t cold_in_spans;  /* pages of spans that have no memory behind them: the sum of `returned` in the map */
-    uint64_t trim_serial;    /* the last notice */
+    uint64_t trim_serial;    /* the last shortage: header->shortages */
     uint64_t refused_full, refused_limit; /* requests for memory, since this daemon was started */
     struct turn turn, turn_most;
     uint64_t now_ns;         /* monotonic, as last passed in */

@@ -352,22 +352,44 @@ static bool is_swept(struct core *core, const struct pending *p)
     return core->sweep_serial >= p->swept_at || !core->sweep_to_go; /* nothing is there to be swept */
 }
 
+static bool owes_trim(const struct client *client) { return (int32_t)(client->trim_asked - client->trim_answered) > 0; }
+
+/* Says that memory is short: in the map, which every client compares at its slow paths, and by a notice to those that have
+ * leases, once a second at most. Who owes an answer from the last time sleeps, and is not waited for. */
 static void tell_to_trim(struct server *s, const struct connection *except)
 {
-    s->trim_sent_ns = s->core.now_ns;
-    s->core.trim_serial++;
-    connections_notice(s, NOTICE_TRIM, s->core.trim_serial, except);
+    struct core *core = &s->core;
+    bool first = !s->trim_sent_ns, notices = first || !except || core->now_ns - s->notice_sent_ns > 1000000000ULL;
+    s->trim_sent_ns = core->now_ns;
+    core->trim_serial = (uint32_t)(core->trim_serial + 1) ? (uint32_t)(core->trim_serial + 1) : 1;
+    for (const struct connection *c = s->connections; c; c = c->next)
+        if (c->client && c != except && !c->client->read_only) {
+            c->client->trim_waited = !owes_trim(c->client);
+            c->client->trim_asked = core->trim_serial;
+        }
+    store_release(&core->heap.header->shortages, (uint32_t)core->trim_serial);
+    if (notices) {
+        s->notice_sent_ns = core->now_ns;
+        connections_notice(s, NOTICE_TRIM, core->trim_serial, except);
+    }
 }
 
-/* Asks the others to trim, unless they were asked for another request just now and nothing has changed since: false. */
+/* Nothing has changed since another request was refused just now. */
+static bool is_refused_already(const struct server *s)
+{
+    return s->refused_progress == s->core.progress && s->core.now_ns - s->refused_ns < 1000000000ULL;
+}
+
+/* Asks the others to trim, unless they were asked since this request came; false: it is too soon. */
 static bool ask_to_trim(struct server *s, const struct pending *p)
 {
-    struct core *core = &s->core;
-    uint64_t now = core->now_ns;
-    if (s->refused_progress == core->progress && now - s->refused_ns < 1000000000ULL)
+    enum { PAUSE_NS = 50000000 }; /* who hammers at a full heap does not keep the others' caches empty */
+    uint64_t now = s->core.now_ns;
+    if (s->trim_sent_ns && s->trim_sent_ns >= p->since_ns)
+        return true;
+    if (s->trim_sent_ns && now - s->trim_sent_ns < PAUSE_NS)
         return false;
-    if (!s->trim_sent_ns || now - s->trim_sent_ns > 1000000000ULL)
-        tell_to_trim(s, p->connection);
+    tell_to_trim(s, p->connection);
     return true;
 }
 
@@ -376,7 +398,7 @@ static bool others_trim(const struct server *s, const struct pending *p)
     if (s->core.now_ns - s->trim_sent_ns > s->config->trim_timeout_ms * 1000000ULL)
         return false;
     for (const struct connection *c = s->connections; c; c = c->next)
-        if (c->client && c != p->connection && c->client->trim_asked > c->client->trim_answered)
+        if (c->client && c != p->connection && c->client->trim_waited && owes_trim(c->client))
             return true;
     return false;
 }
@@ -391,8 +413,10 @@ static bool still_hope(struct server *s, struct pending *p)
     if (p->hope == HOPE_SWEEP) {
         if (!is_swept(core, p))
             return true;
-        if (!ask_to_trim(s, p))
+        if (is_refused_already(s))
             return false;
+        if (!ask_to_trim(s, p))
+            return true;
         p->hope = HOPE_TRIM;
     }
     if (p->hope == HOPE_TRIM) {
@@ -507,11 +531,8 @@ void connections_notice(struct server *s, unsigned what, uint64_t value, const s
         next = c->next;
         if (!c->client || c == except || c->out_first)
             continue;
-        if (what == NOTICE_TRIM) {
-            if (c->client->leased_spans == 0)
-                continue;
-            c->client->trim_asked = value;
-        }
+        if (what == NOTICE_TRIM && c->client->leased_spans == 0)
+            continue;
         out.type = MSG_NOTICE;
         out.id = 0;
         out.what = what;

@@ -47,7 +47,7 @@ struct server {
     uint32_t works;                               /* of other threads, that will be answered */
     uint64_t work_pages;                          /* pages of theirs that are being backed or returned */
     struct strays strays;
-    uint64_t trim_sent_ns;
+    uint64_t trim_sent_ns, notice_sent_ns; /* when clients were last asked to trim; by a notice */
     uint64_t ticks;
     uint64_t watchdog_ms;
     int fd_reserve; /* closed to accept one more connection, just to refuse it when descriptors run out */

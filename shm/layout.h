@@ -108,6 +108,7 @@ struct map_header {
                            atomic */
     uint32_t snapped; /* serial of the collection whose snapshot is taken: the words of commits may be turned again. sync: daemon,
                          store_release [TN1] */
+    uint32_t clients;   /* attached now: the more there are, the less each may hoard. sync: daemon, atomic */
 };
 
 /* ---- tags: clients and transactions ----------------------------------------------------------------------------- */

@@ -74,6 +74,7 @@ void ex_free(void *p);
 #define mmap(at, bytes, ...)                 ex_alloc(1, (bytes))
 #define munmap(p, bytes)                     ex_free(p)
 #define madvise(p, bytes, advice)            ((void)(p))
+#define nanosleep(pause, left)               ((void)(pause))
 #endif
 
 #endif

@@ -230,6 +230,15 @@ static void setup_leases(bool flushes, void (*refills)(void *))
     if (flushes)
         arena_publish(world_client(A), object_p); /* so that its free is a swap */
 }
+/* One process alone: what its locks are for. */
+static void setup_lease_of_one_process(void)
+{
+    world_setup(&(struct world_options){.clients = 1, .daemon = true});
+    world_thread("A refills", A, lease_refills_once, NULL);
+    world_thread("A lets go", A, lease_lets_go, NULL);
+    world_become(1);
+    object_p = world_alloc(A); /* a lease with a FREE object; one is in the magazine */
+}
 static void setup_lease_and_let_go(void)
 {
     setup_leases(false, lease_refills);
@@ -249,6 +258,11 @@ static void final_leases_of(unsigned owned_by_a)
     struct world_census n = world_census();
     expect(n.owned == owned_by_a * !ex_is_dead(A) + !ex_is_dead(B),
            "an object is lost, or there are too many");
+}
+static void final_leases_of_one_process(void)
+{
+    world_final();
+    expect(world_census().owned == 2, "an object is lost, or there are too many");
 }
 static void final_leases(void)
 {
@@ -551,6 +565,7 @@ enum {
     RACE_THREADS,
     SWEEP,
     SWEEP_TWO,
+    LEASE_ONE,
     LEASE,
     LEASE_FLUSH,
     COMMIT,
@@ -576,6 +591,8 @@ static const struct ex_scenario scenarios[] = {
     [SWEEP_TWO] =
         SCENARIO("two_flushes_against_sweep_and_death", setup_two_flushes_against_sweep,
                  final_sweep, .order = EX_WEAK, .buffer = 2, .kills = 1, .kill_mask = BIT(B)),
+    [LEASE_ONE] = SCENARIO("lease_and_let_go_of_one_process", setup_lease_of_one_process,
+                           final_leases_of_one_process, .order = EX_SC),
     [LEASE] = SCENARIO("lease_and_let_go_between_threads", setup_lease_and_let_go, final_leases,
                        .order = EX_SC),
     [LEASE_FLUSH] = SCENARIO("lease_flush_and_let_go_between_threads",
@@ -642,8 +659,8 @@ static const struct {
      {"sweep: the hint is cleared by a plain store", MUTANT_PLAIN, "hint_clear", "hint", 0, false}},
     {SWEEP_TWO,
      {"flush: the hint is skipped if it is set", MUTANT_SKIP_IF_SET, "hint_set", "hint", 0, false}},
-    {LEASE, {"refill: without the lock", MUTANT_NO_LOCK, "lease_refill", NULL, 0, false}},
-    {LEASE, {"let go: without the lock", MUTANT_NO_LOCK, "lease_release_all", NULL, 0, false}},
+    {LEASE_ONE, {"refill: without the lock", MUTANT_NO_LOCK, "lease_refill", NULL, 0, false}},
+    {LEASE_ONE, {"let go: without the lock", MUTANT_NO_LOCK, "lease_release_all", NULL, 0, false}},
     {COMMIT, {"commit: no redo record", MUTANT_DROP, "root_move", "&redo->valid", 0, false}},
     {COMMIT,
      {"commit: the redo record becomes valid too late", MUTANT_DELAY, "root_move", "&redo->valid",

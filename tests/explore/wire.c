@@ -24,6 +24,7 @@ static struct wire {
     uint32_t serving;                    /* the daemon's: id of the request that it is at */
     uint32_t listed;                     /* of RESUME, a bit a page */
     uint32_t line, serving_line;         /* which connection it is; that of the request */
+    uint32_t full;                       /* something was told that found no room */
     struct packet in[QUEUE], out[QUEUE]; /* to the daemon, to the client */
 } wires[WORLD_CLIENTS + 1];
 
@@ -66,9 +67,11 @@ static void pop(struct packet *queue, uint32_t *count)
     memset(&queue[--*count], 0, sizeof *queue);
 }
 
+static unsigned queue_most; /* packets to the daemon, on their way */
+
 static bool has_room(void *w)
 {
-    return ((struct wire *)w)->in_count < QUEUE || !((struct wire *)w)->up;
+    return ((struct wire *)w)->in_count < queue_most || !((struct wire *)w)->up;
 }
 static bool has_answer(void *w)
 {
@@ -97,11 +100,16 @@ static bool has_answer_or_gives_up(void *w)
 }
 
 /* client/conn.c's sending and receiving; -EPIPE: lost. */
-static int send_out(struct arena *a, uint32_t type, uint32_t id)
+static int send_out(struct arena *a, uint32_t type, uint32_t id, bool waits)
 {
     struct wire *w = &wires[ex_self()];
     a->conn.out.epoch = a->conn.epoch;
-    ex_wait(has_room, w);
+    if (waits)
+        ex_wait(has_room, w);
+    else if (!has_room(w)) {
+        w->full = 1;
+        return -EAGAIN;
+    }
     if (!w->up)
         return -EPIPE;
     packet_of(&a->conn.out, type, &w->in[w->in_count]);
@@ -154,7 +162,7 @@ static int exchange(struct arena *a, uint32_t type)
 {
     uint32_t id = has_ticket(&a->conn.out, type) ? ID_AHEAD + ++a->conn.next_id : ID_CALL;
     a->conn.out.id = id;
-    int rc = send_out(a, type, id);
+    int rc = send_out(a, type, id, true);
     return rc < 0 ? rc : receive_in(a, id);
 }
 
@@ -177,14 +185,28 @@ int conn_ask_ahead(struct arena *a)
         return -EALREADY;
     if (c->fd < 0)
         return -ENOTCONN;
-    if (send_out(a, MSG_LEASE, ID_AHEAD) < 0) {
-        drop(a);
-        return -ENOTCONN;
+    int rc = send_out(a, MSG_LEASE, ID_AHEAD, false);
+    if (rc < 0) {
+        if (rc != -EAGAIN)
+            drop(a);
+        return rc;
     }
     c->ahead.id = ID_AHEAD;
     c->ahead.span_class = c->out.span_class;
     c->ahead.arrived = false;
     return 0;
+}
+
+bool conn_ahead_arrived(struct arena *a)
+{
+    struct connection *c = &a->conn;
+    struct wire *w = &wires[ex_self()];
+    if (c->fd >= 0 && c->ahead.id && !c->ahead.arrived && (w->out_count || !w->up)) {
+        receive_in(a, c->ahead.id);
+        if (!c->ahead.arrived)
+            drop(a);
+    }
+    return c->ahead.id && c->ahead.arrived;
 }
 
 int conn_ahead(struct arena *a, unsigned span_class)
@@ -209,7 +231,12 @@ bool conn_trylock(struct arena *a)
 }
 void conn_unlock(struct arena *a)
 {
-    pthread_mutex_unlock(&a->conn.lock);
+    bool sent;
+    do {
+        sent = returns_send(a);
+        pthread_mutex_unlock(&a->conn.lock);
+        fence_seq_cst();
+    } while (sent && returns_pending(a) && pthread_mutex_trylock(&a->conn.lock) == 0);
 }
 
 void reason_set(const char *text)
@@ -333,8 +360,8 @@ int conn_tell(struct arena *a, uint32_t type)
 {
     if (a->conn.fd < 0)
         return -ENOTCONN;
-    int rc = send_out(a, type, 0);
-    if (rc < 0)
+    int rc = send_out(a, type, 0, false);
+    if (rc < 0 && rc != -EAGAIN)
         drop(a);
     return rc;
 }
@@ -417,7 +444,8 @@ static void on_lease(struct wire *w, struct client *client, const struct packet 
     }
     int count = mcentral_cache_span(&world_core, client, p->span_class, p->pages, grant.list,
                                     WIRE_LIST, &fresh);
-    if (count < 0) {
+    if (count < 0) { /* what daemon/requests.c tells after a sweep */
+        store_release(&world_heap.header->shortages, world_heap.header->shortages + 1);
         answer_error(w, count == -EAGAIN ? -ENOMEM : count);
         return;
     }
@@ -462,6 +490,8 @@ static void on_root(struct wire *w, struct client *client, const struct packet *
 
 static void on_mode(struct wire *w, struct client *client, const struct packet *p)
 {
+    if (!p->id)
+        return; /* it has trimmed */
     int rc = p->mode ? client_mode(&world_core, client, p->id, p->mode, p->value) : 0;
     if (rc == -ECANCELED)
         return;
@@ -637,6 +667,7 @@ void wire_setup(const struct world_options *o)
 {
     memset(wires, 0, sizeof wires);
     client_count = o->clients;
+    queue_most = o->narrow ? 1 : QUEUE;
     sweeps_left = o->sweeps;
     give_ups_left = o->give_ups;
     may_give_up = o->give_ups != 0;
@@ -648,6 +679,11 @@ void wire_setup(const struct world_options *o)
 void wire_connect(unsigned client)
 {
     wires[client] = (struct wire){.up = 1, .greeted = 1};
+}
+
+bool world_was_full(unsigned process)
+{
+    return wires[process].full;
 }
 
 bool world_is_connected(unsigned process)

@@ -53,6 +53,28 @@ struct mcache *mcache_get(struct arena *a)
 uint32_t fork_generation;
 pthread_mutex_t registry_lock;
 
+/* client/thread.c's */
+uint32_t mcaches_call(struct arena *a, const struct mcache *except, uint32_t serial)
+{
+    uint32_t open = 0;
+    for (unsigned i = 0; i < mcache_count; i++) {
+        struct mcache *mc = mcaches[i];
+        uint32_t behind = serial - load_acquire(&mc->trim_seen);
+        if (mc->arena != a || mc == except || behind == 0 || load_relaxed(&mc->budget_used) == 0)
+            continue;
+        store_relaxed(&mc->expect, NO_WORD);
+        open += behind == 1;
+    }
+    return open;
+}
+
+/* No time passes: who waits for others gives up at once. */
+int64_t now_ms(void)
+{
+    static int64_t now;
+    return now += 1000;
+}
+
 arena_t *world_client(unsigned process)
 {
     return clients[process];
@@ -113,7 +135,7 @@ static void client_setup(unsigned i)
     }
     ex_memory(&a->conn.ahead,
               offsetof(struct ahead, list) + WIRE_LIST * sizeof a->conn.ahead.list[0]);
-    ex_memory(&a->trim_serial, offsetof(struct arena, pins) - offsetof(struct arena, trim_serial));
+    ex_memory(&a->returns, sizeof a->returns);
     ex_memory(a->tx_ready, 4 * sizeof a->tx_ready[0]);
     ex_memory(&a->tx_ready_count, sizeof a->tx_ready_count);
     ex_memory(a->tx_resolved, 4 * sizeof a->tx_resolved[0]);
@@ -121,7 +143,6 @@ static void client_setup(unsigned i)
     ex_private(
         &a->keep,
         sizeof a->keep); /* figures, by atomic additions: their order changes nothing but bounds */
-    ex_private(&a->trim_serial, offsetof(struct arena, pins) - offsetof(struct arena, trim_serial));
     ex_private(a->tx_ready, 4 * sizeof a->tx_ready[0]);
     ex_memory(&a->tx_clean, sizeof a->tx_clean);
     ex_memory(&a->tx_lock, sizeof a->tx_lock);
@@ -138,6 +159,7 @@ static void client_setup(unsigned i)
         ex_private(&a->conn.lock, sizeof a->conn.lock);
         ex_private(&a->tx_lock, sizeof a->tx_lock);
         ex_private(&a->central[WORLD_CLASS], sizeof a->central[0]);
+        ex_private(&a->returns, sizeof a->returns);
     }
     ex_private(a->central, WORLD_CLASS * sizeof a->central[0]); /* classes that nobody uses */
     ex_private(&a->central[WORLD_CLASS + 1], (255 - WORLD_CLASS) * sizeof a->central[0]);
@@ -159,6 +181,7 @@ int world_thread(const char *name, unsigned process, void (*fn)(void *), void *a
     }
     memset((uint8_t *)mc + at, 0, 17 * sizeof(struct arena_slot));
     ex_memory(mc, offsetof(struct mcache, magazines));
+    ex_private(mc, offsetof(struct mcache, magazines));
     ex_memory(&mc->magazines[WORLD_CLASS], sizeof mc->magazines[0]);
     ex_memory(&mc->bases[WORLD_CLASS], sizeof mc->bases[0]);
     ex_memory((uint8_t *)mc + at, 17 * sizeof(struct arena_slot));
@@ -323,6 +346,16 @@ void world_invariant(void)
     }
 }
 
+/* Let go, and the daemon is not told yet: its queue took no more, or it is not connected. */
+static bool is_queued(unsigned client, uint64_t page)
+{
+    const struct returns *r = &clients[client]->returns;
+    uint32_t at = r->first;
+    while (at != LEASE_END && at != page)
+        at = clients[client]->leases[at].next; /* its objects are small */
+    return at == page;
+}
+
 static void check_leases(void)
 {
     for (uint64_t page = 1; page < WORLD_PAGES; page++) {
@@ -332,7 +365,7 @@ static void check_leases(void)
         for (unsigned i = 1; i <= options.clients; i++) {
             bool his = map.spans[page].lessee == clients[i]->tag,
                  knows = clients[i]->leases[page].list != LEASE_NONE;
-            if (!ex_is_dead(i) && world_is_connected(i) && his != knows)
+            if (!ex_is_dead(i) && world_is_connected(i) && his != (knows || is_queued(i, page)))
                 ex_violation("page %u: client %u %s, the map says %s", (unsigned)page, i,
                              knows ? "has it leased" : "has not", his ? "it has" : "it has not");
             if (!ex_is_dead(i) && !world_is_connected(i) && knows && !his)
@@ -368,6 +401,9 @@ void world_final(void)
     for (unsigned i = 1; i <= options.clients; i++)
         if (ex_is_dead(i) && options.daemon && world_core.clients[clients[i]->tag])
             ex_violation("dead client %u was not reclaimed", i);
+    for (unsigned i = 1; i <= options.clients; i++)
+        if (!ex_is_dead(i) && world_is_connected(i) && !world_was_full(i) && returns_pending(clients[i]))
+            ex_violation("client %u has let go, and nobody tells the daemon", i);
     check_leases();
     check_magazines();
     ex_heap_select(DAEMON);

@@ -32,6 +32,7 @@ struct world_options {
                      */
     bool transactions;
     unsigned give_ups; /* answers for which a client's patience may be at an end before they come, in all */
+    bool narrow; /* a wire takes one packet at a time: what is told finds it full */
 };
 
 /* In a scenario's setup: heap, core, clients 1..n attached. */
@@ -61,6 +62,7 @@ extern struct world_board world_board;
 
 bool world_is_connected(
     unsigned process); /* false: it has not found out yet that the daemon died */
+bool world_was_full(unsigned process); /* what it wanted to tell found no room */
 void world_killed(unsigned process);
 /* No word bears a tag that nobody has; a leased span's lessee lives. */
 void world_invariant(void);
