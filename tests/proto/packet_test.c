@@ -115,11 +115,21 @@ static void a_packet_without_descriptors_says_so(void **state)
     assert_int_equal(count, 0);
 }
 
+/* qemu's recvmsg() has more room than the program gave, and leaves open what is beyond it. */
+static void skip_under_an_emulator(void)
+{
+    if (getenv("TEST_RUNNER")) {
+        print_message("skipped: an emulator has descriptors of its own\n");
+        skip();
+    }
+}
+
 static void more_descriptors_than_were_asked_for_are_closed_and_refused(void **state)
 {
     int in[PACKET_FDS_MAX], count = -1;
     uint8_t buf[16];
     (void)state;
+    skip_under_an_emulator();
     for (int sent = 1; sent <= 64; sent++)
         for (int asked = 0; asked <= PACKET_FDS_MAX; asked++) {
             send_many(sent);
@@ -144,6 +154,7 @@ static void where_no_more_may_be_opened_it_is_emfile_and_what_came_is_closed(voi
     struct rlimit before;
     (void)state;
     close(next);
+    skip_under_an_emulator();
     assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
     for (int room = 0; room <= PACKET_FDS_MAX; room++)
         for (int sent = 1; sent <= PACKET_FDS_MAX; sent++) {
