@@ -24,7 +24,7 @@ struct watch {
     int fd;
 };
 
-static void on_packet(uv_poll_t *poll, int status, int events);
+static void on_events(uv_poll_t *poll, int status, int events);
 
 /* ---- death ------------------------------------------------------------------------------------------------------------------- */
 
@@ -232,6 +232,7 @@ static void connection_free(struct connection *c)
         c->out_first = next;
     }
     free(c->held);
+    free(c->rest);
     free(c->listed);
     free(c->listed_tags);
     if (c->counted)
@@ -263,9 +264,15 @@ void connection_close(struct connection *c, const char *why)
         c->client->resuming = false;
         if (c->client->read_only) /* it cannot take a declaration back that waits here: its word goes with its connection */
             client_gc_mode(&s->core, c->client, GC_RUNS);
+        c->client->trim_asked = c->client->trim_answered; /* a notice may be lost with the connection */
         if (c->client->state == CLIENT_LIVE)
             c->client->state = CLIENT_DETACHED;
     }
+    ready_remove(&c->ready);
+    if (s->notice_at == c)
+        s->notice_at = c->next;
+    if (s->notice_except == c)
+        s->notice_except = NULL;
     collector_forget(c);
     for (struct pending *p = s->pending_first; p; p = p->next)
         if (p->connection == c)
@@ -293,7 +300,7 @@ static void set_polling(struct connection *c)
                       write                ? UV_WRITABLE | (c->held ? UV_DISCONNECT : 0)
                       : c->held || c->owed ? UV_DISCONNECT
                                            : UV_READABLE | UV_DISCONNECT,
-                      on_packet);
+                      on_events);
     c->polling_write = write;
 }
 
@@ -332,6 +339,7 @@ void connection_send(struct connection *c, const struct msg *m, const int *fds, 
     }
     c->server->core.heap.header->round_trips += m->id != 0;
     c->welcomed = m->type == MSG_WELCOME && !(m->flags & WELCOME_RESUMED) && m->tag;
+    c->server->core.turn.bytes += (uint64_t)bytes;
     rc = c->out_first ? -EAGAIN : packet_send(c->fd, buf, (size_t)bytes, fds, fd_count, MSG_DONTWAIT);
     if (rc == -EAGAIN && fd_count == 0) {
         struct packet *p = malloc(sizeof *p + (size_t)bytes);
@@ -381,20 +389,19 @@ static void accept_failed(struct server *s, int error)
     s->fd_reserve = open("/dev/null", O_RDONLY | O_CLOEXEC);
 }
 
-void connection_on_listen(uv_poll_t *poll, int status, int events)
+/* False: there is no other. */
+static bool accept_one(struct server *s)
 {
-    struct server *s = poll->data;
     struct connection *c;
-    (void)status, (void)events;
     int fd = accept4(s->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd < 0) {
         accept_failed(s, errno);
-        return;
+        return false;
     }
     c = calloc(1, sizeof *c);
     if (!c) {
         close(fd);
-        return;
+        return false;
     }
     *c = (struct connection){.server = s, .fd = fd, .pidfd = -1};
     const char *why;
@@ -403,7 +410,7 @@ void connection_on_listen(uv_poll_t *poll, int status, int events)
         log_event(LOG_LEVEL_WARNING, "refuse", "pid=%u uid=%u why=\"%s\"", c->pid, c->uid, why);
         refuse_fd(fd, EACCES, why);
         connection_free(c);
-        return;
+        return true;
     }
     if (rc == 0 && account_connect(&s->core, c->uid) < 0) {
         char text[160];
@@ -412,7 +419,7 @@ void connection_on_listen(uv_poll_t *poll, int status, int events)
         log_event(LOG_LEVEL_WARNING, "refuse", "pid=%u uid=%u why=\"%s\"", c->pid, c->uid, text);
         refuse_fd(fd, EDQUOT, text);
         connection_free(c);
-        return;
+        return true;
     }
     c->counted = rc == 0;
     if (rc < 0 || (rc = uv_poll_init(&s->loop, &c->poll, fd)) < 0) {
@@ -421,7 +428,7 @@ void connection_on_listen(uv_poll_t *poll, int status, int events)
                   strerror(-rc), s->connection_count);
         refuse_fd(fd, -rc, why);
         connection_free(c);
-        return;
+        return true;
     }
     c->poll.data = c;
     c->next = s->connections;
@@ -430,6 +437,23 @@ void connection_on_listen(uv_poll_t *poll, int status, int events)
     s->connections = c;
     s->connection_count++;
     set_polling(c);
+    ready_add(&s->ready, &c->ready); /* its HELLO is there, mostly */
+    return true;
+}
+
+/* Newcomers wait for one another in the socket's queue: a few are taken at a time. */
+static void accept_some(struct server *s)
+{
+    enum { NEWCOMERS = 8 };
+    for (int n = 0; n < NEWCOMERS && accept_one(s); n++)
+        ;
+}
+
+void connection_on_listen(uv_poll_t *poll, int status, int events)
+{
+    struct server *s = poll->data;
+    (void)status, (void)events;
+    ready_add(&s->ready, &s->newcomers);
 }
 
 /* After a reload: who may not attach any more is cut off. What a client holds stays its own until its process ends. */
@@ -447,10 +471,9 @@ void connections_allow_again(struct server *s)
 
 /* ---- reading ----------------------------------------------------------------------------------------------------------------------- */
 
-/* One packet an event: the loop is fair to all connections. */
-static void on_packet(uv_poll_t *poll, int status, int events)
+/* Who has something to say stands in line: see ready.h. */
+static void on_events(uv_poll_t *poll, int status, int events)
 {
-    static uint8_t buf[MSG_MAX + 1];
     struct connection *c = poll->data;
     struct server *s = c->server;
     s->core.now_ns = uv_hrtime();
@@ -463,9 +486,25 @@ static void on_packet(uv_poll_t *poll, int status, int events)
         flush_out(c);
     if (!(events & UV_READABLE) || c->closing || c->out_first || c->held || c->owed) /* one request at a time */
         return;
-    if (s->core.turn.packets >= TURN_PACKETS || !turn_has_room(&s->core))
-        return; /* it is still there in the next turn */
-    s->core.turn.packets++;
+    ready_add(&s->ready, &c->ready);
+}
+
+/* One packet. */
+static void serve(struct connection *c)
+{
+    static uint8_t buf[MSG_MAX + 1];
+    struct server *s = c->server;
+    if (c->rest) {
+        struct packet *p = c->rest;
+        c->rest = NULL;
+        s->core.now_ns = uv_hrtime();
+        request_handle(c, p->data, p->bytes);
+        free(p);
+        server_pump(s);
+        return;
+    }
+    if (c->out_first || c->held || c->owed)
+        return; /* the loop says again that there is something when it may be read */
     ssize_t got = packet_receive(c->fd, buf, sizeof buf, NULL, 0, NULL, MSG_DONTWAIT);
     if (got == -EAGAIN)
         return;
@@ -473,23 +512,55 @@ static void on_packet(uv_poll_t *poll, int status, int events)
         connection_close(c, got == -EMSGSIZE ? "a packet of more than 64 KiB, or with file descriptors" : NULL);
         return;
     }
+    s->core.now_ns = uv_hrtime();
+    s->core.turn.bytes += (uint64_t)got;
     request_handle(c, buf, (size_t)got);
     server_pump(s);
 }
 
-void connection_hold(struct connection *c, const uint8_t *packet, size_t bytes, bool is_gc)
+/* What is left in line when the turn has no room any more is served in the next one. */
+void connections_serve(struct server *s)
+{
+    struct turn *t = &s->core.turn;
+    struct ready *r;
+    while (t->packets < TURN_PACKETS && turn_has_room(&s->core) && (r = ready_take(&s->ready)) != NULL) {
+        t->packets++;
+        if (r == &s->newcomers)
+            accept_some(s);
+        else
+            serve((struct connection *)(void *)((char *)r - offsetof(struct connection, ready)));
+    }
+}
+
+static struct packet *packet_copy(struct connection *c, const uint8_t *packet, size_t bytes)
 {
     struct packet *p = malloc(sizeof *p + bytes);
     if (!p) {
         connection_close(c, "out of memory for a packet that must wait");
-        return;
+        return NULL;
     }
     p->next = NULL;
     p->bytes = (uint32_t)bytes;
     memcpy(p->data, packet, bytes);
+    return p;
+}
+
+void connection_hold(struct connection *c, const uint8_t *packet, size_t bytes, bool is_gc)
+{
+    struct packet *p = packet_copy(c, packet, bytes);
+    if (!p)
+        return;
     c->held = p;
     c->held_is_gc = is_gc;
     set_polling(c);
+}
+
+void connection_rest(struct connection *c, const uint8_t *packet, size_t bytes)
+{
+    if ((c->rest = packet_copy(c, packet, bytes)) != NULL) {
+        ready_add(&c->server->ready, &c->ready);
+        server_pump(c->server);
+    }
 }
 
 void connection_release(struct connection *c)

@@ -14,6 +14,7 @@ struct watch;
 
 struct connection {
     struct connection *next, *prev;
+    struct ready ready;    /* its place in the server's line */
     struct server *server;
     uv_poll_t poll;
     int fd;
@@ -36,6 +37,7 @@ struct connection {
     bool resume_listed; /* that look is under way */
     struct packet *held; /* waits for the end of a collection; while there is one, nothing is read */
     bool held_is_gc;
+    struct packet *rest; /* of a packet that was too heavy for a turn; it is served next */
 };
 
 /* A request that waits for memory. */
@@ -44,6 +46,7 @@ struct pending {
     struct connection *connection; /* NULL: it has gone */
     uint32_t type, id, span_class, pages, align, first;
     uint64_t since_ns;
+    uint64_t asked_ns; /* when others were asked to trim */
     uint64_t swept_at; /* core.sweep_serial when a whole cycle that it waits for has ended */
     enum { HOPE_SWEEP, HOPE_TRIM, HOPE_SWEEP_AGAIN } hope;
     bool ahead; /* of need: refused at once when memory is short */
@@ -58,12 +61,13 @@ struct job {
 
 void server_pump(struct server *s);
 
+void connections_serve(struct server *s); /* what a turn has room for */
 void connection_on_listen(uv_poll_t *poll, int status, int events);
 void connection_job_done(struct server *s, struct job *job);
 void connections_retry(struct server *s);
 bool connections_resume(struct server *s); /* a turn's work for clients that come back; true: there is more */
 void connection_owe(struct connection *c, int change);
-void connections_notice(struct server *s, unsigned what, uint64_t value, const struct connection *except);
+void connections_notice(struct server *s); /* a turn's part of the notices to trim; s->notice_at: there are more */
 void connections_tick(struct server *s);
 void connections_allow_again(struct server *s);
 void connections_close(struct server *s);
@@ -84,6 +88,8 @@ void connection_unwatch(struct client *client);
 /* Keeps a packet, and handles it later. */
 void connection_hold(struct connection *c, const uint8_t *packet, size_t bytes, bool is_gc);
 void connection_release(struct connection *c);
+/* The rest of a packet, which is handled as one when it is the connection's turn again. */
+void connection_rest(struct connection *c, const uint8_t *packet, size_t bytes);
 
 /* requests.c: one packet. */
 void request_handle(struct connection *c, const uint8_t *packet, size_t bytes);

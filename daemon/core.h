@@ -110,6 +110,9 @@ struct turn {
     uint64_t packets; /* read from sockets */
     uint64_t retries; /* of requests that wait for memory */
     uint64_t trims;   /* asked for */
+    uint64_t bytes;   /* of packets, read and answered: copies. No more than TURN_BYTES and what one packet may have */
+    uint64_t trims_awaited; /* clients that were told to trim and have not answered, */
+    bool trims_counted;     /* once they were counted in this turn */
 };
 
 struct core {
@@ -149,15 +152,18 @@ enum {
     TURN_SPANS = 4096,       /* spans visited */
     TURN_HINTS = 262144,     /* hint bytes looked at */
     LEASE_SWEEP_SPANS = 256, /* spans counted by a refill that finds nonempty empty */
-    LEASE_SPANS_MAX = 1024,  /* spans of one grant */
-    RETURN_SPANS_MAX = 1024, /* spans given back by one packet */
-    TURN_PACKETS = 256,      /* packets read */
+    LEASE_SPANS_MAX = 128,   /* spans of one grant */
+    RETURN_SPANS_MAX = 1024, /* spans given back by one packet, */
+    RETURN_SPANS_TURN = 128, /* so many at a time: the rest of it is another packet */
+    TURN_PACKETS = 64,       /* packets read */
     TURN_RETRIES = 64,       /* requests tried again */
+    TURN_NOTICES = 64,       /* clients told to trim */
+    TURN_BYTES = 1 << 18,    /* of packets */
     SPAN_WORDS_MAX = 2048,   /* objects of a span */
     BACKED_STEP = 1 << 18,   /* bytes of state words backed at a time */
 
     /* what it gives back is counted, then a sweep looks, then what is granted is cleared */
-    PACKET_WORDS = RETURN_SPANS_MAX * SPAN_WORDS_MAX + TURN_WORDS + SPAN_WORDS_MAX + LEASE_SPANS_MAX * SPAN_WORDS_MAX,
+    PACKET_WORDS = RETURN_SPANS_TURN * SPAN_WORDS_MAX + TURN_WORDS + SPAN_WORDS_MAX + LEASE_SPANS_MAX * SPAN_WORDS_MAX,
     /* All behind what is backed is free, and spans of one class take the lowest lines there: the words of a grant follow
      * one another, SPAN_WORDS_MAX words a span being whole lines. Then the end of a step. */
     PACKET_BACKED = LEASE_SPANS_MAX * SPAN_WORDS_MAX * 2 + BACKED_STEP,
@@ -176,7 +182,7 @@ bool core_turn(struct core *core);
 static inline bool turn_has_room(const struct core *core)
 {
     const struct turn *t = &core->turn;
-    return t->words < TURN_WORDS && t->entries < TURN_ENTRIES && t->backed < TURN_BACKED;
+    return t->words < TURN_WORDS && t->entries < TURN_ENTRIES && t->backed < TURN_BACKED && t->bytes < TURN_BYTES;
 }
 void turn_end(struct core *core);
 

@@ -370,7 +370,11 @@ static void tell_to_trim(struct server *s, const struct connection *except)
     store_release(&core->heap.header->shortages, (uint32_t)core->trim_serial);
     if (notices) {
         s->notice_sent_ns = core->now_ns;
-        connections_notice(s, NOTICE_TRIM, core->trim_serial, except);
+        s->notice_again = s->notice_at != NULL; /* who has been passed is told when the others have been */
+        if (!s->notice_at)
+            s->notice_at = s->connections;
+        s->notice_except = except;
+        connections_notice(s);
     }
 }
 
@@ -393,14 +397,22 @@ static bool ask_to_trim(struct server *s, const struct pending *p)
     return true;
 }
 
-static bool others_trim(const struct server *s, const struct pending *p)
+static bool awaits_trim(const struct connection *c) { return c && c->client && c->client->trim_waited && owes_trim(c->client); }
+
+/* All are looked at once a turn, however many requests wait. */
+static bool others_trim(struct server *s, const struct pending *p)
 {
-    if (s->core.now_ns - s->trim_sent_ns > s->config->trim_timeout_ms * 1000000ULL)
-        return false;
-    for (const struct connection *c = s->connections; c; c = c->next)
-        if (c->client && c != p->connection && c->client->trim_waited && owes_trim(c->client))
-            return true;
-    return false;
+    struct turn *t = &s->core.turn;
+    if (s->core.now_ns - p->asked_ns > s->config->trim_timeout_ms * 1000000ULL)
+        return false; /* whoever may have asked since */
+    if (s->notice_at)
+        return true; /* not all have been asked yet */
+    if (!t->trims_counted) {
+        t->trims_counted = true;
+        for (const struct connection *c = s->connections; c; c = c->next)
+            t->trims_awaited += awaits_trim(c);
+    }
+    return t->trims_awaited > awaits_trim(p->connection);
 }
 
 /* Is there something left that may still bring memory? Starts it if so: what runs already, a sweep, what the others give
@@ -418,6 +430,7 @@ static bool still_hope(struct server *s, struct pending *p)
         if (!ask_to_trim(s, p))
             return true;
         p->hope = HOPE_TRIM;
+        p->asked_ns = s->trim_sent_ns;
     }
     if (p->hope == HOPE_TRIM) {
         if (others_trim(s, p))
@@ -518,26 +531,48 @@ static void take_back_list(struct connection *c)
         connection_close(c, "it gave back more spans than a packet may");
         return;
     }
-    for (uint32_t i = 0; i < in.list_count; i++)
+    uint32_t count = in.list_count < RETURN_SPANS_TURN ? in.list_count : RETURN_SPANS_TURN;
+    for (uint32_t i = 0; i < count; i++)
         if (mcentral_uncache_span(&c->server->core, c->client, in.list[i]) < 0) {
             connection_close(c, "it gave back a span that it had not leased");
             return;
         }
+    memmove(in.list, in.list + count, (in.list_count - count) * sizeof *in.list);
+    in.list_count -= count;
 }
 
-void connections_notice(struct server *s, unsigned what, uint64_t value, const struct connection *except)
+/* What a turn has no room for is a packet of its own, the same but for what it has given back. True: it stands in line. */
+static bool is_split(struct connection *c)
 {
-    for (struct connection *c = s->connections, *next; c; c = next) {
-        next = c->next;
-        if (!c->client || c == except || c->out_first)
-            continue;
-        if (what == NOTICE_TRIM && c->client->leased_spans == 0)
+    static uint8_t rest[MSG_MAX];
+    if (in.list_count == 0 || in.epoch != c->server->core.heap.header->epoch)
+        return false;
+    int bytes = msg_encode(&in, rest, sizeof rest);
+    if (bytes < 0)
+        connection_close(c, "a packet that could not be split");
+    else
+        connection_rest(c, rest, (size_t)bytes);
+    return true;
+}
+
+/* Some of those that are to be told to trim. */
+void connections_notice(struct server *s)
+{
+    for (uint32_t told = 0; s->notice_at && told < TURN_NOTICES && turn_has_room(&s->core);) {
+        struct connection *c = s->notice_at;
+        s->notice_at = c->next;
+        if (!c->client || c == s->notice_except || c->out_first || !c->client->leased_spans)
             continue;
         out.type = MSG_NOTICE;
         out.id = 0;
-        out.what = what;
-        out.value = value;
+        out.what = NOTICE_TRIM;
+        out.value = s->core.trim_serial;
         connection_send(c, &out, NULL, 0);
+        told++;
+    }
+    if (!s->notice_at && s->notice_again) {
+        s->notice_at = s->connections;
+        s->notice_again = false;
     }
 }
 
@@ -703,7 +738,7 @@ void request_handle(struct connection *c, const uint8_t *packet, size_t bytes)
     case MSG_LEASE:
     case MSG_LARGE:
         take_back_list(c);
-        if (c->closing)
+        if (c->closing || is_split(c))
             break;
         if (in.epoch != c->server->core.heap.header->epoch)
             connection_error(c, in.id, ESTALE, "%s of epoch %u", msg_name(in.type), in.epoch);
@@ -711,7 +746,11 @@ void request_handle(struct connection *c, const uint8_t *packet, size_t bytes)
             on_memory(c);
         break;
     case MSG_EXTEND: on_memory(c); break;
-    case MSG_RELEASE: take_back_list(c); break;
+    case MSG_RELEASE:
+        take_back_list(c);
+        if (!c->closing)
+            is_split(c);
+        break;
     case MSG_TX_TAGS: on_tx_tags(c); break;
     case MSG_TX_COMMIT: on_commit(c); break;
     case MSG_ROOT: on_root(c); break;

@@ -180,7 +180,13 @@ static void on_turn(uv_prepare_t *turn)
 {
     struct server *s = turn->data;
     turn_end(&s->core);
+    if (s->core.progress != s->pending_progress) /* first: no flood of packets takes the turn from who has waited for memory */
+        connections_retry(s);
+    connections_notice(s);
+    server_pump(s);
 }
+
+static void on_serve(uv_check_t *serve) { connections_serve(serve->data); }
 
 static void on_idle(uv_idle_t *idle)
 {
@@ -193,6 +199,8 @@ static void on_idle(uv_idle_t *idle)
     more = strays_turn(s) || more;
     more = collector_busy(s) || more;
     more = connections_resume(s) || more;
+    more = ready_waits(&s->ready) || s->notice_at || more;
+    more = (s->pending_count && s->pending_progress != s->core.progress) || more;
     if (!more) {
         uv_idle_stop(&s->idle);
         s->idle_on = false;
@@ -202,7 +210,9 @@ static void on_idle(uv_idle_t *idle)
 
 void server_pump(struct server *s)
 {
-    if (!s->idle_on && (s->core.reclaim.running || s->core.sweep_to_go || s->jobs || s->resumes || collector_busy(s) || strays_busy(s))) {
+    if (!s->idle_on && (s->core.reclaim.running || s->core.sweep_to_go || s->jobs || s->resumes || collector_busy(s) || strays_busy(s) ||
+                        ready_waits(&s->ready) || s->notice_at ||
+                        (s->pending_count && s->pending_progress != s->core.progress))) {
         uv_idle_start(&s->idle, on_idle);
         s->idle_on = true;
     }
@@ -301,10 +311,13 @@ static int start_handles(struct server *s)
     int rc = uv_poll_init(&s->loop, &s->listen_poll, s->listen_fd);
     if (rc < 0)
         return rc;
-    s->listen_poll.data = s->turn.data = s->tick.data = s->idle.data = s->sigterm.data = s->sigint.data = s->sighup.data = s;
+    s->listen_poll.data = s->turn.data = s->serve.data = s->tick.data = s->idle.data = s->sigterm.data = s->sigint.data = s->sighup.data = s;
     uv_timer_init(&s->loop, &s->tick);
     uv_prepare_init(&s->loop, &s->turn);
     uv_prepare_start(&s->turn, on_turn);
+    uv_check_init(&s->loop, &s->serve);
+    uv_check_start(&s->serve, on_serve);
+    ready_init(&s->ready);
     uv_idle_init(&s->loop, &s->idle);
     uv_signal_init(&s->loop, &s->sigterm);
     uv_signal_init(&s->loop, &s->sigint);

@@ -8,6 +8,7 @@
 #include "daemon/census.h"
 #include "daemon/config.h"
 #include "daemon/core.h"
+#include "daemon/ready.h"
 #include "daemon/listen.h"
 #include "daemon/region.h"
 #include "daemon/strays.h"
@@ -48,10 +49,16 @@ struct server {
     uint64_t work_pages;                          /* pages of theirs that are being backed or returned */
     struct strays strays;
     uint64_t trim_sent_ns, notice_sent_ns; /* when clients were last asked to trim; by a notice */
+    struct connection *notice_at;           /* the next one that is to be told to trim; NULL: all have been */
+    bool notice_again;                      /* then once more */
+    const struct connection *notice_except; /* who asked for it */
     uint64_t ticks;
     uint64_t watchdog_ms;
     int fd_reserve; /* closed to accept one more connection, just to refuse it when descriptors run out */
     uv_prepare_t turn; /* runs once a turn, before the sockets */
+    uv_check_t serve;  /* and this behind them */
+    struct ready_line ready;
+    struct ready newcomers; /* the listening socket's place in it */
     uint32_t resumes;  /* clients whose leases are being looked through */
     bool mending;      /* the heap's pages are being backed again */
     bool trim_wanted;  /* all free memory is to be returned, a few pieces at a time */

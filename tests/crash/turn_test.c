@@ -216,23 +216,23 @@ static void a_turn_reads_so_many_packets_and_no_more(void **state)
 }
 
 /* So many packets with the most words would be more than a turn may cost. */
-enum { HEAVY_WORDS = RETURN_SPANS_MAX * SPAN_WORDS_MAX, HEAVY_CLIENTS = (TURN_WORDS + PACKET_WORDS) / HEAVY_WORDS + 2 };
+enum { HEAVY_WORDS = RETURN_SPANS_TURN * SPAN_WORDS_MAX, HEAVY_CLIENTS = (TURN_WORDS + PACKET_WORDS) / HEAVY_WORDS + 2 };
 
 static void a_turn_reads_the_words_of_one_heavy_packet(void **state)
 {
-    static uint32_t spans[HEAVY_CLIENTS][RETURN_SPANS_MAX];
+    static uint32_t spans[HEAVY_CLIENTS][RETURN_SPANS_TURN];
     struct raw r[HEAVY_CLIENTS];
     unsigned crowded = crowded_class();
     (void)state;
     start("256M", "--reserve", "0");
     for (int i = 0; i < HEAVY_CLIENTS; i++) {
         raw_greet(&r[i], d.socket);
-        lease(&r[i], crowded, spans[i], RETURN_SPANS_MAX);
+        lease(&r[i], crowded, spans[i], RETURN_SPANS_TURN);
     }
     assert_in_range(most_of("words"), 1, HEAVY_WORDS - 1); /* they were cleared by growth's steps */
     stop_daemon();
     for (int i = 0; i < HEAVY_CLIENTS; i++)
-        give_back(&r[i], spans[i], RETURN_SPANS_MAX);
+        give_back(&r[i], spans[i], RETURN_SPANS_TURN);
     others_get_on();
     continue_daemon();
     for (int i = 0; i < HEAVY_CLIENTS; i++)

@@ -71,6 +71,15 @@ void connection_close(struct connection *c, const char *why)
         c->next->prev = c->prev;
 }
 
+void connection_rest(struct connection *c, const uint8_t *packet, size_t bytes)
+{
+    uint8_t *copy = malloc(bytes);
+    ASSERT(copy);
+    memcpy(copy, packet, bytes);
+    request_handle(c, copy, bytes);
+    free(copy);
+}
+
 void connection_owe(struct connection *c, int change) { c->owed += (uint32_t)change; }
 
 int connection_watch(struct connection *c, struct client *client)
