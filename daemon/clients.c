@@ -146,7 +146,21 @@ void client_die(struct core *core, struct client *client)
     }
 }
 
-bool client_take_back(struct core *core, struct client *client, const uint8_t *listed, uint64_t *cursor)
+void client_list_begin(struct client *client)
+{
+    client->resume_serial++;
+    client->resume_serial += client->resume_serial == 0;
+}
+
+/* What is above `top` is nobody's, and is not even looked at: that would give memory to a hole of the map. */
+void client_list(struct core *core, struct client *client, const uint32_t *spans, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++)
+        if (spans[i] < core->mheap.top && load_relaxed(&core->heap.spans[spans[i]].lessee) == client->tag)
+            core->dspans[spans[i]].listed = client->resume_serial;
+}
+
+bool client_take_back(struct core *core, struct client *client, uint64_t *cursor)
 {
     uint64_t page = *cursor;
     uint32_t seen = 0, words = 0;
@@ -157,7 +171,7 @@ bool client_take_back(struct core *core, struct client *client, const uint8_t *l
             page = next < core->mheap.top ? next : core->mheap.top;
             continue;
         }
-        if (load_relaxed(&core->heap.spans[page].lessee) == client->tag && !(listed[page / 8] >> (page % 8) & 1)) {
+        if (load_relaxed(&core->heap.spans[page].lessee) == client->tag && core->dspans[page].listed != client->resume_serial) {
             words += span.objects + span.page_count;
             mcentral_uncache_span(core, client, page);
         }
@@ -261,7 +275,7 @@ int client_mode(struct core *core, struct client *client, uint32_t request, unsi
 static bool may_refer(const struct core *core, uint64_t ref, unsigned tx)
 {
     struct object object;
-    if (ref == 0 || !object_find(&core->heap, ref, &object) || object.remainder)
+    if (ref == 0 || ref >> PAGE_SHIFT >= core->mheap.top || !object_find(&core->heap, ref, &object) || object.remainder)
         return false;
     uint16_t word = load_acquire(object.word); /* [PB1] */
     return word == WORD_SHARED || (word_is_owned(word) && (word_tag(word) == tx || tag_is_committed(&core->heap, word_tag(word))));

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "daemon/collector.h"
+#include "daemon/info.h"
 #include "daemon/kept.h"
 #include "daemon/log.h"
 #include "daemon/refuse.h"
@@ -233,7 +234,6 @@ static void connection_free(struct connection *c)
     }
     free(c->held);
     free(c->rest);
-    free(c->listed);
     free(c->listed_tags);
     if (c->counted)
         account_disconnect(&c->server->core, c->uid);
@@ -277,11 +277,8 @@ void connection_close(struct connection *c, const char *why)
     for (struct pending *p = s->pending_first; p; p = p->next)
         if (p->connection == c)
             p->connection = NULL;
-    for (struct job *job = s->jobs; job; job = job->next)
-        if (job->connection == c)
-            job->connection = NULL;
-    s->resumes -= c->resume_listed;
-    c->resume_listed = false;
+    info_forget(c);
+    connection_resume_forget(c);
     *(c->prev ? &c->prev->next : &s->connections) = c->next;
     if (c->next)
         c->next->prev = c->prev;
@@ -310,11 +307,24 @@ void connection_owe(struct connection *c, int change)
     set_polling(c);
 }
 
+/* A larger one passes the bound of the socket while less than twice its size waits there. */
+static int send_packet(struct connection *c, const uint8_t *data, size_t bytes, const int *fds, int fd_count)
+{
+    const int small = CONNECTION_SOCKET / 2, large = (int)bytes; /* the kernel takes twice that */
+    bool raise = bytes > CONNECTION_SOCKET / 2;
+    if (raise)
+        setsockopt(c->fd, SOL_SOCKET, SO_SNDBUF, &large, sizeof large);
+    int rc = packet_send(c->fd, data, bytes, fds, fd_count, MSG_DONTWAIT);
+    if (raise)
+        setsockopt(c->fd, SOL_SOCKET, SO_SNDBUF, &small, sizeof small);
+    return rc;
+}
+
 static void flush_out(struct connection *c)
 {
     while (c->out_first) {
         struct packet *p = c->out_first;
-        int rc = packet_send(c->fd, p->data, p->bytes, NULL, 0, MSG_DONTWAIT);
+        int rc = send_packet(c, p->data, p->bytes, NULL, 0);
         if (rc == -EAGAIN)
             return;
         c->out_first = p->next;
@@ -340,7 +350,7 @@ void connection_send(struct connection *c, const struct msg *m, const int *fds, 
     c->server->core.heap.header->round_trips += m->id != 0;
     c->welcomed = m->type == MSG_WELCOME && !(m->flags & WELCOME_RESUMED) && m->tag;
     c->server->core.turn.bytes += (uint64_t)bytes;
-    rc = c->out_first ? -EAGAIN : packet_send(c->fd, buf, (size_t)bytes, fds, fd_count, MSG_DONTWAIT);
+    rc = c->out_first ? -EAGAIN : send_packet(c, buf, (size_t)bytes, fds, fd_count);
     if (rc == -EAGAIN && fd_count == 0) {
         struct packet *p = malloc(sizeof *p + (size_t)bytes);
         if (!p) {
@@ -422,6 +432,8 @@ static bool accept_one(struct server *s)
         return true;
     }
     c->counted = rc == 0;
+    const int socket_bytes = CONNECTION_SOCKET / 2; /* the kernel takes twice that */
+    setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &socket_bytes, sizeof socket_bytes);
     if (rc < 0 || (rc = uv_poll_init(&s->loop, &c->poll, fd)) < 0) {
         why = rc == -EMFILE || rc == -ENFILE ? no_descriptor : why;
         log_event(LOG_LEVEL_WARNING, "refuse", "pid=%u uid=%u why=\"%s\" error=\"%s\" connections=%u", c->pid, c->uid, why,
@@ -583,6 +595,7 @@ void connections_tick(struct server *s)
             connection_close(c, "it said nothing");
     }
     look_again(s);
+    info_tick(s);
 }
 
 void connections_close(struct server *s)
@@ -601,10 +614,5 @@ void connections_free(struct server *s)
         free(s->pending_first);
         s->pending_first = next;
     }
-    while (s->jobs) {
-        struct job *next = s->jobs->next;
-        census_free(s->jobs->census);
-        free(s->jobs);
-        s->jobs = next;
-    }
+    info_free(s);
 }

@@ -4,6 +4,10 @@
 
 #include "daemon/server.h"
 
+/* What a connection may hold of the daemon's memory: CONNECTION_SOCKET in its socket, behind which nothing is read from it,
+ * and one reply. A large one is INFO's (bounded by info.h), or a client's list of transaction tags (16 KiB). */
+enum { CONNECTION_SOCKET = 8 << 10 };
+
 struct packet {
     struct packet *next;
     uint32_t bytes;
@@ -27,14 +31,15 @@ struct connection {
     bool looked;           /* greeted by a look: a HELLO may follow */
     bool welcomed;         /* as a new client, and nothing was sent or heard since */
     bool counted;          /* in its user's account */
-    uint8_t *listed;       /* spans listed by RESUME */
-    uint8_t *listed_tags;  /* of transactions; NULL: it lists none */
+    uint8_t *listed_tags;  /* of transactions, a bit each; NULL: it lists none */
     struct packet *out_first, *out_last; /* replies that the socket did not take yet; while there are any, nothing is read */
     uint32_t silent_ticks; /* before HELLO */
+    uint32_t unread, unread_ticks; /* bytes of INFO's reply that it has not read yet, as far as is known, and for how long */
     uint32_t owed;    /* requests that wait for their reply: while there are any, nothing more is read */
     uint64_t resume_at; /* page that the look through its leases has come to */
     uint32_t resume_id;
-    bool resume_listed; /* that look is under way */
+    bool resume_listed; /* that look is under way: it stands in a list for it */
+    struct connection *resume_next;
     struct packet *held; /* waits for the end of a collection; while there is one, nothing is read */
     bool held_is_gc;
     struct packet *rest; /* of a packet that was too heavy for a turn; it is served next */
@@ -52,19 +57,12 @@ struct pending {
     bool ahead; /* of need: refused at once when memory is short */
 };
 
-struct job {
-    struct job *next;
-    struct connection *connection;
-    struct census *census;
-    uint32_t id;
-};
-
 void server_pump(struct server *s);
 
 void connections_serve(struct server *s); /* what a turn has room for */
 void connection_on_listen(uv_poll_t *poll, int status, int events);
-void connection_job_done(struct server *s, struct job *job);
 void connections_retry(struct server *s);
+void connection_resume_forget(struct connection *c);
 bool connections_resume(struct server *s); /* a turn's work for clients that come back; true: there is more */
 void connection_owe(struct connection *c, int change);
 void connections_notice(struct server *s); /* a turn's part of the notices to trim; s->notice_at: there are more */

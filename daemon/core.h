@@ -50,7 +50,7 @@ struct dspan {
     uint8_t in_flight;   /* runs of pages, of a busy one */
     uint8_t tick;        /* the mheap's, when it came to nonempty */
     uint8_t looked;      /* for pages to return, since then */
-    uint16_t spare;
+    uint16_t listed;     /* its lessee's resume_serial when a RESUME has listed it; 0: not since it was leased */
 };
 #define SPAN_END UINT32_MAX
 
@@ -63,6 +63,7 @@ struct client {
     uint16_t tag;
     bool read_only;
     bool resuming;          /* between WELCOME and the last RESUME */
+    uint16_t resume_serial; /* of that; never 0 */
     uint32_t pid, uid;
     uint64_t leased_pages, leased_spans;
     uint32_t next_unit;     /* behind its last units of state words, see mheap_alloc_units() */
@@ -273,9 +274,11 @@ struct client *client_replaced(const struct core *core, const struct tag *identi
 /* Its process is dead, or said goodbye: from here on the pass frees what bears its tags. */
 void client_die(struct core *core, struct client *client);
 
-/* Takes back leases that a resumed client did not list, a turn's work at a time, from page *cursor (0 at first) on.
- * `listed` by first page, a bit each. True: all was looked at. */
-bool client_take_back(struct core *core, struct client *client, const uint8_t *listed, uint64_t *cursor);
+/* A client that comes back lists its leases: begins, notes some of them, and then takes back those that were not listed, a
+ * turn's work at a time, from page *cursor (0 at first) on. True: all was looked at. */
+void client_list_begin(struct client *client);
+void client_list(struct core *core, struct client *client, const uint32_t *spans, uint32_t count);
+bool client_take_back(struct core *core, struct client *client, uint64_t *cursor);
 
 /* A request that changes something is done only if its client has not given it up: see shm/ticket.h. `request` is its id, 0:
  * nobody waits for it. client_may() is asked when nothing stands in the way any more, right before the first store that has
@@ -321,6 +324,7 @@ int client_root(struct core *core, struct client *client, uint32_t request, cons
 struct uid_account {
     uint32_t uid;
     uint32_t clients, roots, connections;
+    uint64_t unread; /* bytes of replies to INFO that its connections have not read */
     uint64_t charged_pages, charged_spans;
     UT_hash_handle hh;
 };

@@ -207,6 +207,7 @@ void mcentral_set_idle(struct core *core, const struct span_info *span)
 static void lease(struct core *core, struct client *client, const struct span_info *span)
 {
     list_move(core, span, LIST_EMPTY);
+    core->dspans[span->first].listed = 0;
     client->leased_pages += span->page_count;
     client->leased_spans++;
     if (core->heap.spans[span->first].charged != client->tag)
@@ -304,7 +305,8 @@ int mcentral_cache_large(struct core *core, struct client *client, unsigned span
 int mcentral_uncache_span(struct core *core, struct client *client, uint64_t first)
 {
     struct span_info span;
-    if (!span_at(&core->heap, first, &span) || load_relaxed(&core->heap.spans[first].lessee) != client->tag)
+    if (first >= core->mheap.top || !span_at(&core->heap, first, &span) ||
+        load_relaxed(&core->heap.spans[first].lessee) != client->tag)
         return -EPERM;
     client->leased_pages -= span.page_count;
     client->leased_spans--;
@@ -339,7 +341,7 @@ static void shrink(struct core *core, struct client *client, const struct span_i
 int mcentral_extend(struct core *core, struct client *client, uint32_t request, uint64_t first, uint32_t pages)
 {
     struct span_info span;
-    if (!span_at(&core->heap, first, &span) || !CLASS_IS_LARGE(span.span_class) ||
+    if (first >= core->mheap.top || !span_at(&core->heap, first, &span) || !CLASS_IS_LARGE(span.span_class) ||
         load_relaxed(&core->heap.spans[first].lessee) != client->tag)
         return -EPERM;
     if (pages <= span.page_count) {

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "daemon/collector.h"
+#include "daemon/info.h"
 #include "daemon/log.h"
 #include "shm/assert.h"
 
@@ -100,6 +101,7 @@ static void hello_resume(struct connection *c)
         client_gc_mode(&s->core, client, GC_RUNS);
     client->state = CLIENT_LIVE;
     client->resuming = true;
+    client_list_begin(client);
     client->connection = c;
     c->client = client;
     c->greeted = true;
@@ -188,66 +190,88 @@ static void on_hello(struct connection *c)
               log_quote(quoted, sizeof quoted, command));
 }
 
-/* Looks through some of the leases of a client that has listed its own; when all was looked at, it may go on. */
-static void resume_turn(struct connection *c)
+/* Looks through some of the leases of a client that has listed its own; when all was looked at, it may go on: true. */
+static bool resume_turn(struct connection *c)
 {
-    struct server *s = c->server;
-    if (!client_take_back(&s->core, c->client, c->listed, &c->resume_at))
-        return;
+    if (!client_take_back(&c->server->core, c->client, &c->resume_at))
+        return false;
     if (c->listed_tags)
-        client_tx_take_back(&s->core, c->client, c->listed_tags);
+        client_tx_take_back(&c->server->core, c->client, c->listed_tags);
+    free(c->listed_tags);
+    c->listed_tags = NULL;
     c->client->resuming = false;
     c->resume_listed = false;
-    s->resumes--;
-    free(c->listed);
-    free(c->listed_tags);
-    c->listed = c->listed_tags = NULL;
     c->resume_at = 0;
     connection_owe(c, -1);
     reply_ok(c, c->resume_id, 0);
+    return true;
+}
+
+static void resume_wait(struct connection *c)
+{
+    struct server *s = c->server;
+    c->resume_next = NULL;
+    *(s->resume_first ? &s->resume_last->resume_next : &s->resume_first) = c;
+    s->resume_last = c;
+}
+
+/* False: out of memory. */
+static bool list_tags(struct connection *c)
+{
+    if (!c->listed_tags)
+        c->listed_tags = calloc(1, TAG_COUNT / 8);
+    for (uint32_t i = 0; c->listed_tags && i < in.list_count; i++)
+        if (in.list[i] < TAG_COUNT)
+            c->listed_tags[in.list[i] / 8] |= (uint8_t)(1u << (in.list[i] % 8));
+    return c->listed_tags != NULL;
 }
 
 static void on_resume(struct connection *c)
 {
-    struct core *core = &c->server->core;
     if (!c->client->resuming) {
         connection_close(c, "RESUME without need");
         return;
     }
-    bool tags = (in.flags & RESUME_TAGS) != 0;
-    uint64_t limit = tags ? TAG_COUNT : core->heap.page_count;
-    uint8_t **listed = tags ? &c->listed_tags : &c->listed;
-    if (!*listed)
-        *listed = calloc(1, limit / 8 + 1);
-    for (uint32_t i = 0; *listed && i < in.list_count; i++)
-        if (in.list[i] < limit)
-            (*listed)[in.list[i] / 8] |= (uint8_t)(1u << (in.list[i] % 8));
-    if (*listed && !c->listed) /* what is not listed is taken back: also when nothing is */
-        c->listed = calloc(1, core->heap.page_count / 8 + 1);
-    if (!*listed || !c->listed)
+    if (!(in.flags & RESUME_TAGS))
+        client_list(&c->server->core, c->client, in.list, in.list_count);
+    else if (!list_tags(c)) {
         connection_error(c, in.id, ENOMEM, "the daemon is out of memory");
-    else if (!(in.flags & RESUME_LAST))
-        reply_ok(c, in.id, 0);
-    else {
-        c->resume_id = in.id;
-        c->resume_listed = true;
-        c->server->resumes++;
-        connection_owe(c, 1);
-        resume_turn(c);
+        return;
     }
+    if (!(in.flags & RESUME_LAST)) {
+        reply_ok(c, in.id, 0);
+        return;
+    }
+    c->resume_id = in.id;
+    c->resume_listed = true;
+    connection_owe(c, 1);
+    resume_wait(c);
 }
 
+void connection_resume_forget(struct connection *c)
+{
+    struct server *s = c->server;
+    struct connection *before = NULL;
+    if (!c->resume_listed)
+        return;
+    c->resume_listed = false;
+    for (struct connection *at = s->resume_first; at != c; at = at->resume_next)
+        before = at;
+    *(before ? &before->resume_next : &s->resume_first) = c->resume_next;
+    if (s->resume_last == c)
+        s->resume_last = before;
+}
+
+/* One client a turn, each as often as any other. */
 bool connections_resume(struct server *s)
 {
-    uint32_t budget = 16; /* clients a turn */
-    for (struct connection *c = s->connections, *next; s->resumes && c && budget && turn_has_room(&s->core); c = next) {
-        next = c->next;
-        if (c->resume_listed) {
-            resume_turn(c);
-            budget--;
-        }
+    struct connection *c = s->resume_first;
+    if (c) {
+        s->resume_first = c->resume_next;
+        if (!resume_turn(c))
+            resume_wait(c);
     }
-    return s->resumes != 0;
+    return s->resume_first != NULL;
 }
 
 static void on_bye(struct connection *c)
@@ -623,54 +647,6 @@ static void on_tx_tags(struct connection *c)
     connection_send(c, &out, NULL, 0);
 }
 
-static void on_info(struct connection *c)
-{
-    struct server *s = c->server;
-    struct job *job = calloc(1, sizeof *job);
-    if (job)
-        job->census = census_new(&s->core, in.what, in.cursor);
-    if (!job || !job->census) {
-        free(job);
-        connection_error(c, in.id, ENOMEM, "the daemon is out of memory");
-        return;
-    }
-    job->connection = c;
-    job->id = in.id;
-    job->next = s->jobs;
-    s->jobs = job;
-    connection_owe(c, 1);
-}
-
-void connection_job_done(struct server *s, struct job *job)
-{
-    struct census_outside outside = {.heap_backed = region_held(&s->regions, REGION_HEAP),
-                                     .map_backed = region_held(&s->regions, REGION_MAP),
-                                     .state_backed = region_held(&s->regions, REGION_STATE),
-                                     .name = s->config->name, .socket = s->config->socket};
-    void *body = NULL;
-    size_t bytes;
-    uint64_t cursor;
-    for (struct job **at = &s->jobs; *at; at = &(*at)->next)
-        if (*at == job) {
-            *at = job->next;
-            break;
-        }
-    if (job->connection)
-        connection_owe(job->connection, -1);
-    if (job->connection && census_rows(job->census, &outside, &body, &bytes, &cursor) == 0) {
-        out.type = MSG_ROWS;
-        out.id = job->id;
-        out.cursor = cursor;
-        out.body = body;
-        out.body_bytes = (uint32_t)bytes;
-        connection_send(job->connection, &out, NULL, 0);
-    } else if (job->connection)
-        connection_error(job->connection, job->id, ENOMEM, "the daemon is out of memory");
-    free(body);
-    census_free(job->census);
-    free(job);
-}
-
 static void on_trim(struct connection *c)
 {
     struct server *s = c->server;
@@ -754,7 +730,7 @@ void request_handle(struct connection *c, const uint8_t *packet, size_t bytes)
     case MSG_TX_TAGS: on_tx_tags(c); break;
     case MSG_TX_COMMIT: on_commit(c); break;
     case MSG_ROOT: on_root(c); break;
-    case MSG_INFO: on_info(c); break;
+    case MSG_INFO: info_request(c, in.id, in.what, in.cursor); break;
     case MSG_TRIM: on_trim(c); break;
     case MSG_MODE: on_mode(c); break;
     case MSG_GC: collector_request(c, in.id, in.flags, in.cursor); break;

@@ -19,6 +19,7 @@
 #include "daemon/backing.h"
 #include "daemon/collector.h"
 #include "daemon/connection.h"
+#include "daemon/info.h"
 #include "daemon/log.h"
 #include "daemon/signals.h"
 #include "daemon/strays.h"
@@ -143,22 +144,6 @@ static void wake_root(void *context, uint32_t *gen)
 
 /* ---- work by turns ----------------------------------------------------------------------------------------------------------------- */
 
-static bool jobs_turn(struct server *s)
-{
-    struct job *job = s->jobs; /* one a turn, round robin */
-    if (job && census_turn(job->census, TURN_WORDS))
-        connection_job_done(s, job);
-    else if (job && job->next) {
-        s->jobs = job->next;
-        job->next = NULL;
-        struct job **last = &s->jobs;
-        while (*last)
-            last = &(*last)->next;
-        *last = job;
-    }
-    return s->jobs != NULL;
-}
-
 void server_trim(struct server *s)
 {
     sweep_cycle(&s->core);
@@ -195,7 +180,7 @@ static void on_idle(uv_idle_t *idle)
     if (collector_busy(s))
         collector_turn(s);
     bool more = core_turn(&s->core); /* a collection that has just ended held the pass up */
-    more = jobs_turn(s) || more;
+    more = info_turn(s) || more;
     more = strays_turn(s) || more;
     more = collector_busy(s) || more;
     more = connections_resume(s) || more;
@@ -210,8 +195,8 @@ static void on_idle(uv_idle_t *idle)
 
 void server_pump(struct server *s)
 {
-    if (!s->idle_on && (s->core.reclaim.running || s->core.sweep_to_go || s->jobs || s->resumes || collector_busy(s) || strays_busy(s) ||
-                        ready_waits(&s->ready) || s->notice_at ||
+    if (!s->idle_on && (s->core.reclaim.running || s->core.sweep_to_go || info_waits(s) || s->resume_first || collector_busy(s) ||
+                        strays_busy(s) || ready_waits(&s->ready) || s->notice_at ||
                         (s->pending_count && s->pending_progress != s->core.progress))) {
         uv_idle_start(&s->idle, on_idle);
         s->idle_on = true;

@@ -19,7 +19,7 @@ enum { TICK_MS = 50 }; /* the loop's clock */
 
 struct connection;
 struct pending;
-struct job;
+struct info;
 struct collector;
 struct backer;
 
@@ -41,7 +41,8 @@ struct server {
     uint64_t pending_progress;                    /* core.progress when they were last tried */
     uint64_t refused_progress;                    /* and when one was last refused: nothing has changed since, */
     uint64_t refused_ns;                          /* so others need not wait either */
-    struct job *jobs;                             /* censuses under way */
+    struct info *info;                            /* what monitors ask for */
+    uint64_t unread;                              /* bytes of replies to INFO that nobody has read yet */
     struct collector *collector;
     struct backer *backer;
     uint64_t allowance_pages, allowance_at_ns;
@@ -59,7 +60,7 @@ struct server {
     uv_check_t serve;  /* and this behind them */
     struct ready_line ready;
     struct ready newcomers; /* the listening socket's place in it */
-    uint32_t resumes;  /* clients whose leases are being looked through */
+    struct connection *resume_first, *resume_last; /* whose leases are being looked through */
     bool mending;      /* the heap's pages are being backed again */
     bool trim_wanted;  /* all free memory is to be returned, a few pieces at a time */
     uint32_t pending_count;

@@ -269,10 +269,11 @@ static void op_reclaim_both(void)
 }
 static void op_take_back(void)
 {
-    static uint8_t listed[16];
-    listed[span_a / 8] |= (uint8_t)(1u << span_a % 8);
+    const uint32_t listed = (uint32_t)span_a;
     uint64_t cursor = 0;
-    while (!client_take_back(&stepped, client(tag_a), listed, &cursor))
+    client_list_begin(client(tag_a));
+    client_list(&stepped, client(tag_a), &listed, 1);
+    while (!client_take_back(&stepped, client(tag_a), &cursor))
         ;
 }
 static void op_root_new(void)

@@ -414,9 +414,13 @@ static void on_resume(struct wire *w, struct client *client, const struct packet
     if (is_mutated("on_resume"))
         last = true; /* takes back before all is listed */
     if (last) {
-        const uint8_t listed[4] = {(uint8_t)w->listed, (uint8_t)(w->listed >> 8)};
         uint64_t cursor = 0;
-        while (!client_take_back(&world_core, client, listed, &cursor))
+        client->resume_serial = 0; /* one is like another: no state of its own */
+        client_list_begin(client);
+        for (uint32_t page = 0; page < 32; page++)
+            if (w->listed >> page & 1)
+                client_list(&world_core, client, &page, 1);
+        while (!client_take_back(&world_core, client, &cursor))
             ;
         client->resuming = (p->flags & RESUME_LAST) == 0;
     }
