@@ -291,7 +291,7 @@ static void stats_row(struct census *census, const struct census_outside *outsid
     msgpack_pack_map(&pk, (size_t)count + 7);
 #define STAT_PUT(name, text) put_number(&pk, #name, name);
     STATS(STAT_PUT)
-    put_number(&pk, "pages_free_run", core->mheap.free.level[core->mheap.free.levels - 1][0].max);
+    put_number(&pk, "pages_free_run", pagealloc_longest(&core->mheap.free));
     put_number(&pk, "memory_allowance", allowance_bytes(core));
     put_number(&pk, "refused_full", core->refused_full);
     put_number(&pk, "refused_limit", core->refused_limit);

@@ -108,8 +108,7 @@ static int rebuild_pages(struct core *core, char *ret_why)
     if (top == 0)
         top = 1;
     core->mheap.top = top;
-    if (top < h->page_count)
-        pagealloc_free(&core->mheap.free, top, h->page_count - top);
+    pagealloc_free_rest(&core->mheap.free, top);
     while (page < top) {
         struct span_info span;
         if (span_at(h, page, &span)) {
@@ -158,7 +157,7 @@ int core_start(struct core *core, const struct heap *heap, const struct backing 
     core->trim_serial = load_relaxed(&core->heap.header->shortages);
     store_relaxed(&core->heap.header->clients, 0); /* counted again */
     store_release(&core->heap.header->collecting, 0); /* [GC1] a collection that the last daemon did not finish */
-    pagealloc_free(&core->mheap.units, 1, core->heap.unit_count - 1); /* unit 0 is nobody's */
+    pagealloc_free_rest(&core->mheap.units, 1); /* unit 0 is nobody's */
     repair_map(core);
     int rc = 0;
     const char *why = check_tables(&core->heap);

@@ -21,7 +21,7 @@ int pagealloc_init(struct pagealloc *p, uint64_t count)
 {
     memset(p, 0, sizeof *p);
     ASSERT(count > 0 && count <= UINT32_MAX);
-    p->count = count;
+    p->count = p->fresh = count;
     p->bits = reserve(bits_bytes(p));
     bool ok = p->bits != NULL;
     for (unsigned level = 0;; level++) {
@@ -146,9 +146,8 @@ static uint64_t mask_of(uint64_t from, uint64_t to) /* bits [from, to) of one wo
     return (to == 64 ? UINT64_MAX : (1ULL << to) - 1) & ~((1ULL << from) - 1);
 }
 
-static void set_bits(struct pagealloc *p, uint64_t first, uint64_t count, bool free)
+static void flip_bits(struct pagealloc *p, uint64_t first, uint64_t count, bool free)
 {
-    ASSERT(count > 0 && first < p->count && count <= p->count - first);
     for (uint64_t at = first, end = first + count; at < end;) {
         uint64_t to = at / 64 * 64 + 64 < end ? at / 64 * 64 + 64 : end;
         uint64_t mask = mask_of(at % 64, to - at / 64 * 64);
@@ -156,17 +155,44 @@ static void set_bits(struct pagealloc *p, uint64_t first, uint64_t count, bool f
         p->bits[at / 64] ^= mask;
         at = to;
     }
-    p->free_count = free ? p->free_count + count : p->free_count - count;
     update(p, first, first + count - 1);
+}
+
+/* The pages below `end` are no fresh ones any more, and some behind it, that it need not be done for each. */
+static void open_fresh(struct pagealloc *p, uint64_t end)
+{
+    uint64_t first = p->fresh, step = node_pages(1);
+    if (end <= first)
+        return;
+    end = (end + step - 1) / step * step;
+    p->fresh = end < p->count ? end : p->count;
+    flip_bits(p, first, p->fresh - first, true);
+}
+
+static void set_bits(struct pagealloc *p, uint64_t first, uint64_t count, bool free)
+{
+    ASSERT(count > 0 && first < p->count && count <= p->count - first);
+    if (!free)
+        open_fresh(p, first + count);
+    ASSERT(first + count <= p->fresh);
+    flip_bits(p, first, count, free);
+    p->free_count = free ? p->free_count + count : p->free_count - count;
 }
 
 void pagealloc_free(struct pagealloc *p, uint64_t first, uint64_t count) { set_bits(p, first, count, true); }
 void pagealloc_take(struct pagealloc *p, uint64_t first, uint64_t count) { set_bits(p, first, count, false); }
 
+void pagealloc_free_rest(struct pagealloc *p, uint64_t first)
+{
+    ASSERT(p->fresh == p->count && first <= p->count);
+    p->fresh = first;
+    p->free_count += p->count - first;
+}
+
 /* ---- walking -------------------------------------------------------------------------------------------------------------------- */
 
-/* The first page at or after `from` that is free (or taken); whole nodes without one are skipped. */
-static uint64_t next(const struct pagealloc *p, uint64_t from, bool free)
+/* The first page at or after `from` that is free (or taken) in the tree; whole nodes without one are skipped. */
+static uint64_t next_in_tree(const struct pagealloc *p, uint64_t from, bool free)
 {
     while (from < p->count) {
         if (from % CHUNK == 0) {
@@ -191,6 +217,16 @@ static uint64_t next(const struct pagealloc *p, uint64_t from, bool free)
         from = from / 64 * 64 + 64;
     }
     return p->count;
+}
+
+static uint64_t next(const struct pagealloc *p, uint64_t from, bool free)
+{
+    if (from >= p->fresh)
+        return free && from < p->count ? from : p->count;
+    uint64_t at = next_in_tree(p, from, free);
+    if (at < p->fresh)
+        return at;
+    return free ? p->fresh : p->count;
 }
 
 uint64_t pagealloc_next_free(const struct pagealloc *p, uint64_t from) { return next(p, from, true); }
@@ -219,6 +255,11 @@ uint64_t pagealloc_next_run(const struct pagealloc *p, uint64_t from, uint64_t l
 /* The last free (or taken) page below `before`; PAGEALLOC_NONE. */
 static uint64_t previous(const struct pagealloc *p, uint64_t before, bool free)
 {
+    if (before > p->fresh) {
+        if (free)
+            return before - 1;
+        before = p->fresh;
+    }
     while (before > 0) {
         if (before % CHUNK == 0) {
             unsigned level = 0;
@@ -260,10 +301,10 @@ uint64_t pagealloc_prev_run(const struct pagealloc *p, uint64_t before, uint64_t
 
 /* The lowest run of `count` free pages that begins at or after `from`. Climbs over whole nodes that neither hold one nor
  * end one that began before them, and descends into the first that does: eight nodes a level. */
-static uint64_t find_from(const struct pagealloc *p, uint64_t from, uint64_t count)
+static uint64_t find_in_tree(const struct pagealloc *p, uint64_t from, uint64_t count)
 {
     uint64_t at = from, run = 0; /* free pages just below `at`, from `from` on */
-    while (at < p->count) {
+    while (at < p->fresh) {
         int level = -1;
         if (at % CHUNK == 0)
             while (level + 1 < (int)p->levels && at % node_pages((unsigned)level + 1) == 0) {
@@ -293,15 +334,31 @@ static uint64_t find_from(const struct pagealloc *p, uint64_t from, uint64_t cou
     return PAGEALLOC_NONE;
 }
 
+/* Where the run that goes over `fresh` to the last page begins, but not below `from`. */
+static uint64_t fresh_run(const struct pagealloc *p, uint64_t from)
+{
+    uint64_t taken = previous(p, p->fresh, false), first = taken == PAGEALLOC_NONE ? 0 : taken + 1;
+    return first > from ? first : from;
+}
+
+static uint64_t find_from(const struct pagealloc *p, uint64_t from, uint64_t count)
+{
+    uint64_t at = find_in_tree(p, from, count);
+    if (at != PAGEALLOC_NONE || p->fresh == p->count)
+        return at;
+    at = fresh_run(p, from);
+    return at < p->count && count <= p->count - at ? at : PAGEALLOC_NONE;
+}
+
 /* The lowest run of `count` free pages, at most 64, at a multiple of `align`, none of which begins below `from`. By words
  * and not by runs: a client can make millions of runs that are long enough and hold no aligned one. */
 static uint64_t find_aligned(const struct pagealloc *p, uint64_t from, uint64_t count, uint64_t align)
 {
-    uint64_t words = (p->count + 63) / 64, stride = align > 64 ? align / 64 : 1;
+    uint64_t words = (p->fresh + 63) / 64, stride = align > 64 ? align / 64 : 1;
     uint64_t starts = align < 64 ? UINT64_MAX / ((1ULL << align) - 1) : 1; /* each align-th bit */
     for (uint64_t i = from / 64 / stride * stride; i < words;) {
         if (!p->bits[i]) {
-            uint64_t free = next(p, i * 64, true) / 64 / stride * stride;
+            uint64_t free = next_in_tree(p, i * 64, true) / 64 / stride * stride;
             i = free > i ? free : i + stride;
             continue;
         }
@@ -314,7 +371,8 @@ static uint64_t find_aligned(const struct pagealloc *p, uint64_t from, uint64_t 
             return i * 64 + (uint64_t)__builtin_ctzll((uint64_t)run & starts);
         i += stride;
     }
-    return PAGEALLOC_NONE;
+    uint64_t at = (fresh_run(p, from) + align - 1) / align * align;
+    return p->fresh < p->count && at < p->count && count <= p->count - at ? at : PAGEALLOC_NONE;
 }
 
 uint64_t pagealloc_find(const struct pagealloc *p, uint64_t count, uint64_t align)
@@ -338,23 +396,32 @@ uint64_t pagealloc_find_above(const struct pagealloc *p, uint64_t from, uint64_t
     return at;
 }
 
+uint64_t pagealloc_longest(const struct pagealloc *p)
+{
+    uint64_t most = p->level[p->levels - 1][0].max;
+    uint64_t over = p->fresh < p->count ? p->count - fresh_run(p, 0) : 0;
+    return most > over ? most : over;
+}
+
 const char *pagealloc_check(const struct pagealloc *p)
 {
     uint64_t free_count = 0, end = (p->count + CHUNK - 1) / CHUNK * CHUNK;
-    for (uint64_t at = 0; at < p->count; at += CHUNK) {
+    for (uint64_t at = 0; at < p->fresh; at += CHUNK) {
         const struct summary *s = &p->level[0][at / CHUNK];
         if (s->max == 0 && at + CHUNK <= p->count)
             continue; /* looked at below */
         for (int i = 0; i < CHUNK_WORDS; i++)
             free_count += (uint64_t)__builtin_popcountll(p->bits[at / 64 + (uint64_t)i]);
     }
-    for (uint64_t page = p->count; page < end; page++)
+    if (p->fresh < p->count)
+        end = p->fresh + (CHUNK - p->fresh % CHUNK) % CHUNK;
+    for (uint64_t page = p->fresh; page < end; page++)
         if (p->bits[page / 64] >> page % 64 & 1)
-            return "a page beyond the last one is free";
-    if (free_count != p->free_count)
+            return "a page beyond the last one, or a fresh one, is free in the bits";
+    if (free_count + (p->count - p->fresh) != p->free_count)
         return "the number of free pages is wrong";
     for (unsigned level = 0; level < p->levels; level++)
-        for (uint64_t node = 0; node < p->nodes[level]; node++) {
+        for (uint64_t node = 0; node < p->nodes[level] && node * node_pages(level) < p->fresh; node++) {
             struct summary s = node_summary(p, level, node), *old = &p->level[level][node];
             if (s.start != old->start || s.max != old->max || s.end != old->end)
                 return "a summary disagrees with what is below it";

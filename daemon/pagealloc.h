@@ -5,7 +5,12 @@
  * mpagealloc.go). Neighbours coalesce by construction; the lowest run of n pages is found in O(log n) nodes. Private
  * memory, mapped without reservation: what was never touched costs nothing.
  *
- * Invariant (pagealloc_check(), O(n)): each summary is what its children, or its bits, say. Loop thread.
+ * Most of a large heap was never used. From `fresh` on all pages are free, and neither bits nor summaries say so: they are
+ * zero and untouched. A page from there that is taken moves `fresh` behind it first. So memory and time are in proportion
+ * to what was used, and a search sees the tree below `fresh`, then the one run that goes over it.
+ *
+ * Invariants (pagealloc_check(), O(fresh)): each summary is what its children, or its bits, say; none is set from fresh on.
+ * Loop thread.
  */
 #ifndef DAEMON_PAGEALLOC_H
 #define DAEMON_PAGEALLOC_H
@@ -23,6 +28,7 @@ struct summary {
 struct pagealloc {
     uint64_t count;      /* pages 0..count-1 */
     uint64_t free_count;
+    uint64_t fresh;      /* see above; count: there are none */
     uint64_t *bits;      /* 1: free */
     struct summary *level[PAGEALLOC_LEVELS]; /* [0]: by chunk of 512 pages; the last has one node */
     uint64_t nodes[PAGEALLOC_LEVELS];
@@ -34,6 +40,7 @@ void pagealloc_fini(struct pagealloc *p);                /* also of a zeroed one
 
 void pagealloc_free(struct pagealloc *p, uint64_t first, uint64_t count); /* all were taken */
 void pagealloc_take(struct pagealloc *p, uint64_t first, uint64_t count); /* all were free */
+void pagealloc_free_rest(struct pagealloc *p, uint64_t first); /* from first on all were taken since the start. O(1) */
 
 /* The lowest run of `count` free pages at a multiple of align (a power of two); takes nothing. PAGEALLOC_NONE */
 uint64_t pagealloc_find(const struct pagealloc *p, uint64_t count, uint64_t align);
@@ -41,6 +48,7 @@ uint64_t pagealloc_find(const struct pagealloc *p, uint64_t count, uint64_t alig
 uint64_t pagealloc_find_above(const struct pagealloc *p, uint64_t from, uint64_t count, uint64_t align);
 
 bool pagealloc_all_free(const struct pagealloc *p, uint64_t first, uint64_t count);
+uint64_t pagealloc_longest(const struct pagealloc *p); /* free run, pages. O(log n) */
 bool pagealloc_any_free(const struct pagealloc *p, uint64_t first, uint64_t count);
 
 /* The first free, or taken, page at or after `from`; count: none. */

@@ -105,13 +105,17 @@ static void change(struct pagealloc *p, uint64_t most, int keep_percent)
     memset(model + at, !free, n);
 }
 
-static void run_against_model(uint64_t count, int rounds)
+/* fresh: from there on all is free at the start; count: nothing is. */
+static void run_against_model(uint64_t count, uint64_t fresh, int rounds)
 {
     struct pagealloc p;
     uint64_t free_count = 0;
     assert_int_equal(pagealloc_init(&p, count), 0);
     model = calloc(count, 1);
     assert_non_null(model);
+    pagealloc_free_rest(&p, fresh);
+    memset(model + fresh, 1, count - fresh);
+    assert_null(pagealloc_check(&p));
     for (int i = 0; i < rounds; i++) {
         bool long_runs = i / 100 % 3 == 2;
         change(&p, long_runs ? count : 1 + below(70), i / 500 % 2 ? 80 : 0);
@@ -136,7 +140,18 @@ static void random_operations_give_what_a_plain_array_gives(void **state)
                                       1000, 4095, 4096, 4097, 5000, 32768, 33000, 40961};
     (void)state;
     for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++)
-        run_against_model(counts[i], counts[i] < 5000 ? 40000 : 6000);
+        run_against_model(counts[i], counts[i], counts[i] < 5000 ? 40000 : 6000);
+}
+
+/* Few rounds a set: what is fresh goes soon where anything may be taken. */
+static void the_same_where_most_was_never_used(void **state)
+{
+    static const uint64_t counts[] = {1, 64, 513, 4097, 33000, 40961, 100000};
+    (void)state;
+    for (int i = 0; i < 400; i++) {
+        uint64_t count = counts[i % (int)(sizeof counts / sizeof counts[0])];
+        run_against_model(count, below(3) ? below(count) : 0, below(4) ? 24 : 300);
+    }
 }
 
 /* ---- searches ----------------------------------------------------------------------------- */
@@ -236,6 +251,43 @@ static void as_many_units_as_a_terabyte_has_are_no_trouble(void **state)
     pagealloc_fini(&p);
 }
 
+static uint64_t resident_bytes(void)
+{
+    unsigned long long size, resident = 0;
+    FILE *f = fopen("/proc/self/statm", "re");
+    assert_non_null(f);
+    assert_int_equal(fscanf(f, "%llu %llu", &size, &resident), 2);
+    fclose(f);
+    return resident * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+static void what_was_never_used_costs_nothing(void **state)
+{
+    struct pagealloc p;
+    uint64_t first, most = UINT32_MAX, before = resident_bytes();
+    (void)state;
+    assert_int_equal(pagealloc_init(&p, most), 0);
+    pagealloc_free_rest(&p, 1);
+    for (uint64_t at = 1; at < 100001; at += 10) {
+        assert_int_equal(pagealloc_find(&p, 10, 1), at);
+        pagealloc_take(&p, at, 10);
+    }
+    pagealloc_free(&p, 51, 20);
+    assert_int_equal(pagealloc_find(&p, 21, 4), 100004);
+    assert_int_equal(pagealloc_find(&p, 20, 4), 100004);
+    assert_int_equal(pagealloc_find(&p, 17, 4), 52);
+    assert_int_equal(pagealloc_find(&p, 1 << 20, 1 << 20), 1 << 20);
+    assert_int_equal(pagealloc_find(&p, most - 100001, 1), 100001);
+    assert_int_equal(pagealloc_find(&p, most - 100000, 1), PAGEALLOC_NONE);
+    assert_int_equal(pagealloc_longest(&p), most - 100001);
+    assert_int_equal(pagealloc_prev_run(&p, most, most, &first), most - 100001);
+    assert_int_equal(first, 100001);
+    assert_int_equal(p.free_count, most - 1 - 100000 + 20);
+    assert_null(pagealloc_check(&p));
+    assert_in_range(resident_bytes() - before, 0, 1 << 20);
+    pagealloc_fini(&p);
+}
+
 /* ---- what must be noticed ----------------------------------------------------------------- */
 
 static void the_check_notices_each_kind_of_corruption(void **state)
@@ -325,6 +377,8 @@ int main(void)
     seed = seed_get();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(random_operations_give_what_a_plain_array_gives),
+        cmocka_unit_test(the_same_where_most_was_never_used),
+        cmocka_unit_test(what_was_never_used_costs_nothing),
         cmocka_unit_test(neighbours_that_are_freed_in_any_order_are_one_run),
         cmocka_unit_test(the_lowest_run_that_is_long_enough_is_found),
         cmocka_unit_test(an_aligned_run_is_found_where_only_a_part_of_a_run_is_aligned),
