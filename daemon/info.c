@@ -18,7 +18,7 @@
 
 #include "daemon/connection.h"
 
-enum { REPLIES_TURN = 8 };
+enum { REPLIES_TURN = 64 };
 
 struct job {
     struct job *next;
@@ -45,7 +45,8 @@ struct info {
     struct job *first, *last; /* in the order in which they came */
     struct walk walk[INFO_WALKS];
     uint32_t turn; /* whose walk's it is */
-    bool stuck;    /* nothing can be done before somebody has read */
+    bool may_join; /* a request has come, room or a walk has become free: those that wait are looked at */
+    bool stuck;    /* nothing can be done before that */
 };
 
 static struct info *info_of(struct server *s)
@@ -67,7 +68,7 @@ static void credit(struct connection *c)
     account_of(&s->core, c->uid)->unread -= c->unread;
     c->unread = 0;
     if (s->info)
-        s->info->stuck = false;
+        s->info->may_join = true;
 }
 
 /* A small reply is the socket's, as any other packet is. */
@@ -104,7 +105,7 @@ void info_tick(struct server *s)
         }
         if (has_read(c))
             credit(c);
-        else if (++c->unread_ticks * TICK_MS > INFO_READ_MS)
+        else if (++c->unread_ticks * TICK_MS > s->config->hello_timeout_ms)
             connection_close(c, "it does not read what it asked for");
     }
     server_pump(s);
@@ -126,12 +127,13 @@ void info_request(struct connection *c, uint32_t id, unsigned what, uint64_t cur
         credit(c);
     *(info->first ? &info->last->next : &info->first) = job;
     info->last = job;
-    info->stuck = false;
+    info->may_join = true;
     connection_owe(c, 1);
 }
 
-static void walk_free(struct walk *w)
+static void walk_free(struct info *info, struct walk *w)
 {
+    info->may_join = true;
     census_free(w->census);
     free(w->rows);
     *w = (struct walk){0};
@@ -146,7 +148,7 @@ static void job_free(struct info *info, struct job *before, struct job *job)
     if (info->last == job)
         info->last = before;
     if (job->walk && --job->walk->jobs == 0)
-        walk_free(job->walk);
+        walk_free(info, job->walk);
     free(job);
 }
 
@@ -197,6 +199,7 @@ static struct walk *walk_for(struct server *s, const struct job *job)
 static bool join(struct server *s)
 {
     bool some = false;
+    s->info->may_join = false;
     for (struct job *job = s->info->first; job; job = job->next) {
         if (job->walk || !has_room(job->c))
             continue;
@@ -245,7 +248,7 @@ static bool answers(struct server *s)
     struct info *info = s->info;
     struct job *before = NULL, *next;
     uint32_t replies = 0;
-    for (struct job *job = info->first; job && replies < REPLIES_TURN; job = next) {
+    for (struct job *job = info->first; job && replies < REPLIES_TURN && turn_has_room(&s->core); job = next) {
         next = job->next;
         if (!job->walk || !job->walk->through) {
             before = job;
@@ -255,7 +258,7 @@ static bool answers(struct server *s)
             struct walk *w = job->walk;
             job->walk = NULL;
             if (--w->jobs == 0)
-                walk_free(w);
+                walk_free(info, w);
             before = job;
             continue;
         }
@@ -264,7 +267,7 @@ static bool answers(struct server *s)
         job_free(info, before, job);
         answer(&copy); /* a send that fails closes the connection, which has no other job */
         if (--copy.walk->jobs == 0)
-            walk_free(copy.walk);
+            walk_free(info, copy.walk);
         replies++;
     }
     return replies != 0;
@@ -275,7 +278,7 @@ bool info_turn(struct server *s)
     struct info *info = s->info;
     if (!info || !info->first)
         return false;
-    bool some = join(s);
+    bool some = info->may_join && join(s), through = false;
     for (int i = 0; i < INFO_WALKS; i++) { /* one a turn */
         struct walk *w = &info->walk[info->turn++ % INFO_WALKS];
         if (!w->census)
@@ -286,9 +289,11 @@ bool info_turn(struct server *s)
         some = true;
         break;
     }
-    some = answers(s) || some;
+    for (int i = 0; i < INFO_WALKS; i++)
+        through |= info->walk[i].through;
+    some = (through && answers(s)) || some;
     info->stuck = !some;
     return info_waits(s);
 }
 
-bool info_waits(const struct server *s) { return s->info && s->info->first && !s->info->stuck; }
+bool info_waits(const struct server *s) { return s->info && s->info->first && (s->info->may_join || !s->info->stuck); }

@@ -10,14 +10,13 @@ struct server;
 struct connection;
 
 /* What INFO may hold: bounds that no number of monitors passes. A connection: one reply, and the next one only when it has
- * read that one. */
+ * read that one. Who has not read it for hello-timeout is cut off. */
 enum {
     INFO_WALKS = 4,               /* over the heap at once; a walk serves all that ask for the same before it begins */
     INFO_REPLY = 64 << 10,        /* bytes of a reply */
     INFO_SMALL = 4 << 10,         /* one that is not counted: the socket's bound holds it */
     INFO_UNREAD_USER = 4 << 20,   /* bytes of replies that one user's connections have not read; root: those of all */
     INFO_UNREAD_ALL = 16 << 20,   /* and those of all */
-    INFO_READ_MS = 10000,         /* who has not read a reply for so long is cut off */
 };
 
 /* The reply comes later. */
