@@ -12,13 +12,14 @@
  *   LEASE, LARGE  what a lost GRANT had leased is not listed, so it was    the same
  *                 taken back; so was what the request gave back
  *   TX_TAGS       what lost TAGS had named is not listed, so it is free    the same
- *   EXTEND        to so many pages in all: the second time it has them     a ticket; tag.done tells
+ *   EXTEND        to so many pages in all: the second time it has them     a ticket; the span's page_count tells
  *   TX_COMMIT     looked up: the transaction is committed. Only its own    a ticket; the transaction's state tells
  *                 thread lets its tag go on from there
  *   ROOT          looked up: the tag's done is the request's id. The root  a ticket; tag.done tells
  *                 itself does not tell: another client may have moved it
- *   MODE          says what is from now on, not what changes               a ticket; tag.done tells. A reader has none: it
- *                                                                          hangs up, then looks whether a collection runs
+ *   MODE          says what is from now on, not what changes               a ticket; the tag's gc_mode or pins tell. A
+ *                                                                          reader has none: it hangs up, then looks whether
+ *                                                                          a collection runs
  *   INFO          changes nothing                                          the same
  *   BYE           done, it is answered ESTALE: the tag is not this         it is meant to be done later, too
  *                 client's any more
@@ -395,13 +396,30 @@ static bool has_ticket(const struct arena *a, uint32_t type)
     return out->id && (type == MSG_ROOT || type == MSG_TX_COMMIT || type == MSG_EXTEND || type == MSG_MODE);
 }
 
-/* Had the request in conn.out been done, though no answer came? The map tells. */
+/* Had the request in conn.out been done, though no answer came? The map tells. By tag.done only where the state itself does
+ * not: another client may have moved a root since. A daemon that dies between the effect and done leaves it undone there, and
+ * what is said again has another id. */
 static bool was_done(const struct arena *a, uint32_t type)
 {
     const struct msg *out = &a->conn.out;
-    if (type == MSG_TX_COMMIT && tag_state(&a->heap, out->tag) == TAG_TX_COMMITTED)
-        return true;
-    return has_ticket(a, type) && load_acquire(&a->heap.tags[a->tag].done) == out->id; /* [TK2] */
+    const struct tag *own = &a->heap.tags[a->tag];
+    if (type == MSG_TX_COMMIT)
+        return tag_state(&a->heap, out->tag) == TAG_TX_COMMITTED;
+    if (!has_ticket(a, type))
+        return false;
+    if (type == MSG_EXTEND)
+        return load_acquire(&a->heap.spans[out->first].page_count) == out->pages; /* [TK2] */
+    if (type == MSG_MODE && out->mode == CLIENT_MODE_PINS)
+        return load_acquire(&own->pins) == out->value; /* [TK2] */
+    if (type == MSG_MODE)
+        return load_acquire(&own->gc_mode) == out->value; /* [TK2] */
+    return load_acquire(&own->done) == out->id; /* [TK2] */
+}
+
+/* The same where no RESUME has come between: a commit's root is moved behind its tag's state. */
+static bool has_ended(const struct arena *a, uint32_t type)
+{
+    return type == MSG_TX_COMMIT ? load_acquire(&a->heap.tags[a->tag].done) == a->conn.out.id : was_done(a, type); /* [TK2] */
 }
 
 /* No patience is left: the request in conn.out is taken back. -ENOTCONN: it is not done. 0: the daemon has done it. Else the
@@ -417,7 +435,7 @@ static int take_back(struct arena *a, uint32_t type)
     }
     if (ticket_cancel(&a->heap, a->tag, a->conn.out.id))
         return -ENOTCONN;
-    for (int64_t until = now_ms() + GRACE_MS; !was_done(a, type); nanosleep(&pause, NULL))
+    for (int64_t until = now_ms() + GRACE_MS; !has_ended(a, type); nanosleep(&pause, NULL))
         if (now_ms() >= until)
             return -EINPROGRESS;
     return 0;

@@ -218,7 +218,7 @@ uint64_t ex_load(const void *p, unsigned size, const char *function, const char 
     if (!ex_current || point_of(p) != POINT)
         return get(p, size);
     ex_stop(THREAD_READY, function, address);
-    uint64_t value = get(p, size);
+    uint64_t value = is_mutated(MUTANT_BLIND, function, address) ? 0 : get(p, size);
     made();
     return value;
 }
@@ -277,6 +277,8 @@ bool ex_cas(void *p, void *expected, uint64_t desired, unsigned size, const char
         return true;
     if (is_point)
         ex_stop(THREAD_READY, function, address);
+    if (ex_current && is_mutated(MUTANT_BLIND, function, address))
+        return true;
     bool same = memcmp(p, expected, size) == 0;
     if (!same)
         memcpy(expected, p, size);

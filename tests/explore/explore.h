@@ -34,6 +34,7 @@ enum ex_mutation {
     MUTANT_PLAIN,       /* a read-modify-write becomes a load and a store */
     MUTANT_NO_LOCK,     /* the function takes no lock */
     MUTANT_BACKWARDS,   /* told by the world: see world.h */
+    MUTANT_BLIND,       /* a load sees 0; a compare-and-swap succeeds and stores nothing */
 };
 struct ex_mutant {
     const char *what; /* printed */

@@ -551,12 +551,236 @@ static void final_cut(void)
            "a span is left"); /* what it let go is settled when it resumes */
 }
 
+/* ---- requests that are given up, and a daemon that stands still ------------------------------- */
+
+/* The daemon stands still for as long as it likes between any two steps: before it looks at a
+ * request, in the middle of it, before it answers. A's patience is at an end whenever no answer is
+ * there, once. What A was told holds in every state from then on. */
+
+static enum asked { ASK_ROOT, ASK_MORE, ASK_FEWER, ASK_MODE } asked;
+static uint32_t large_first;
+enum { LARGE_PAGES = 2 };
+
+/* What the root leads to; 0: nothing. `expected` while it is written: a daemon that was started again
+ * does anew what its predecessor may have done. */
+static uint64_t root_now(uint64_t expected)
+{
+    uint64_t ref = 0;
+    int rc = root_lookup(&world_heap, "root", &ref);
+    return rc == 0 ? ref : rc == -EAGAIN ? expected : 0;
+}
+
+static uint64_t asked_now(uint64_t expected) /* as the map has it */
+{
+    if (asked == ASK_ROOT)
+        return root_now(expected);
+    if (asked == ASK_MODE)
+        return load_relaxed(&world_heap.tags[world_client(A)->tag].gc_mode);
+    return load_relaxed(&world_heap.spans[large_first].page_count);
+}
+
+static uint64_t asked_for(void)
+{
+    return asked == ASK_ROOT    ? arena_ref(world_client(A), object_p)
+           : asked == ASK_MODE  ? GC_SAFEPOINT
+           : asked == ASK_MORE  ? LARGE_PAGES + 1
+                                : LARGE_PAGES - 1;
+}
+
+static int ask(uint32_t type, unsigned mode, uint64_t value)
+{
+    arena_t *a = world_client(A);
+    conn_lock(a);
+    a->conn.out.mode = mode;
+    a->conn.out.value = value;
+    a->conn.out.first = large_first;
+    a->conn.out.pages = (uint32_t)value;
+    int rc = conn_call(a, type, MSG_OK);
+    conn_unlock(a);
+    return rc;
+}
+
+static void give_up_a(void *unused)
+{
+    uint64_t before = asked == ASK_ROOT || asked == ASK_MODE ? 0 : LARGE_PAGES;
+    int rc = asked == ASK_ROOT   ? root_cas(A, 0, object_p)
+             : asked == ASK_MODE ? ask(MSG_MODE, CLIENT_MODE_SAFEPOINT, asked_for())
+                                 : ask(MSG_EXTEND, 0, asked_for());
+    (void)unused;
+    if (rc != 0 && rc != -ENOTCONN && rc != -EINPROGRESS)
+        ex_violation("a request that nothing stands in the way of is answered %d", rc);
+    world_board.ref[0] = rc == 0 ? asked_for() : before;
+    if (rc == -EINPROGRESS) { /* in doubt: the next call that reaches a daemon settles it */
+        while ((rc = ask(MSG_MODE, 0, 0)) == -ENOTCONN)
+            ;
+        expect(rc == 0, "a call that settles is refused");
+        world_board.ref[0] = asked_now(UINT64_MAX);
+        expect(world_board.ref[0] == before || world_board.ref[0] == asked_for(),
+               "it is neither as it was nor as it was to be");
+    }
+    world_board.done[0] = 1;
+}
+
+static void invariant_given_up(void)
+{
+    world_invariant();
+    uint64_t told = world_board.ref[0], now = asked_now(told);
+    if (world_board.done[0] && now != told)
+        ex_violation("what A was told to be %llu is %llu", (unsigned long long)told,
+                     (unsigned long long)now);
+}
+
+static void setup_given_up(enum asked what)
+{
+    bool large = what == ASK_MORE || what == ASK_FEWER, fresh;
+    asked = what;
+    large_first = 0;
+    world_setup(&(struct world_options){.clients = 1,
+                                        .daemon = true,
+                                        .quiet_map = !large,
+                                        .give_ups = 1,
+                                        .single = {[A] = true}});
+    world_thread("A", A, give_up_a, NULL);
+    world_become(0);
+    arena_t *a = world_client(A);
+    if (what == ASK_ROOT) {
+        object_p = world_alloc(A);
+        arena_publish(a, object_p);
+    }
+    if (!large)
+        return;
+    ex_heap_select(DAEMON);
+    struct client *client = world_core.clients[a->tag];
+    if (mcentral_cache_large(&world_core, client, CLASS_LARGE, LARGE_PAGES, 1, &large_first,
+                             &fresh) != 1)
+        ex_violation("no large span");
+    ex_heap_select(A);
+    a->leases[large_first].list = LEASE_CURRENT;
+    a->leases[large_first].span_class = CLASS_LARGE;
+    world_heap.words[page_entry_unit(world_heap.pages[large_first]) * UNIT_WORDS] =
+        WORD_OWNED(a->tag);
+}
+static void setup_root_given_up(void)
+{
+    setup_given_up(ASK_ROOT);
+}
+static void setup_more_given_up(void)
+{
+    setup_given_up(ASK_MORE);
+}
+static void setup_fewer_given_up(void)
+{
+    setup_given_up(ASK_FEWER);
+}
+static void setup_mode_given_up(void)
+{
+    setup_given_up(ASK_MODE);
+}
+
+static void final_given_up(void)
+{
+    world_final();
+    expect(world_board.done[0], "A's call has not returned");
+}
+
+/* The same of a commit, by the library's own transactions. */
+static void commit_given_up_a(void *unused)
+{
+    arena_t *a = world_client(A);
+    int rc;
+    (void)unused;
+    arena_tx_begin(a);
+    object_p = world_alloc(A);
+    world_holds(object_p, A, true);
+    rc = arena_tx_commit(a, "root", 0, arena_ref(a, object_p));
+    if (rc == -ENOTCONN) /* not done, so there is nothing to ask */
+        expect(arena_tx_abort(a) == 0, "what was given up cannot be aborted");
+    else if (rc == -EINPROGRESS) {
+        while ((rc = arena_tx_abort(a)) == -ENOTCONN)
+            ;
+        expect(rc == 0 || rc == -EALREADY, "a commit in doubt is not settled");
+        rc = rc == 0 ? -ENOTCONN : 0;
+    }
+    world_board.won[0] = rc == 0;
+    world_board.done[0] = 1;
+}
+
+static void invariant_commit_given_up(void)
+{
+    world_invariant();
+    if (world_board.done[0] && (root_now(world_board.won[0]) != 0) != world_board.won[0])
+        ex_violation("a commit was %s, its root says otherwise",
+                     world_board.won[0] ? "done" : "not done");
+}
+
+static void setup_commit_given_up(void)
+{
+    world_setup(&(struct world_options){.clients = 1,
+                                        .daemon = true,
+                                        .transactions = true,
+                                        .give_ups = 1,
+                                        .single = {[A] = true}});
+    world_thread("A", A, commit_given_up_a, NULL);
+    world_become(0);
+    world_free(A, world_alloc(A)); /* a lease, and both of its objects in the magazine */
+}
+
+static void final_commit_given_up(void)
+{
+    world_final();
+    struct world_census n = world_census();
+    expect(world_board.done[0], "A's call has not returned");
+    expect(n.owned == 0, "something is owned");
+    expect(n.shared == world_board.won[0],
+           "an object is published and was not to be, or the other way round");
+}
+
+/* A refill that is given up: what it was granted comes back, and is nobody's twice. */
+static void refill_given_up_a(void *unused)
+{
+    (void)unused;
+    void *p;
+    while (!(p = world_alloc(A)))
+        ;
+    world_free(A, p);
+    arena_trim(world_client(A));
+}
+
+static void refill_given_up_b(void *unused)
+{
+    (void)unused;
+    while (!world_alloc(B))
+        ;
+}
+
+static void setup_refill_given_up(void)
+{
+    world_setup(&(struct world_options){
+        .clients = 2, .daemon = true, .give_ups = 1, .single = {[A] = true, [B] = true}});
+    world_thread("A", A, refill_given_up_a, NULL);
+    world_thread("B", B, refill_given_up_b, NULL);
+}
+
+static void final_refill_given_up(void)
+{
+    world_final();
+    struct world_census n = world_census();
+    expect(n.owned == 1, "an object is lost, or there are too many");
+}
+
 /* ---- all of them ----------------------------------------------------------------------------- */
 
 #define SCENARIO(name_, setup_, final_, ...)                                                       \
     {                                                                                              \
         .name = name_, .setup = setup_, .final = final_, .invariant = world_invariant,             \
         .killed = world_killed, __VA_ARGS__                                                        \
+    }
+/* With stores that wait, and a daemon that may die and be started again. */
+#define GIVEN_UP(name_, setup_, invariant_, final_)                                                \
+    {                                                                                              \
+        .name = name_, .setup = setup_, .final = final_, .invariant = invariant_,                  \
+        .killed = world_killed, .order = EX_TSO, .buffer = 2, .kills = 1,                          \
+        .kill_mask = BIT(DAEMON)                                                                   \
     }
 
 enum {
@@ -573,7 +797,13 @@ enum {
     ROOT,
     RESUME,
     RESUME_REFILL,
-    CUT
+    CUT,
+    GIVEN_ROOT,
+    GIVEN_MORE,
+    GIVEN_FEWER,
+    GIVEN_MODE,
+    GIVEN_COMMIT,
+    GIVEN_REFILL
 };
 
 /* `make test`: each of them to its end. */
@@ -610,6 +840,18 @@ static const struct ex_scenario scenarios[] = {
                  .order = EX_SC, .kills = 1, .kill_mask = BIT(DAEMON)),
     [CUT] = SCENARIO("cut_and_uncut_against_a_restart", setup_cut, final_cut, .order = EX_TSO,
                      .buffer = 2, .kills = 2, .kill_mask = BIT(DAEMON)),
+    [GIVEN_ROOT] = GIVEN_UP("a_move_of_a_root_is_given_up", setup_root_given_up, invariant_given_up,
+                            final_given_up),
+    [GIVEN_MORE] = GIVEN_UP("an_extension_is_given_up", setup_more_given_up, invariant_given_up,
+                            final_given_up),
+    [GIVEN_FEWER] = GIVEN_UP("a_cut_is_given_up", setup_fewer_given_up, invariant_given_up,
+                             final_given_up),
+    [GIVEN_MODE] = GIVEN_UP("a_safepoint_is_given_up", setup_mode_given_up, invariant_given_up,
+                            final_given_up),
+    [GIVEN_COMMIT] = GIVEN_UP("a_commit_is_given_up", setup_commit_given_up,
+                              invariant_commit_given_up, final_commit_given_up),
+    [GIVEN_REFILL] = SCENARIO("a_refill_is_given_up", setup_refill_given_up, final_refill_given_up,
+                              .order = EX_SC),
 };
 
 /* EXPLORE=all */
@@ -691,6 +933,41 @@ static const struct {
     {CUT,
      {"uncut: the record goes after the entries", MUTANT_DELAY, "span_clear", "&span->span_class",
       1, false}},
+    {GIVEN_ROOT,
+     {"root given up: the ticket is not taken", MUTANT_BLIND, "ticket_take", NULL, 0, true}},
+    {GIVEN_ROOT,
+     {"root given up: the ticket is taken by a plain store", MUTANT_PLAIN, "ticket_take", NULL, 0,
+      true}},
+    {GIVEN_ROOT,
+     {"root given up: it is not looked whether it was taken back in time", MUTANT_BLIND,
+      "ticket_cancel", NULL, 0, true}},
+    {GIVEN_ROOT,
+     {"root given up: it is not taken back", MUTANT_BACKWARDS, "give_up", NULL, 0, true}},
+    {GIVEN_ROOT,
+     {"root given up: done is not stored", MUTANT_DROP, "root_move", "&h->tags[client->tag].done",
+      0, true}},
+    {GIVEN_MORE,
+     {"extension given up: the ticket is not taken", MUTANT_BLIND, "ticket_take", NULL, 0, true}},
+    {GIVEN_MORE,
+     {"extension given up: it is not taken back", MUTANT_BACKWARDS, "give_up", NULL, 0, true}},
+    {GIVEN_FEWER,
+     {"cut given up: the ticket is not taken", MUTANT_BLIND, "ticket_take", NULL, 0, true}},
+    {GIVEN_FEWER,
+     {"cut given up: it is not taken back", MUTANT_BACKWARDS, "give_up", NULL, 0, true}},
+    {GIVEN_FEWER,
+     {"cut given up: only its last repetition is looked for", MUTANT_BACKWARDS, "was_done", NULL, 0,
+      false}},
+    {GIVEN_MODE,
+     {"safepoint given up: the ticket is not taken", MUTANT_BLIND, "ticket_take", NULL, 0, true}},
+    {GIVEN_MODE,
+     {"safepoint given up: it is not taken back", MUTANT_BACKWARDS, "give_up", NULL, 0, true}},
+    {GIVEN_COMMIT,
+     {"commit given up: the ticket is not taken", MUTANT_BLIND, "ticket_take", NULL, 0, true}},
+    {GIVEN_COMMIT,
+     {"commit given up: it is not taken back", MUTANT_BACKWARDS, "give_up", NULL, 0, true}},
+    {GIVEN_COMMIT,
+     {"commit given up: it is done when its tag says so", MUTANT_BACKWARDS, "has_ended", NULL, 0,
+      false}},
 };
 
 enum {

@@ -25,6 +25,7 @@ static struct wire {
     uint32_t listed;                     /* of RESUME, a bit a page */
     uint32_t line, serving_line;         /* which connection it is; that of the request */
     uint32_t full;                       /* something was told that found no room */
+    uint32_t busy, lost;                 /* the daemon is at a request; it has died meanwhile */
     struct packet in[QUEUE], out[QUEUE]; /* to the daemon, to the client */
 } wires[WORLD_CLIENTS + 1];
 
@@ -279,6 +280,7 @@ static int reconnect(struct arena *a)
             rc = exchange(a, MSG_RESUME);
         }
         c->fd = rc == 0 ? 1 : -1;
+        w->lost &= rc != 0;
         if (rc == -ETIMEDOUT) {
             drop(a);
             return -ENOTCONN;
@@ -299,8 +301,33 @@ static bool was_done(struct arena *a, uint32_t type)
     const struct msg *out = &a->conn.out;
     if (type == MSG_TX_COMMIT && tag_state(&a->heap, out->tag) == TAG_TX_COMMITTED)
         return true;
+    if (is_mutated("was_done")) /* only by the request's id */
+        return has_ticket(out, type) && out->id &&
+               load_acquire(&a->heap.tags[a->tag].done) == out->id;
+    if (type == MSG_EXTEND)
+        return load_acquire(&a->heap.spans[out->first].page_count) == out->pages;
+    if (type == MSG_MODE && has_ticket(out, type))
+        return load_acquire(&a->heap.tags[a->tag].gc_mode) == out->value;
     return has_ticket(out, type) && out->id &&
            load_acquire(&a->heap.tags[a->tag].done) == out->id;
+}
+
+static bool has_ended(struct arena *a, uint32_t type)
+{
+    if (type != MSG_TX_COMMIT || is_mutated("has_ended")) /* its root may not be moved yet */
+        return was_done(a, type);
+    return load_acquire(&a->heap.tags[a->tag].done) == a->conn.out.id;
+}
+
+static struct arena *taken_by; /* as ex_wait() has one argument; one client gives up at a time */
+static uint32_t taken_type;
+
+/* For so long it waits for a daemon that was faster. One that has come to the end of the request and
+ * has not noted it is waited for in vain: the call does not return. */
+static bool has_ended_or_stands(void *w)
+{
+    const struct wire *wire = w;
+    return wire->busy || wire->lost || has_ended(taken_by, taken_type);
 }
 
 /* As client/conn.c's, with one look in place of many: when the daemon comes to an end is chosen. */
@@ -313,7 +340,10 @@ static int give_up(struct arena *a, uint32_t type)
         return -ENOTCONN;
     if (ticket_cancel(&a->heap, a->tag, a->conn.out.id))
         return -ENOTCONN;
-    return was_done(a, type) ? 0 : -EINPROGRESS;
+    taken_by = a;
+    taken_type = type;
+    ex_wait(has_ended_or_stands, &wires[ex_self()]);
+    return has_ended(a, type) ? 0 : -EINPROGRESS;
 }
 
 int conn_call_within(struct arena *a, uint32_t type, uint32_t expect, struct patience patience)
@@ -496,9 +526,13 @@ static void on_mode(struct wire *w, struct client *client, const struct packet *
 {
     if (!p->id)
         return; /* it has trimmed */
-    int rc = p->mode ? client_mode(&world_core, client, p->id, p->mode, p->value) : 0;
+    int rc = p->mode == CLIENT_MODE_SAFEPOINT
+                 ? client_mode(&world_core, client, p->id, p->mode, p->value)
+                 : 0; /* what answers */
     if (rc == -ECANCELED)
         return;
+    if (p->mode == CLIENT_MODE_SAFEPOINT)
+        ex_wait(at_once, NULL);
     if (rc < 0)
         answer_error(w, rc);
     else
@@ -510,6 +544,7 @@ static void on_extend(struct wire *w, struct client *client, const struct packet
     int rc = mcentral_extend(&world_core, client, p->id, p->first, p->pages);
     if (rc == -ECANCELED)
         return;
+    ex_wait(at_once, NULL);
     if (rc < 0)
         answer_error(w, rc == -EAGAIN ? -ENOMEM : rc);
     else
@@ -521,9 +556,12 @@ static void serve(unsigned i)
     struct wire *w = &wires[i];
     struct packet p = w->in[0];
     struct client *client = client_of(i);
+    if (!w->in_count || !w->up) /* it has hung up since */
+        return;
     pop(w->in, &w->in_count);
     w->serving = p.id;
     w->serving_line = w->line;
+    w->busy = 1;
     if (may_give_up) /* the daemon has looked whether it has hung up; now it stands still */
         ex_wait(at_once, NULL);
     if (p.type == MSG_HELLO)
@@ -548,6 +586,7 @@ static void serve(unsigned i)
         answer_error(w, -EDQUOT);
     else
         ex_violation("a packet of type %u", p.type);
+    w->busy = 0;
 }
 
 static void see_death(unsigned i)
@@ -658,6 +697,8 @@ void daemon_killed(void)
     ex_heap_reset(DAEMON);
     for (unsigned i = 1; i <= client_count; i++) { /* what it had answered can still be read */
         wires[i].up = 0;
+        wires[i].busy = 0;
+        wires[i].lost = 1;
         wires[i].greeted = 0;
         wires[i].in_count = 0;
         memset(wires[i].in, 0, sizeof wires[i].in);
@@ -678,6 +719,10 @@ void wire_setup(const struct world_options *o)
     ex_memory(wires, sizeof wires[0] * (o->clients + 1));
     ex_memory(&sweeps_left, sizeof sweeps_left);
     ex_memory(&give_ups_left, sizeof give_ups_left);
+    taken_by = NULL;
+    taken_type = 0;
+    ex_memory(&taken_by, sizeof taken_by);
+    ex_memory(&taken_type, sizeof taken_type);
 }
 
 void wire_connect(unsigned client)

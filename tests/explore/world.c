@@ -132,6 +132,8 @@ static void client_setup(unsigned i)
                                offsetof(struct msg, tag));
         ex_memory(&m->name, 8);
         ex_memory(&m->expected, 2 * sizeof m->expected);
+        ex_memory(&m->mode, sizeof m->mode);
+        ex_memory(&m->value, sizeof m->value);
     }
     ex_memory(&a->conn.ahead,
               offsetof(struct ahead, list) + WIRE_LIST * sizeof a->conn.ahead.list[0]);
@@ -306,6 +308,7 @@ void world_setup(const struct world_options *o)
     ex_memory(&world_board, sizeof world_board);
     ex_memory(&world_core, offsetof(struct core, central));
     ex_memory(&world_core.central[WORLD_CLASS], sizeof world_core.central[0]);
+    ex_memory(&world_core.central[CLASS_LARGE], sizeof world_core.central[0]);
     ex_memory(&world_core.dspans, sizeof world_core - offsetof(struct core, dspans));
     wire_setup(o);
     ex_memory(bad_frees, sizeof bad_frees);
