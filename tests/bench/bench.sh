@@ -2,7 +2,7 @@
 # `make bench`: measures rows with each allocator in turn, again and again, and reports medians,
 # ratios and targets.
 #
-#   BENCH=LIST    groups (fixed random cross published large space attach growth reclaim flat) or
+#   BENCH=LIST    groups (fixed random cross published large space attach growth reclaim flood flat) or
 #                 rows (fixed/64/100 random/wide/2p ...); default: all
 #   PEERS=LIST    of: arena inline glibc jemalloc mimalloc tcmalloc boost ring; default: all. inline is arena with
 #                 arena_inline.h, in the rows where the call counts; every other peer is called through its library
@@ -26,7 +26,7 @@ out=${OUT:-$build/bench}
 nice=${NICE:-0}
 : "${reps:=5}" "${run_ms:=100}" "${wait_ms:=1000}" "${minutes:=60}"
 peers=$(tr ',' ' ' <<<"${PEERS:-$all_peers}")
-groups="fixed random cross published large space attach growth reclaim flat"
+groups="fixed random cross published large space attach growth reclaim flood flat"
 bench=$(tr ',' ' ' <<<"${BENCH:-$groups}")
 
 rows_of() { # GROUP or ROW
@@ -41,6 +41,7 @@ rows_of() { # GROUP or ROW
     attach) printf '%s\n' attach/1G attach/64G ;;
     growth) printf '%s\n' growth/64 growth/1024 growth/8192 ;;
     reclaim) printf '%s\n' reclaim/quiet reclaim/death reclaim/backing reclaim/returning ;;
+    flood) printf '%s\n' flood/quiet flood/leases flood/roots ;;
     flat) printf '%s\n' flat/objects/1000 flat/objects/10000 flat/objects/100000 flat/objects/1000000 \
               flat/objects/10000000 flat/heap/256M flat/heap/1G flat/heap/4G flat/heap/16G flat/heap/64G \
               flat/clients/1 flat/clients/10 flat/clients/100 flat/clients/200 ;;
@@ -100,7 +101,7 @@ measure() { # ROW PEER REP
 }
 
 is_slow() { # ROW: takes seconds; three rounds are enough
-    case $1 in space/* | attach/* | growth/* | reclaim/* | flat/objects/1000000*) true ;; *) false ;; esac
+    case $1 in space/* | attach/* | growth/* | reclaim/* | flood/* | flat/objects/1000000*) true ;; *) false ;; esac
 }
 
 for (( rep = 1; rep <= reps; rep++ )); do

@@ -251,6 +251,8 @@ function targets(    n, objects, v) {
     most_wanted(8, "another's refill meanwhile, p99, us", of("reclaim/death", "refill_p99_us", "arena"), 2000)
     most_wanted(8, "another's refill while 1 GiB is backed for one client, p99, us", of("reclaim/backing", "refill_p99_us", "arena"), 2000)
     most_wanted(8, "another's refill while 1 GiB is returned, p99, us", of("reclaim/returning", "refill_p99_us", "arena"), 2000)
+    most_wanted(8, "a quiet client's round trip beside three floods of leases, p99, of that in quiet", ratio(of("flood/leases", "round_trip_p99_us", "arena"), of("flood/quiet", "round_trip_p99_us", "arena")), 10)
+    most_wanted(8, "the same beside 256 connections of roots", ratio(of("flood/roots", "round_trip_p99_us", "arena"), of("flood/quiet", "round_trip_p99_us", "arena")), 10)
     objects = ratio(spread("objects", "arena"), spread("objects", "tcmalloc"))
     most_wanted(9, "slowdown from 10^3 to 10^7 live objects, of tcmalloc's", objects, 1.15)
     most_wanted(9, "slowest of fastest, heaps of 256 MiB to 64 GiB", spread("heap", "arena"), 1.15)

@@ -8,7 +8,7 @@
 int space_run(const struct run *run);  /* space/{wide,tiny} */
 int growth_run(const struct run *run); /* growth/SIZE */
 int service_run(
-    const struct run *run); /* attach/SIZE, reclaim/{quiet,death,backing,returning}: arena alone */
+    const struct run *run); /* attach/SIZE, reclaim/{quiet,death,backing,returning}, flood/{quiet,leases,roots} */
 
 /* A figure of /proc/PID/smaps_rollup in bytes; pid 0: this process. */
 uint64_t rollup_bytes(int pid, const char *field);

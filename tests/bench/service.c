@@ -17,7 +17,8 @@
 
 int service_run(const struct run *run)
 {
-    return strncmp(run->row, "attach/", 7) == 0 || strncmp(run->row, "reclaim/", 8) == 0 ? 77 : 2;
+    return strncmp(run->row, "attach/", 7) == 0 || strncmp(run->row, "reclaim/", 8) == 0 ||
+                   strncmp(run->row, "flood/", 6) == 0 ? 77 : 2;
 }
 
 #else
@@ -70,42 +71,68 @@ static void line(const struct run *run, const char *metric, double value)
 
 /* ---- attach ---- */
 
+static struct msg m;
+static uint8_t bytes[MSG_MAX];
+
+static bool say(int fd, uint32_t type, uint32_t id)
+{
+    m.type = type;
+    m.id = id;
+    int n = msg_encode(&m, bytes, sizeof bytes);
+    return n > 0 && packet_send(fd, bytes, (size_t)n, NULL, 0, 0) == 0;
+}
+
+/* The type of the next packet that is no notice; 0: there is none any more. */
+static uint32_t hear(int fd, int *fds, int *count)
+{
+    char why[MSG_TEXT_MAX + 1];
+    do {
+        ssize_t got = packet_receive(fd, bytes, sizeof bytes, fds, fds ? PACKET_FDS_MAX : 0, count, 0);
+        if (got <= 0 || msg_decode(&m, bytes, (size_t)got, why) != 0)
+            return 0;
+    } while (m.type == MSG_NOTICE);
+    return m.type;
+}
+
+/* Connects as a client: the socket and the descriptors of the regions; -1. */
+static int connect_raw(const char *socket_path, int *fds, int *count)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    snprintf(address.sun_path, sizeof address.sun_path, "%s", socket_path);
+    memset(&m, 0, sizeof m);
+    m.version_min = m.version = PROTO_VERSION;
+    m.layout = LAYOUT_VERSION;
+    if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) != 0 || !say(fd, MSG_HELLO, 1) ||
+        hear(fd, fds, count) != MSG_WELCOME)
+        return -1;
+    return fd;
+}
+
+static bool ask_spans(int fd, unsigned span_class, uint32_t pages, const uint32_t *back, uint32_t count)
+{
+    m.span_class = span_class;
+    m.pages = pages;
+    m.flags = 0;
+    m.list_count = count;
+    for (uint32_t i = 0; i < count; i++)
+        m.list[i] = back[i];
+    return say(fd, MSG_LEASE, 2);
+}
+
 /* What no client can do without, and nothing else: connects, gets the regions and maps them, has a
  * span leased and writes to it. */
 static bool attach_raw(const char *socket_path)
 {
-    static uint8_t bytes[MSG_MAX];
-    static struct msg m;
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    char why[MSG_TEXT_MAX + 1];
-    int fds[PACKET_FDS_MAX], count = 0, fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-    snprintf(address.sun_path, sizeof address.sun_path, "%s", socket_path);
-    m.type = MSG_HELLO;
-    m.version_min = m.version = PROTO_VERSION;
-    m.layout = LAYOUT_VERSION;
-    m.id = 1;
-    int n = msg_encode(&m, bytes, sizeof bytes);
-    if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) != 0 ||
-        packet_send(fd, bytes, (size_t)n, NULL, 0, 0) != 0)
-        return false;
-    ssize_t got = packet_receive(fd, bytes, sizeof bytes, fds, PACKET_FDS_MAX, &count, 0);
-    if (got <= 0 || count != 4 || msg_decode(&m, bytes, (size_t)got, why) != 0 || m.type != MSG_WELCOME)
+    int fds[PACKET_FDS_MAX], count = 0, fd = connect_raw(socket_path, fds, &count);
+    if (fd < 0 || count < 3)
         return false;
     char *heap = mmap((void *)(uintptr_t)m.base, m.heap_bytes, PROT_READ | PROT_WRITE,
                       MAP_SHARED | MAP_NORESERVE | MAP_FIXED_NOREPLACE, fds[0], 0);
     void *map = mmap(NULL, m.map_bytes, PROT_READ, MAP_SHARED, fds[1], 0);
     void *state = mmap(NULL, m.state_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fds[2], 0);
-    m.type = MSG_LEASE;
-    m.span_class = 14; /* 64 bytes, scan */
-    m.pages = 1;
-    m.flags = 0;
-    m.list_count = 0;
-    m.id = 2;
-    n = msg_encode(&m, bytes, sizeof bytes);
-    if (heap == MAP_FAILED || map == MAP_FAILED || state == MAP_FAILED || n <= 0 ||
-        packet_send(fd, bytes, (size_t)n, NULL, 0, 0) != 0 ||
-        (got = packet_receive(fd, bytes, sizeof bytes, NULL, 0, NULL, 0)) <= 0 ||
-        msg_decode(&m, bytes, (size_t)got, why) != 0 || m.type != MSG_GRANT || m.list_count == 0)
+    if (heap == MAP_FAILED || map == MAP_FAILED || state == MAP_FAILED || !ask_spans(fd, 14, 1, NULL, 0) || /* 64 bytes, scan */
+        hear(fd, NULL, NULL) != MSG_GRANT || m.list_count == 0)
         return false;
     block_mark(heap + ((uint64_t)m.list[0] << PAGE_SHIFT), 64, 0, false);
     return true;
@@ -291,8 +318,106 @@ static int reclaim_run(const struct run *run, const char *what)
     return now_ns() < end + 1000000000ULL ? 0 : 1;
 }
 
+/* ---- floods ---- */
+
+enum { FLOOD_LEASES = 3, FLOOD_ROOTS = 256, QUEUED = 4, FLOOD_PROBES = 2000 };
+
+/* Has QUEUED requests for spans of 4 B objects queued, always; each gives back what an earlier one has got. */
+static void flood_leases(const char *socket_path)
+{
+    static uint32_t spans[QUEUED][MSG_LIST_MAX], count[QUEUED];
+    int fds[PACKET_FDS_MAX], fd_count = 0, fd = connect_raw(socket_path, fds, &fd_count);
+    uint32_t epoch = m.epoch;
+    for (unsigned n = 0; fd >= 0; n++) {
+        unsigned at = n % QUEUED;
+        if (n >= QUEUED) {
+            if (hear(fd, NULL, NULL) != MSG_GRANT)
+                return;
+            count[at] = m.list_count;
+            memcpy(spans[at], m.list, m.list_count * sizeof m.list[0]);
+        }
+        m.epoch = epoch;
+        if (!ask_spans(fd, 3, 1024, spans[at], count[at]))
+            return;
+    }
+}
+
+/* Has requests queued on many connections, always. */
+static void flood_roots(const char *socket_path)
+{
+    int fd[FLOOD_ROOTS], fds[PACKET_FDS_MAX], count;
+    for (int i = 0; i < FLOOD_ROOTS; i++) {
+        count = 0;
+        if ((fd[i] = connect_raw(socket_path, fds, &count)) < 0)
+            return;
+        while (count > 0)
+            close(fds[--count]);
+    }
+    memset(&m, 0, sizeof m);
+    m.type = MSG_ROOT;
+    m.id = 2;
+    m.mode = ROOT_MODE_SET; /* removes what is not there */
+    strcpy(m.name, "missing");
+    uint8_t request[256];
+    int n = msg_encode(&m, request, sizeof request);
+    for (unsigned round = 0;; round++)
+        for (int i = 0; i < FLOOD_ROOTS; i++) {
+            if (round >= QUEUED && hear(fd[i], NULL, NULL) == 0)
+                return;
+            if (packet_send(fd[i], request, (size_t)n, NULL, 0, 0) != 0)
+                return;
+        }
+}
+
+static int flood_run(const struct run *run, const char *what)
+{
+    const bool leases = strcmp(what, "leases") == 0, roots = strcmp(what, "roots") == 0;
+    int fds[PACKET_FDS_MAX], count = 0, floods = leases ? FLOOD_LEASES : roots ? 1 : 0;
+    pid_t pids[FLOOD_LEASES], parent = getpid();
+    static double us[FLOOD_PROBES];
+    struct timespec pause_for = {.tv_nsec = 1000000};
+    if (!leases && !roots && strcmp(what, "quiet") != 0)
+        return 2;
+    if (peer_setup(1, "1G") != 0)
+        return 1;
+    const char *socket_path = peer_daemon(0)->socket;
+    for (int i = 0; i < floods; i++)
+        if ((pids[i] = fork()) == 0) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            pin(run->cpu + 1);
+            if (getppid() == parent)
+                leases ? flood_leases(socket_path) : flood_roots(socket_path);
+            _exit(1); /* it never ends by itself */
+        }
+    pin(run->cpu);
+    int fd = connect_raw(socket_path, fds, &count);
+    for (int i = -100; fd >= 0 && i < FLOOD_PROBES; i++) { /* the floods have begun by then */
+        nanosleep(&pause_for, NULL);
+        m.mode = CLIENT_MODE_TRIMMED;
+        m.value = 1;
+        uint64_t from = now_ns();
+        if (!say(fd, MSG_MODE, 3) || hear(fd, NULL, NULL) != MSG_OK)
+            fd = -1;
+        if (i >= 0)
+            us[i] = (double)(now_ns() - from) / 1e3;
+    }
+    for (int i = 0; i < floods; i++) {
+        int status;
+        if (waitpid(pids[i], &status, WNOHANG) == pids[i])
+            fd = -1; /* there was no flood */
+        else
+            kill(pids[i], SIGKILL), waitpid(pids[i], &status, 0);
+    }
+    line(run, "round_trip_p50_us", percentile(us, FLOOD_PROBES, 0.5));
+    line(run, "round_trip_p99_us", percentile(us, FLOOD_PROBES, 0.99));
+    line(run, "round_trip_max_us", percentile(us, FLOOD_PROBES, 1));
+    return fd < 0;
+}
+
 int service_run(const struct run *run)
 {
+    if (strncmp(run->row, "flood/", 6) == 0)
+        return flood_run(run, run->row + 6);
     if (strncmp(run->row, "attach/", 7) == 0)
         return attach_run(run, run->row + 7);
     if (strncmp(run->row, "reclaim/", 8) == 0)

@@ -1,0 +1,204 @@
+/* Goal: what the daemon holds for others is bounded, whatever they ask for and leave unread, and an empty heap costs little
+ * however large it may become. Method: hundreds of raw monitors and clients; the daemon's private memory in /proc. */
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "daemon/info.h"
+#include "tests/crash/raw.h"
+#include "tests/e2e/harness.h"
+
+static struct daemon d;
+
+static int setup(void **state)
+{
+    struct rlimit limit;
+    getrlimit(RLIMIT_NOFILE, &limit);
+    limit.rlim_cur = limit.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &limit);
+    return daemon_setup(state, &d, NULL, NULL);
+}
+
+static uint64_t memory_of_daemon(const char *field)
+{
+    char path[64], line[256];
+    unsigned long long kib = 0;
+    snprintf(path, sizeof path, "/proc/%d/status", (int)daemon_serving(&d));
+    FILE *f = fopen(path, "re");
+    assert_non_null(f);
+    while (fgets(line, sizeof line, f))
+        if (strncmp(line, field, strlen(field)) == 0)
+            sscanf(line + strlen(field), ": %llu", &kib);
+    fclose(f);
+    assert_int_not_equal(kib, 0);
+    return kib << 10;
+}
+
+static void monitor(struct raw *r)
+{
+    memset(r, 0, sizeof *r);
+    r->fd = raw_connect(d.socket);
+    hello_fields(HELLO_MONITOR);
+    assert_int_equal(raw_send(r->fd, MSG_HELLO, 1), 0);
+    assert_int_equal(raw_receive(r), MSG_OK);
+}
+
+static void ask(struct raw *r, unsigned what)
+{
+    m.what = what;
+    m.cursor = 0;
+    assert_int_equal(raw_send(r->fd, MSG_INFO, 2), 0);
+}
+
+static unsigned log_count(const char *text)
+{
+    char out[64];
+    run(out, sizeof out, "grep -c -e '%s' %s", text, d.log);
+    return (unsigned)atoi(out);
+}
+
+/* So many spans that their rows fill replies. */
+static void make_spans(struct raw *r, uint32_t spans)
+{
+    raw_greet(r, d.socket);
+    raw_close_fds(r);
+    for (uint32_t got = 0; got < spans; got += m.list_count) {
+        m.epoch = r->epoch;
+        m.span_class = 3;
+        m.pages = spans - got;
+        m.flags = 0;
+        m.list_count = 0;
+        assert_int_equal(raw_send(r->fd, MSG_LEASE, 5), 0);
+        assert_int_equal(raw_receive(r), MSG_GRANT);
+    }
+}
+
+static void monitors_that_do_not_read_hold_so_much_and_are_cut_off(void **state)
+{
+    enum { MONITORS = 1500, SPANS = 1000 };
+    static struct raw r[MONITORS];
+    struct raw holder, honest;
+    (void)state;
+    daemon_start(&d, "64M", "--hello-timeout", "500", NULL);
+    make_spans(&holder, SPANS);
+    uint64_t before = memory_of_daemon("RssAnon");
+    for (int i = 0; i < MONITORS; i++) {
+        monitor(&r[i]);
+        ask(&r[i], i % 3 ? INFO_SPANS : INFO_CLIENTS);
+    }
+    monitor(&honest); /* as all others, but that it reads */
+    for (int i = 0; i < 3; i++) {
+        ask(&honest, INFO_SPANS);
+        assert_int_equal(raw_receive(&honest), MSG_ROWS);
+        assert_true(m.body_bytes > INFO_REPLY / 2);
+    }
+    assert_in_range(memory_of_daemon("VmHWM"), 1, before + INFO_UNREAD_ALL + (24 << 20));
+    while (log_count("does not read what it asked for") < INFO_UNREAD_ALL / INFO_REPLY)
+        ask(&honest, INFO_LIMITS), assert_int_equal(raw_receive(&honest), MSG_ROWS);
+    for (int i = 0; i < MONITORS; i++)
+        close(r[i].fd);
+    stat_await(&d, "clients", 1);
+    assert_in_range(memory_of_daemon("VmHWM"), 1, before + INFO_UNREAD_ALL + (24 << 20));
+    assert_int_equal(check_of(&d), 0);
+}
+
+static void monitors_that_read_are_all_answered(void **state)
+{
+    enum { MONITORS = 600, SPANS = 1000, ROUNDS = 3 };
+    static struct raw r[MONITORS];
+    struct raw holder;
+    (void)state;
+    daemon_start(&d, "64M", NULL);
+    make_spans(&holder, SPANS);
+    for (int i = 0; i < MONITORS; i++)
+        monitor(&r[i]);
+    for (int round = 0; round < ROUNDS; round++) {
+        for (int i = 0; i < MONITORS; i++)
+            ask(&r[i], round ? INFO_STATS + (unsigned)(i % 8) : INFO_SPANS);
+        for (int i = 0; i < MONITORS; i++)
+            assert_int_equal(raw_receive(&r[i]), MSG_ROWS);
+    }
+    assert_int_equal(log_count("event=cut"), 0);
+    for (int i = 0; i < MONITORS; i++)
+        close(r[i].fd);
+}
+
+static void clients_that_come_back_need_no_memory_by_the_size_of_the_heap(void **state)
+{
+    enum { CLIENTS = 300 };
+    static struct raw r[CLIENTS];
+    uint8_t id[16];
+    (void)state;
+    daemon_start(&d, "64G", NULL);
+    for (int i = 0; i < CLIENTS; i++) {
+        raw_greet(&r[i], d.socket);
+        memcpy(id, m.heap_id, sizeof id);
+        raw_close_fds(&r[i]);
+        close(r[i].fd);
+    }
+    uint64_t before = memory_of_daemon("RssAnon"), shared = memory_of_daemon("VmRSS") - before;
+    for (int i = 0; i < CLIENTS; i++) {
+        r[i].fd = raw_connect(d.socket);
+        hello_fields(0);
+        m.tag = r[i].tag;
+        m.heap_id = id;
+        m.heap_id_bytes = sizeof id;
+        assert_int_equal(raw_send(r[i].fd, MSG_HELLO, 1), 0);
+        assert_int_equal(raw_receive(&r[i]), MSG_WELCOME);
+        hello_fields(0);
+        m.list_count = MSG_LIST_MAX; /* spread over all of the heap: none is its own */
+        for (uint32_t k = 0; k < MSG_LIST_MAX; k++)
+            m.list[k] = (uint32_t)((64ULL << 30 >> PAGE_SHIFT) / MSG_LIST_MAX * k);
+        assert_int_equal(raw_send(r[i].fd, MSG_RESUME, 2), 0);
+        assert_int_equal(raw_receive(&r[i]), MSG_OK);
+    }
+    assert_in_range(memory_of_daemon("RssAnon"), 1, before + (4 << 20));
+    assert_in_range(memory_of_daemon("VmRSS") - memory_of_daemon("RssAnon"), 1, shared + (4 << 20));
+    for (int i = 0; i < CLIENTS; i++) {
+        hello_fields(0);
+        m.flags = RESUME_LAST;
+        m.list_count = 0;
+        assert_int_equal(raw_send(r[i].fd, MSG_RESUME, 3), 0);
+    }
+    for (int i = 0; i < CLIENTS; i++) {
+        assert_int_equal(raw_receive(&r[i]), MSG_OK);
+        close(r[i].fd);
+    }
+    assert_int_equal(check_of(&d), 0);
+}
+
+/* What was used, and no more: also after all that can be asked for was. */
+static void an_empty_heap_of_a_terabyte_costs_little(void **state)
+{
+    static const char *const commands[] = {"stat", "clients", "classes", "spans", "roots", "map", "check", "limits", "why", "trim"};
+    char out[65536];
+    (void)state;
+    daemon_start(&d, "1T", NULL);
+    assert_in_range(memory_of_daemon("VmRSS"), 1, 10 << 20);
+    for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++)
+        assert_int_equal(arenactl(&d, out, sizeof out, "%s", commands[i]), 0);
+    arena_t *a = open_heap(&d);
+    for (int i = 0; i < 1000; i++)
+        assert_non_null(arena_alloc(a, 1000));
+    assert_int_equal(arena_close(a), 0);
+    kill(daemon_serving(&d), SIGKILL); /* and its successor's */
+    stat_await(&d, "epoch", 2);
+    assert_int_equal(check_of(&d), 0);
+    assert_in_range(memory_of_daemon("RssAnon"), 1, 10 << 20);
+}
+
+#define TEST(f) cmocka_unit_test_setup_teardown(f, setup, daemon_teardown)
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(monitors_that_do_not_read_hold_so_much_and_are_cut_off),
+        TEST(monitors_that_read_are_all_answered),
+        TEST(clients_that_come_back_need_no_memory_by_the_size_of_the_heap),
+        TEST(an_empty_heap_of_a_terabyte_costs_little),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
