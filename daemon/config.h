@@ -39,7 +39,7 @@ struct config {
     KEY("reserve", SIZE, reserve, 1, "1M", "free memory that is kept and not returned")                                \
     KEY("return-after", MS, return_after_ms, 1, "500", "how long free memory is kept before it is returned")           \
     KEY("memory-reserve", SIZE, memory_reserve, 1, "64M", "of the machine's and the cgroup's memory, left alone")      \
-    KEY("hello-timeout", MS, hello_timeout_ms, 1, "10000", "how long a connection may say nothing")                    \
+    KEY("hello-timeout", MS, hello_timeout_ms, 1, "10000", "how long one may say nothing, or read nothing")            \
     KEY("trim-timeout", MS, trim_timeout_ms, 1, "100", "how long a full heap waits for clients to trim")               \
     KEY("allow-users", USERS, allow_uid, 1, "", "users that may attach, names or numbers; * for any")                  \
     KEY("allow-groups", GROUPS, allow_gid, 1, "", "groups whose members may attach")                                   \
