@@ -265,7 +265,8 @@ int free_slow(struct arena *a, void *p, const char *call)
         bad_object(a, p, EINVAL, call, "%s", why);
         return -EINVAL;
     }
-    look_for_pin(a, p, &object, call);
+    if (unlikely(a->debug & DEBUG_PINS) && strncmp(call, "arena_free", 10) == 0) /* realloc has been looked at before */
+        debug_pinned(a, p, &object, call);
     if (!free_word(a, p, object.word, WORD_CACHED(a->tag), call))
         return -EINVAL;
     hand_back(a, mc, p, &object);
