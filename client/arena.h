@@ -53,7 +53,8 @@ enum {
     ARENA_NOSCAN = 1, /* holds no references: the collector does not read it; up to 12 bytes it costs 4, 8 or 12, and is
                          aligned to 4 only, but for a size of 5 to 8: to 8 */
     ARENA_ZERO = 2,   /* all bytes are 0 */
-    ARENA_SHARED = 4, /* published from the start */
+    ARENA_SHARED = 4, /* published from the start; also in a transaction, whose end changes nothing of it. In a process that
+                         declared ARENA_PINS it is born pinned: see arena_pin */
 };
 
 enum { ARENA_READ_ONLY = 1 }; /* arena_options.flags: no writable mapping of anything; reads and roots only */
@@ -133,11 +134,15 @@ void *arena_alloc(arena_t *a, size_t size);
 void *arena_alloc_flags(arena_t *a, size_t size, unsigned flags); /* EINVAL: unknown flags */
 void *arena_calloc(arena_t *a, size_t count, size_t size);        /* ENOMEM also when count * size overflows */
 
-/* NULL p: alloc; size 0: free, NULL. Keeps scan or noscan, OWNED or SHARED. In place where the size class, or the pages
- * behind a large object, allow it. On failure NULL, and p is as it was. */
+/* NULL p: alloc; size 0: free, NULL. Keeps scan or noscan, and whose the object is: OWNED, SHARED, or of the transaction that it
+ * is of; its pins move along. In place where the size class, or the pages behind a large object, allow it; to a smaller size also
+ * where that wastes at most half of the object, or 256 bytes. On failure NULL, and p is as it was; a smaller size never fails.
+ * EINVAL not an object, or not this process's to free: the error handler was told. EBUSY it is of another thread's transaction,
+ * which is being committed. */
 void *arena_realloc(arena_t *a, void *p, size_t size);
 
-/* alignment: any power of two up to 2 MiB, else EINVAL. */
+/* alignment of the pointer, in this process: any power of two up to 2 MiB, else EINVAL. Where the common address is taken the
+ * heap is mapped at one of the same alignment; ENOMEM: there was none, and this alignment is not to be had. */
 void *arena_aligned_alloc(arena_t *a, size_t alignment, size_t size);
 
 /* Frees an own object, or a published one of any process. A bad pointer goes to the error handler and nothing is done.
@@ -162,7 +167,9 @@ int arena_trim(arena_t *a);
  * if it dies the object is freed. They belong to one thread at a time. What they hold moves when they grow, except in place:
  * up to the end of the object's size class at no cost, and a large object into free pages behind it for a round trip.
  * They at least double while they are small and copied, and take a quarter more while they grow in place. detach gives the object
- * itself, cut to what is used, which can be published like any other. In a forked child they are the parent's: only read. */
+ * itself, cut to what is used, which can be published like any other. Until then it is of no transaction, whichever is open while it
+ * grows; detach gives it to the one that is open on the thread, as if it were allocated by that call. In a forked child they are
+ * the parent's: only read. */
 
 struct arena_buf { /* bytes. sync: its user's; read the first three, write none */
     char *data;      /* NULL: nothing reserved yet. Behind the last byte there is always a 0 */
@@ -334,14 +341,20 @@ int arena_claim(arena_t *a, void *p);
 /* ---- transactions: this thread's ------------------------------------------------------------------------------- */
 
 /* What this thread allocates from here on belongs to the transaction, until commit or abort: if the process dies before,
- * all of it is freed. One at a time: -EALREADY. A round trip now and then, for tags. -EDQUOT, -ENOTCONN, -ESTALE. */
+ * all of it is freed. One at a time: -EALREADY. A round trip now and then, for tags. -EDQUOT, -ENOTCONN, -ESTALE, -ENOMEM.
+ *
+ * An object of it may be freed, moved or published by itself before the end, by any thread of the process: then commit and abort
+ * have nothing to do with it. Not of it are: what is ARENA_SHARED from the start, what is claimed, what buffers, vectors and the
+ * stack hold, and what a realloc makes of another object. What is freed or claimed inside is not undone by an abort. It keeps a
+ * note of 16 bytes, in private memory, of each object that lives; ENOMEM of an allocation: there is none for it. */
 int arena_tx_begin(arena_t *a);
 
 /* Publishes all of it as one, and with it moves the root (NULL: none). One round trip.
  * -EAGAIN the root was not `expected`: still open. -EINVAL no transaction, a bad name, or `desired` is neither published
  * nor of this transaction: still open. -EDQUOT, -ENOSPC too many roots: still open. -ENOTCONN nobody has answered: it was
  * not done and will not be, still open. -EINPROGRESS in doubt: the daemon has begun with it and stands still; a commit or an
- * abort later tells. */
+ * abort later tells: a commit with the same arguments is 0 if either of the two was done; with others -EALREADY says that the one
+ * before was done, this one was not, and the transaction is over. */
 int arena_tx_commit(arena_t *a, const char *root, arena_ref_t expected, arena_ref_t desired);
 
 /* Frees all of it. -EINVAL no transaction. After a commit that said -EINPROGRESS it asks first (a round trip): -EALREADY that
@@ -392,15 +405,21 @@ enum {
  * collector does not see them in the child, which must find them anew from a root. */
 int arena_safepoint(arena_t *a, int mode);
 
-/* A pinned object stays, with all that it leads to, until it was unpinned as often as it was pinned, or this process ends.
- * p: into any object that is not free. The rules for a process that declared ARENA_PINS:
+/* A collection leaves a pinned object, and all that it leads to, until it was unpinned as often as it was pinned, or this process
+ * ends. A pin keeps nobody from freeing it. p: into any object that is not free. The rules for a process that declared ARENA_PINS:
  *  - what it finds in the heap or by a root it pins before it reads, frees or claims it or stores the reference anywhere,
  *    and then looks again whether it is still to be found there (as with hazard pointers), unless a lock keeps it there;
  *  - what it publishes it pins before, until something reachable leads to it. A transaction's root does at once;
  *  - references that it moves from one place in the heap to another are to pinned objects. arena_realloc, arena_buf_* and
  *    arena_vec_* see to that by themselves.
- * Own, unpublished objects need none of that. A lock of this process's, a few dozen ns, for every 1023rd pin an object of
- * 8 KiB. -EINVAL not an object, free, or (unpin) not pinned; -EACCES a reader; -ENOMEM and the like. */
+ * Own, unpublished objects need none of that. What comes into being SHARED in such a process is born pinned, once, before anybody
+ * can see it: by ARENA_SHARED, arena_escape with it, arena_realloc of a published object that had no pin. Who got it unpins it.
+ * A pin goes with its object: a free or an abort by this process takes its pins away (the thread that has freed it may still unpin
+ * it at once, which does nothing), arena_realloc takes them along. What another process frees leaves them here; arena_unpin finds
+ * them by the address, whatever is there by then.
+ * A lock of this process's, a few dozen ns, for every 1023rd pin an object of 8 KiB. While a process pins anything its frees,
+ * claims and publications take a slow path. arena_gc(3) has an example; ARENA_DEBUG=pins names what was not pinned.
+ * -EINVAL not an object, free, or (unpin) not pinned; -EACCES a reader; -ENOMEM and the like. */
 int arena_pin(arena_t *a, const void *p);
 int arena_unpin(arena_t *a, const void *p);
 
@@ -415,7 +434,7 @@ struct arena_gc_stats {
     uint64_t objects_scanned, bytes_scanned; /* read, owned ones too */
     uint64_t mark_ns, total_ns;
     uint64_t workers;         /* threads of the daemon that marked */
-    uint64_t blockers;        /* -EBUSY: how many clients have declared nothing */
+    uint64_t blockers;        /* -EBUSY: how many clients have declared nothing, or stand still in the middle of a commit's end */
     uint64_t blocker_pid;     /* -EBUSY: one of them */
     char blocker_command[16];
 };
@@ -432,19 +451,21 @@ int arena_gc(arena_t *a, unsigned flags, struct arena_gc_stats *stats);
 
 int arena_stats(arena_t *a, struct arena_stats *out); /* the daemon counts the whole heap: O(objects), not for loops */
 
-/* Called for a bad free: error is EINVAL (not an object of this heap, or inside one), EALREADY (free already) or EPERM
- * (another process's, not published) or EACCES (this process is a reader); with ARENA_DEBUG=escape also EFAULT, see
- * arena_stack. The default prints the
- * message, one line, and aborts. With a handler that returns, the call has done nothing and the heap is whole. fn NULL:
- * the default again. */
+/* Called for a bad free or realloc, with a message that names the function that was called: error is EINVAL (not an object of
+ * this heap, or inside one), EALREADY (free already) or EPERM (another process's, not published) or EACCES (this process is a
+ * reader); with ARENA_DEBUG=escape also EFAULT, see arena_stack; with ARENA_DEBUG=pins also ENOLCK, see arena_pin. The default
+ * prints the message, one line, and aborts, but for ENOLCK. With a handler that returns, the call has done nothing and the heap is
+ * whole; after ENOLCK it goes on. fn NULL: the default again. */
 typedef void arena_error_fn(void *context, int error, const void *p, const char *message);
 int arena_on_error(arena_t *a, arena_error_fn *fn, void *context);
 
 /* Why the daemon refused: the line that came with this thread's last refused call, such as which limit an EDQUOT is of and
- * how much is used, which versions an EPROTONOSUPPORT is between, why a name was not taken; or the library's own, where a
- * lost connection is not to be made anew because this user may not open the socket any more (ENOTCONN). It may be cut off at 239 bytes.
+ * how much is used, which versions an EPROTONOSUPPORT is between, why a name was not taken; or the library's own, where it
+ * refuses by itself: flags, modes and names that are none; no memory or no addresses of this process's; what p is, where it is no
+ * object, not published, or another process's; a lost connection that is not to be made anew because this user may not open the
+ * socket any more (ENOTCONN). It may be cut off at 239 bytes.
  * After an arena_open that succeeded: what could not be used of the environment, if anything.
- * "" if no call of this thread was ever refused by a daemon; a later success leaves it as it is, so look at it only after
+ * "" if no call of this thread was ever refused; a later success leaves it as it is, so look at it only after
  * an error. This thread's memory, valid until its next refused call. No cost; never fails; not for signal handlers. In a
  * forked child: what the parent's thread had. */
 const char *arena_reason(void);

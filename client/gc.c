@@ -2,7 +2,7 @@
  *
  * Pins are references in tables that are OWNED scan objects: so the collector finds them as it finds everything, they
  * cost no round trip, and they are freed with their process. A slot whose pin is taken away while a collection runs
- * stays as it is until that collection has ended (3. in daemon/gc.c): what was pinned at any moment of it counts.
+ * stays as it is until that collection has ended (B in daemon/gc.c): what was pinned at any moment of it counts.
  *
  * A pin is a note about an object, and goes with it. While this process has any, its frees take the slow path
  * (arena.fast_bytes), where the pins of what is freed are taken away before anybody can have its place. An object that
@@ -563,7 +563,10 @@ PUBLIC int arena_safepoint(arena_t *a, int mode)
     if (mode == GC_PINS) /* what comes to be SHARED from here on is born pinned */
         set_mode(a, mode);
     rc = declare(a, mode);
-    set_mode(a, rc == 0 ? mode : before);
+    if (rc != -EINPROGRESS)
+        set_mode(a, rc == 0 ? mode : before);
+    else if (before == GC_PINS || mode == GC_PINS) /* the rules of both: born pinned, as before */
+        set_mode(a, GC_PINS);
     late_settle(a);
     return rc;
 }

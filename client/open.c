@@ -155,6 +155,14 @@ static void keep_out_of_dumps(struct arena *a)
     madvise(a->heap.hints, a->state_bytes, MADV_DONTDUMP);
 }
 
+/* What mmap said of a region: as under ulimit -v. */
+static int not_mapped(const char *region, uint64_t bytes)
+{
+    int error = errno;
+    return refused(-error, "cannot map the %s region, %llu KiB of addresses: %s", region, (unsigned long long)(bytes >> 10),
+                   strerror(error));
+}
+
 static int map_regions(struct arena *a, const struct msg *welcome, const int *fds)
 {
     const char *why;
@@ -165,10 +173,10 @@ static int map_regions(struct arena *a, const struct msg *welcome, const int *fd
         return -EPROTO;
     void *map = mmap(NULL, welcome->map_bytes, PROT_READ, MAP_SHARED | MAP_NORESERVE, fds[1], 0);
     if (map == MAP_FAILED)
-        return -errno;
+        return not_mapped("map", welcome->map_bytes);
     void *state = mmap(NULL, welcome->state_bytes, prot, MAP_SHARED | MAP_NORESERVE, fds[2], 0);
     if (state == MAP_FAILED) {
-        rc = -errno;
+        rc = not_mapped("state", welcome->state_bytes);
         goto no_state;
     }
     rc = heap_check_header(map, welcome->map_bytes, welcome->state_bytes, &g, &why);
@@ -178,7 +186,7 @@ static int map_regions(struct arena *a, const struct msg *welcome, const int *fd
     }
     void *heap = map_heap(fds[0], g.heap_bytes, welcome->base, prot, &a->same_address);
     if (heap == MAP_FAILED) {
-        rc = -errno;
+        rc = not_mapped("heap", g.heap_bytes);
         goto no_heap;
     }
     heap_view(&a->heap, &g, heap, map, state);
@@ -328,12 +336,12 @@ PUBLIC int arena_open(arena_t **out, const char *socket, const struct arena_opti
     struct environment environment = {.complaint = ""};
     char buf[256];
     if (!out || (options && (options->size < sizeof o || (options->flags & ~(unsigned)ARENA_READ_ONLY) || options->timeout_ms < -1)))
-        return -EINVAL;
+        return refused(-EINVAL, "arena_open: no place for the heap, or options that are none");
     if (options)
         o = *options;
     struct arena *a = calloc(1, sizeof *a), *found = NULL;
     if (!a)
-        return -ENOMEM;
+        return refused(-ENOMEM, "no private memory for a heap");
     cancel_off();
     a->conn.fd = -1;
     a->read_only = (o.flags & ARENA_READ_ONLY) != 0;

@@ -38,9 +38,9 @@ PUBLIC int arena_root_get(arena_t *a, const char *name, arena_ref_t *ref)
 static int root_call(arena_t *a, const char *name, unsigned mode, arena_ref_t expected, arena_ref_t desired)
 {
     if (root_name_check(name) < 0)
-        return -EINVAL;
+        return refused(-EINVAL, "a root's name has 1 to %d bytes, none of them a control character", ROOT_NAME - 1);
     if (a->read_only)
-        return -EACCES;
+        return refused(-EACCES, "a reader sets no root");
     if (a->generation != fork_generation) {
         int rc = arena_reattach(a);
         if (rc < 0)
@@ -54,6 +54,8 @@ static int root_call(arena_t *a, const char *name, unsigned mode, arena_ref_t ex
     fence_release(); /* [RT1] what the object holds is written before the root leads to it */
     int rc = conn_call(a, MSG_ROOT, MSG_OK);
     conn_unlock(a);
+    if (rc == -EINVAL)
+        refused_root(a, name, desired, 0);
     return rc;
 }
 

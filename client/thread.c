@@ -112,7 +112,7 @@ static bool mcaches_reserve(struct arena *a)
             return true;
         }
     }
-    errno = ENOMEM;
+    errno = refused(ENOMEM, "no addresses for the caches of a thread: %d MiB", MCACHE_BYTES >> 20);
     return false;
 }
 
@@ -148,12 +148,14 @@ static struct mcache *mcache_map(struct arena *a)
     if (!a->mcache_base && !mcaches_reserve(a))
         return NULL;
     if (a->mcache_count == a->mcache_slots) {
-        errno = EAGAIN;
+        errno = refused(EAGAIN, "there are addresses for the caches of %u threads, and no more", a->mcache_slots);
         return NULL;
     }
     struct mcache *mc = mcache_at(a, a->mcache_count);
-    if (!mcache_back(a->mcache_base + (uint64_t)a->mcache_count * MCACHE_BYTES))
+    if (!mcache_back(a->mcache_base + (uint64_t)a->mcache_count * MCACHE_BYTES)) {
+        errno = refused(errno, "no memory for the caches of a thread");
         return NULL;
+    }
     mcache_init(mc, a, a->mcache_count);
     store_release(&a->mcache_count, a->mcache_count + 1); /* [MC1] */
     return mc;

@@ -14,31 +14,57 @@
  * before, and then looked again whether the place where it found it still leads there; what it publishes it pins before.
  *
  * `white` has a bit for each word that was SHARED in the snapshot; marking clears it. Only a white one is ever freed.
- *  1. Objects that come to be published after the snapshot were not SHARED in it: they are never white ("allocated
- *     black"). One that is published while the snapshot is taken may be; it is pinned by then, and its pin makes it black.
- *  2. A bit stands for one place of the heap. Spans may be uncut and cut anew meanwhile, with other objects in the same
- *     pages: a pin of a freed object then leads to a word of another span, and leaves the bit of its own as it was. So
- *     state words that a span gives up go to no other while the snapshot is taken (mheap_hold_units()), and after it not
- *     before their bits are black (gc_release()); no bit becomes white again then. Such words bear bits of objects that
- *     are free, and no span that the sweep could find them by.
- *     Used again in the same span, a white word stands for the same place: to free it one must have pinned it, by (P);
- *     that pin is there at the end (3.), and makes it black whatever is in that place by then.
- *  3. A pin that was there at any moment since the flag went up is there at the end: arena_unpin() first does what [GC1]
- *     says - a full fence, then the flag - and leaves its slot alone while the flag is up. If it saw the flag down, all
- *     that it had stored before is visible to the snapshot, whose fence comes after the flag's store. When its process
- *     dies its tables stay as they are too: while the flag is up no pass frees what the dead owned (reclaim_turn()).
- *  4. So every reference that is stored while the flag is up is to an object whose pin the last look finds. The marking
- *     ends only when the queues are empty and a look at all roots and pins then finds nothing white (else it goes on).
- *     Take the first reference to a white object that is stored or pinned after that look began: by (P) it was found
- *     somewhere reachable, so there was a reference before it, stored by then - and all of those lead to marked objects.
- *  5. What is white after that look is unreachable, so nobody comes by it, and it may be freed at leisure: by
- *     compare-and-swap, so that not even a client that breaks the rules can make one object be freed twice.
- * Objects that are OWNED in the snapshot are read while their owner may write to them: what it stores is covered by 4.
+ *
+ * Five facts
+ *  A. A bit stands for one place of the heap. Spans may be uncut and cut anew meanwhile, with other objects in the same pages: a
+ *     pin of a freed object then leads to a word of another span, and leaves the bit of its own as it was. So state words that a
+ *     span gives up go to no other while the snapshot is taken (mheap_hold_units()), and after it not before their bits are black
+ *     (gc_release()); no bit becomes white again then. Such words bear bits of objects that are free, and no span that the sweep
+ *     could find them by.
+ *  B. A pin that was there at any moment since the flag went up is there at the end: who takes one away - arena_unpin(), a free of
+ *     what is pinned, a realloc - first does what [GC1] says, a full fence, then the flag, and leaves the slot alone while the flag
+ *     is up. If it saw the flag down, all that it had stored before is visible to the snapshot, whose fence comes after the flag's
+ *     store. When its process dies its tables stay as they are too: while the flag is up no pass frees what the dead owned.
+ *  C. So every reference that is stored while the flag is up is to an object whose pin the last look finds, or that was not white.
+ *     The marking ends only when the queues are empty and a look at all roots and pins then finds nothing white (else it goes on).
+ *     Take the first reference to a white object that is stored or pinned after that look began: by (P) it was found somewhere
+ *     reachable, so there was a reference before it, stored by then - and all of those lead to marked objects.
+ *  D. What is white after that look is unreachable, so nobody comes by it, and it may be freed at leisure: by compare-and-swap, so
+ *     that not even a client that breaks the rules can make one object be freed twice.
+ *  E. No word of a transaction is turned while the snapshot is taken: the workers start when no client is at it (gc_turner()), and
+ *     who begins sees the flag, and `snapped` not yet [TN1]. So each object of a transaction is SHARED in all of the snapshot, or
+ *     it is not white. One that is was committed and turned before the flag went up: it counts as any other.
+ * An object that is OWNED in the snapshot is read while its owner may write to it: what that stores is covered by C.
+ *
+ * Each change of a word (T1 to T18 of shm/state.h), where it falls before the flag, in the snapshot, while marking, in the sweep:
+ *  T1  T2   free objects are never white, nor are they references' ends; a white bit can be under them only after T11 to T13
+ *  T3  T4   before: a root. In the snapshot: a root, or passed by as CACHED: not white, and what it refers to is pinned (C). Later:
+ *           not white, likewise
+ *  T5       never while the flag is up: a process that pins goes T3, pin, T8; one at a safepoint publishes nothing
+ *  T6  T7   before: free. In the snapshot and later: it may have been read as a root; what it referred to is marked for nothing.
+ *           What was copied from it is pinned, or in an object that was copied by the library: that goes T13
+ *  T8       before: counts as SHARED. In the snapshot: white perhaps, and pinned by (P), so marked at the last look (B). Later: not
+ *           white
+ *  T9       publish: as T8. Turning: not in the snapshot (E); before it as SHARED; later not white
+ *  T10      a root before and after
+ *  T11      of a white one: it was pinned, so it is marked by the end (B), whatever is in that place of that span by then; in another
+ *           span the bit is another's (A). Of one that the sweep is about to free: the swap of one fails
+ *  T12      as T11; a root from then on, and its bit does not matter: the sweep frees SHARED words only. Published again (T8) while
+ *           the bit is white: it is pinned, and marked
+ *  T13      in the snapshot and later only, with the flag seen up after a full fence: so it is still read as a root or through its
+ *           pin, which stays to the end (B), while its copy may have been passed by. Where the flag was seen down the copy was there
+ *           before the snapshot began
+ *  T14      after the end. A new collection may have begun: then the copy was there before it did
+ *  T15 T16  before, or after the end: while the flag is up the pass rests (reclaim_turn()), and none begins with a pass under way
+ *  T17      the sweep's own: a white word that is SHARED. It is not one that came there since: such a word is black (A, T11)
+ *  T18      before: its words are roots until they are turned. In the snapshot and later: they were roots or not there, so never
+ *           white; a root that moves with the commit is found at the last look, and what its objects refer to is pinned (C). Its client
+ *           dies: T16, after the end
  *
  * While a collection runs the daemon does all its other work, but for three things: it returns no pages to the system, so
- * that none is read that has no memory behind it; it frees nothing of dead clients; and it holds state words back, see 2.
+ * that none is read that has no memory behind it; it frees nothing of dead clients; and it holds state words back, see A.
  * A worker that reads a page's entry and its object's bytes at different times marks too much at worst: what is in a span
- * that was cut since the flag went up need not be read, for all that it refers to is pinned (4.) or not white.
+ * that was cut since the flag went up need not be read, for all that it refers to is pinned (C) or not white.
  *
  * die: the daemon: all of this is private memory, and so is the note of what is held; the flag is taken down when the next
  * one starts, the modes of clients are in the map. What was freed is FREE, what was not is SHARED. A client: its pins and
@@ -192,7 +218,7 @@ struct gc *gc_begin(struct core *core, const uint8_t *objects, uint32_t workers,
     store_release(&header->collecting, serial); /* [GC1] */
     fence_seq_cst();                            /* [GC1] before any word, pin or object is read */
     gc->top = load_acquire(&header->top); /* [TP1] */
-    mheap_hold_units(&core->mheap, true); /* 2.; on the loop thread, as all that gives them up */
+    mheap_hold_units(&core->mheap, true); /* A; on the loop thread, as all that gives them up */
     return gc;
 }
 

@@ -4,7 +4,7 @@
  * since it was added. At each span the words that bear a dying tag are freed, or turned to SHARED if the tag is that of
  * a committed transaction; a span leased to a dying client loses its lessee; and each unleased span is counted again, as
  * a client may have died between its FREE and its hint. Who is dying is in the map, so a restarted daemon goes on. While
- * a collection runs it rests: pins of the dead count until its end (3. in gc.c).
+ * a collection runs it rests: pins of the dead count until its end (B in gc.c).
  */
 #include "daemon/core.h"
 

@@ -1,20 +1,29 @@
-/* The state words: 16 bits an object, and the hints, a byte a page. This is the protocol by which processes share the
- * heap without locks; every change of a word that the product makes is one of the functions below.
+/* The state words: 16 bits an object, and the hints, a byte a page. This is the protocol by which processes share the heap
+ * without locks. t is a client's tag, x that of one of its transactions, y that of its limbo: what it frees after a collection.
  *
- *                 word_cache (lessee)             word_own (t, pops)
- *        FREE ------------------------> CACHED(t) -----------------> OWNED(t)
- *          ^  <------------------------    ^  ^ <------------------   |   ^
- *          |    word_flush (t)             |  |   word_disown (t)     |   |
- *          |                               |  |          word_publish |   | word_claim (any t, CAS)
- *          |                               |  +-----------------+     v   |
- *          |                               |    word_unshare    +---- SHARED
- *          |                               |    (any t, CAS)           |
- *          +--- word_reclaim (daemon, CAS: the tag's client is dead) --+--- word_collect (collector, CAS)
+ *  T1  FREE -> CACHED(t)           the lessee of the span       word_cache, store     refill
+ *  T2  CACHED(t) -> FREE           t                            word_flush, store     flush; then the hint
+ *  T3  CACHED(t) -> OWNED(t)       t, pops it                   word_own, store       alloc
+ *  T4  CACHED(t) -> OWNED(x)       t, in transaction x          word_own, store       alloc
+ *  T5  CACHED(t) -> SHARED         t, which does not pin        word_own, store       alloc, ARENA_SHARED
+ *  T6  OWNED(t) -> CACHED(t)       t                            store                 free
+ *  T7  OWNED(x) -> CACHED(t)       t, any thread                word_swap             free; abort
+ *  T8  OWNED(t) -> SHARED          t                            store                 publish
+ *  T9  OWNED(x) -> SHARED          t, any thread                word_swap             publish; turning of what is committed
+ *  T10 OWNED(t) -> OWNED(x)        t                            store                 detach; realloc by another thread
+ *  T11 SHARED -> CACHED(t)         any client t                 word_swap             free
+ *  T12 SHARED -> OWNED(t)          any client t                 word_swap             claim
+ *  T13 OWNED(t, x), SHARED -> OWNED(y)   t; of SHARED any t     store, word_swap      moved while a collection runs
+ *  T14 OWNED(y) -> CACHED(t)       t                            word_own, store       after it
+ *  T15 CACHED(t), OWNED(t, x, y) -> FREE   the daemon           word_swap             t is dead
+ *  T16 OWNED(x) -> SHARED          the daemon                   word_swap             t is dead, x was committed
+ *  T17 SHARED -> FREE              the collector                word_swap             unreachable
+ *  T18 x is committed: no word changes; OWNED(x) counts as SHARED from then on, so T11, T12 and T13 swap it as well, under a
+ *      hazard (shm/hazard.h), and T6 to T10 are over
  *
- * The rule: a word with my own tag I change by a plain store; a SHARED one by compare-and-swap; a word with another's
- * tag I never touch; a FREE one only the lessee of its span takes. So each word has one plain writer. A transaction has
- * a tag of its own, and its words OWNED(x) count as SHARED once the map says that x is committed: then they too are
- * changed by compare-and-swap only.
+ * The rule: a word with my own tag I change by a plain store; a SHARED one by compare-and-swap; a word with another's tag I
+ * never touch; a FREE one only the lessee of its span takes. So each word has one plain writer. A transaction's words may come
+ * to count as SHARED at any moment, by its own thread: others of its process change them by compare-and-swap.
  *
  * Orders. [ST1] FREE is stored with release and loaded with acquire by who takes it: the object's last writes are seen
  * before its next owner's first. A swap away from SHARED acquires what its publisher released. OWNED and CACHED are

@@ -2,8 +2,13 @@
  * Method: one daemon with a heap of 3 GiB, one process; sizes at every class boundary; a handler that counts bad frees. */
 #include <errno.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include "tests/e2e/harness.h"
 
@@ -286,6 +291,190 @@ static void threads_come_and_go_and_leave_nothing(void **state)
     assert_int_equal(check_of(&d), 0);
 }
 
+static void realloc_to_less_stays_in_place_where_it_wastes_little(void **state)
+{
+    static const size_t from[] = {64, 200, 400, 512, 3000, 32768, 40960, 300000, 40 << 20};
+    (void)state;
+    for (size_t i = 0; i < sizeof from / sizeof from[0]; i++)
+        for (int shared = 0; shared < 2; shared++)
+            for (size_t to = from[i]; to > from[i] / 4; to -= from[i] / 8) {
+                char *p = arena_alloc_flags(a, from[i], shared ? ARENA_SHARED : 0);
+                size_t usable = arena_usable_size(a, p);
+                p[0] = 'p';
+                p[to - 1] = 'q';
+                char *q = arena_realloc(a, p, to);
+                assert_int_equal(q[0], 'p');
+                assert_int_equal(q[to - 1], 'q');
+                assert_true(arena_usable_size(a, q) >= to);
+                if (to >= usable / 2 || usable - to <= 256 || (!shared && to > 32768))
+                    assert_ptr_equal(p, q);
+                else
+                    assert_true(arena_usable_size(a, q) < usable);
+                arena_free(a, q);
+            }
+    assert_int_equal(errors, 0);
+}
+
+static void messages_name_the_function_that_was_called(void **state)
+{
+    arena_buf_t b;
+    arena_vec_t v;
+    char local;
+    (void)state;
+    errors = 0;
+    void *p = arena_alloc(a, 100), *freed = arena_alloc(a, 100);
+    arena_free(a, freed);
+    assert_null(arena_realloc(a, (char *)p + 16, 200));
+    assert_non_null(strstr(last_message, "arena_realloc("));
+    assert_non_null(strstr(last_message, "interior"));
+    assert_null(arena_realloc(a, freed, 200));
+    assert_non_null(strstr(last_message, "arena_realloc("));
+    assert_int_equal(last_error, EALREADY);
+    assert_null(arena_realloc(a, &local, 0));
+    assert_non_null(strstr(last_message, "arena_realloc("));
+    arena_free(a, &local);
+    assert_non_null(strstr(last_message, "arena_free("));
+    arena_free_batch(a, &freed, 1);
+    assert_non_null(strstr(last_message, "arena_free_batch("));
+    assert_int_equal(arena_buf_init(&b, a, 100), 0);
+    arena_free(a, b.data);
+    arena_buf_fini(&b);
+    assert_non_null(strstr(last_message, "arena_buf_fini("));
+    assert_int_equal(arena_vec_init(&v, a, 8, 100, 0), 0);
+    arena_free(a, v.items);
+    arena_vec_fini(&v);
+    assert_non_null(strstr(last_message, "arena_vec_fini("));
+    assert_int_equal(errors, 7);
+    arena_free(a, p);
+    errors = 0;
+}
+
+#define ASSERT_REASON(text)                                              \
+    do {                                                                 \
+        if (!strstr(arena_reason(), text))                               \
+            fail_msg("the reason is \"%s\", not " text, arena_reason()); \
+    } while (0)
+
+static void what_the_library_refuses_has_a_reason(void **state)
+{
+    (void)state;
+    char *p = arena_alloc(a, 100);
+    assert_null(arena_alloc_flags(a, 10, 64));
+    ASSERT_REASON("flags");
+    assert_null(arena_aligned_alloc(a, 24, 100));
+    ASSERT_REASON("alignment");
+    assert_int_equal(arena_claim(a, p), -EBUSY);
+    ASSERT_REASON("owns");
+    assert_int_equal(arena_claim(a, p + 1), -EINVAL);
+    ASSERT_REASON("interior");
+    assert_int_equal(arena_publish(a, &p), -EINVAL);
+    ASSERT_REASON("outside");
+    assert_int_equal(arena_root_set(a, "r", arena_ref(a, p)), -EINVAL);
+    ASSERT_REASON("not published");
+    assert_int_equal(arena_tx_begin(a), 0);
+    assert_int_equal(arena_tx_commit(a, "r", 0, arena_ref(a, p)), -EINVAL);
+    ASSERT_REASON("neither published nor of this transaction");
+    assert_int_equal(arena_tx_begin(a), -EALREADY);
+    ASSERT_REASON("open");
+    assert_int_equal(arena_tx_commit(a, "a\nb", 0, 0), -EINVAL);
+    ASSERT_REASON("name");
+    assert_int_equal(arena_tx_abort(a), 0);
+    assert_int_equal(arena_tx_abort(a), -EINVAL);
+    ASSERT_REASON("no transaction");
+    assert_int_equal(arena_publish(a, p), 0);
+    assert_int_equal(arena_root_cas(a, "r", 0, arena_ref(a, p + 8)), -EINVAL);
+    ASSERT_REASON("interior");
+    assert_int_equal(arena_unpin(a, p), -EINVAL);
+    ASSERT_REASON("not pinned");
+    arena_free(a, p);
+    assert_int_equal(arena_root_set(a, "r", arena_ref(a, p)), -EINVAL);
+    ASSERT_REASON("free");
+    assert_int_equal(arena_pin(a, p), -EINVAL);
+    ASSERT_REASON("free");
+    assert_int_equal(arena_safepoint(a, 7), -EINVAL);
+    ASSERT_REASON("mode");
+    assert_int_equal(errors, 0);
+}
+
+static int opens_with_few_addresses(void *unused)
+{
+    (void)unused;
+    struct rlimit limit = {1ULL << 30, 1ULL << 30};
+    arena_t *b;
+    arena_close(a); /* the parent's: what is mapped stays */
+    if (setrlimit(RLIMIT_AS, &limit) != 0)
+        return 1;
+    int rc = arena_open(&b, d.socket, NULL);
+    if (rc != -ENOMEM)
+        return 2;
+    return strstr(arena_reason(), "addresses") ? 0 : 3;
+}
+
+static void no_addresses_is_an_error_with_a_reason(void **state)
+{
+    (void)state;
+#ifndef __SANITIZE_ADDRESS__
+    assert_int_equal(reap(spawn(opens_with_few_addresses, NULL)), 0);
+#endif
+}
+
+/* In a process of its own, in which something is at the common address. */
+static int aligns_elsewhere(void *argument)
+{
+    arena_t *b;
+    char *base = (char *)arena_ptr(a, 8192) - 8192;
+    arena_close(a); /* and its mapping goes */
+    for (uintptr_t shift = 0; shift < 5; shift++)
+        mmap(NULL, 4096 * (1 + shift * (uintptr_t)(intptr_t)argument), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    munmap(base, 3ULL << 30); /* whoever has it */
+    if (mmap(base, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != base)
+        return 1;
+    if (arena_open(&b, d.socket, NULL) != 0 || arena_same_address(b))
+        return 2;
+    for (size_t alignment = 1; alignment <= 2 << 20; alignment *= 2)
+        for (size_t size = 1; size < 300000; size = size * 5 + 1) {
+            char *p = arena_aligned_alloc(b, alignment, size);
+            if (!p || (uintptr_t)p % alignment != 0)
+                return 3;
+            memset(p, 1, size);
+            arena_free(b, p);
+        }
+    return arena_close(b) != 0;
+}
+
+static void pointers_are_aligned_where_the_common_address_is_taken(void **state)
+{
+    (void)state;
+    for (intptr_t i = 0; i < 3; i++)
+        assert_int_equal(reap(spawn(aligns_elsewhere, (void *)i)), 0);
+    stat_await(&d, "clients", 1);
+}
+
+static int claims_without_a_daemon(void *p)
+{
+    if (arena_claim(a, p) != -ENOTCONN || arena_publish(a, p) != -ENOTCONN || arena_claim(a, NULL) != -EINVAL)
+        return 1;
+    return arena_pin(a, p) == -ENOTCONN && arena_tx_begin(a) == -ENOTCONN ? 0 : 2;
+}
+
+static void a_child_without_a_daemon_is_told_so(void **state)
+{
+    struct arena_options o = ARENA_OPTIONS_INIT;
+    (void)state;
+    o.timeout_ms = 300;
+    arena_close(a);
+    assert_int_equal(arena_open(&a, d.socket, &o), 0);
+    arena_on_error(a, on_error, NULL);
+    void *p = arena_alloc_flags(a, 100, ARENA_SHARED);
+    pid_t serving = daemon_serving(&d);
+    kill(serving, SIGSTOP);
+    pid_t child = spawn(claims_without_a_daemon, p);
+    int status = reap(child);
+    kill(serving, SIGCONT);
+    assert_int_equal(status, 0);
+    arena_free(a, p);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -300,6 +489,12 @@ int main(void)
         cmocka_unit_test(references_are_offsets),
         cmocka_unit_test(batches_are_whole),
         cmocka_unit_test(threads_come_and_go_and_leave_nothing),
+        cmocka_unit_test(realloc_to_less_stays_in_place_where_it_wastes_little),
+        cmocka_unit_test(messages_name_the_function_that_was_called),
+        cmocka_unit_test(what_the_library_refuses_has_a_reason),
+        cmocka_unit_test(no_addresses_is_an_error_with_a_reason),
+        cmocka_unit_test(pointers_are_aligned_where_the_common_address_is_taken),
+        cmocka_unit_test(a_child_without_a_daemon_is_told_so),
     };
     return cmocka_run_group_tests(tests, setup, daemon_teardown);
 }
