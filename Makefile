@@ -145,7 +145,7 @@ $(B)/tests/fuzz/core_replay: $(call obj,tests/fuzz/core_fuzz.c tests/fuzz/replay
 # tests/explore/X_test.c: the product's code with the hooks of the explorer in place of shm/atomic.h, and never with a
 # sanitizer (stacks are copied and switched). What the scenarios never call may be missing
 EXPLORERS   := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/explore/*_test.c))
-EXPLORE_SRC := $(addprefix tests/explore/,explore.c search.c wire.c world.c) $(SHM_SRC) \
+EXPLORE_SRC := $(addprefix tests/explore/,explore.c search.c suite.c wire.c world.c) $(SHM_SRC) \
                $(addprefix client/,lease.c large.c keep.c returns.c mcache.c object.c tx.c site.c stack.c) \
                $(addprefix daemon/,core.c clients.c mcentral.c mheap.c pagealloc.c reclaim.c sweep.c scavenge.c)
 EXPLORE_OBJ := $(patsubst %.c,$(B)/explore/%.o,$(EXPLORE_SRC))

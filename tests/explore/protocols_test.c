@@ -5,17 +5,8 @@
  * what that breaks.
  *
  * EXPLORE=all: the larger scenarios too. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <time.h>
-
-#include <cmocka.h>
-
 #include "shm/root.h"
-#include "tests/explore/world.h"
+#include "tests/explore/suite.h"
 
 enum { DAEMON = 0, A = 1, B = 2, C = 3 };
 #define BIT(process) (1u << (process))
@@ -770,11 +761,6 @@ static void final_refill_given_up(void)
 
 /* ---- all of them ----------------------------------------------------------------------------- */
 
-#define SCENARIO(name_, setup_, final_, ...)                                                       \
-    {                                                                                              \
-        .name = name_, .setup = setup_, .final = final_, .invariant = world_invariant,             \
-        .killed = world_killed, __VA_ARGS__                                                        \
-    }
 /* With stores that wait, and a daemon that may die and be started again. */
 #define GIVEN_UP(name_, setup_, invariant_, final_)                                                \
     {                                                                                              \
@@ -873,10 +859,7 @@ static const struct ex_scenario larger[] = {
              .buffer = 2, .kills = 3, .kill_mask = BIT(DAEMON) | BIT(B)),
 };
 
-static const struct {
-    unsigned scenario;
-    struct ex_mutant mutant;
-} mutants[] = {
+static const struct suite_mutant mutants[] = {
     {RECLAIM,
      {"free: CACHED is stored after slot and count", MUTANT_DELAY, "arena_inline_push", NULL, 2,
       false}},
@@ -970,74 +953,15 @@ static const struct {
       false}},
 };
 
-enum {
-    SCENARIOS = sizeof scenarios / sizeof scenarios[0],
-    LARGER = sizeof larger / sizeof larger[0],
-    MUTANTS = sizeof mutants / sizeof mutants[0]
-};
-
-static void run_scenario(void **state)
-{
-    struct ex_scenario bounded = *(const struct ex_scenario *)*state, *scenario = &bounded;
-    if (!getenv("EXPLORE"))
-        bounded.most_states = 200000; /* where it is larger: what depth first comes to */
-    struct timespec from, to;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &from);
-    struct ex_result r = ex_run(scenario, NULL, true);
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &to);
-    printf("%-42s %s %9llu states %10llu transitions %6llu ends, at most %3u steps, %.1f s%s\n",
-           scenario->name,
-           scenario->order == EX_SC    ? "sc  "
-           : scenario->order == EX_TSO ? "tso "
-                                       : "weak",
-           (unsigned long long)r.states, (unsigned long long)r.transitions,
-           (unsigned long long)r.finals, r.depth,
-           (double)(to.tv_sec - from.tv_sec) + (double)(to.tv_nsec - from.tv_nsec) / 1e9,
-           r.complete ? "" : " (not all)");
-    if (r.violation[0])
-        fail_msg("%s", r.violation);
-    assert_true(r.finals > 0);
-}
-
-static void each_misplaced_store_is_found(void **state)
-{
-    unsigned missed = 0;
-    (void)state;
-    for (unsigned i = 0; i < MUTANTS; i++) {
-        struct ex_scenario scenario = scenarios[mutants[i].scenario];
-        struct ex_mutant mutant = mutants[i].mutant;
-        struct ex_result r;
-        scenario.most_states = 500000;
-        scenario.kills = mutant.no_kills ? 0 : scenario.kills;
-        do /* where the code between changes, a store must be moved further to pass the same one */
-            r = ex_run(&scenario, &mutant, getenv("VERBOSE") != NULL);
-        while (!r.violation[0] && mutant.delay && mutant.delay++ < mutants[i].mutant.delay + 4);
-        printf("%-62s %s after %llu states: %s\n", mutants[i].mutant.what,
-               r.violation[0] ? "found" : "NOT FOUND", (unsigned long long)r.states, r.violation);
-        fflush(stdout);
-        missed += !r.violation[0];
-    }
-    assert_int_equal(missed, 0);
-}
-
 int main(void)
 {
-    struct CMUnitTest tests[SCENARIOS + LARGER + 1];
-    const char *which = getenv("EXPLORE"), *only = getenv("ONLY");
-    unsigned n = 0;
-    if (!ex_supported()) {
-        printf("skipped: the explorer switches stacks by hand, on x86-64 only\n");
-        return 77;
-    }
-    for (unsigned i = 0; i < SCENARIOS; i++)
-        if (!only || strstr(scenarios[i].name, only))
-            tests[n++] = (struct CMUnitTest){scenarios[i].name, run_scenario, NULL, NULL,
-                                             (void *)(uintptr_t)&scenarios[i]};
-    for (unsigned i = 0; which && strcmp(which, "all") == 0 && i < LARGER; i++)
-        if (!only || strstr(larger[i].name, only))
-            tests[n++] = (struct CMUnitTest){larger[i].name, run_scenario, NULL, NULL,
-                                             (void *)(uintptr_t)&larger[i]};
-    if (!only || strstr("each_misplaced_store_is_found", only))
-        tests[n++] = (struct CMUnitTest)cmocka_unit_test(each_misplaced_store_is_found);
-    return _cmocka_run_group_tests("protocols", tests, n, NULL, NULL);
+    return suite_main(&(struct suite){
+        .name = "protocols",
+        .scenarios = scenarios,
+        .scenario_count = sizeof scenarios / sizeof scenarios[0],
+        .larger = larger,
+        .larger_count = sizeof larger / sizeof larger[0],
+        .mutants = mutants,
+        .mutant_count = sizeof mutants / sizeof mutants[0],
+    });
 }
