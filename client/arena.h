@@ -156,9 +156,17 @@ size_t arena_alloc_batch(arena_t *a, size_t size, void **out, size_t count); /* 
 void arena_free_batch(arena_t *a, void **objects, size_t count);
 
 /* Gives back all that this process caches: this thread's magazines and the process's leases now, other threads'
- * magazines at their next slow path. What a process may hold otherwise: 3 MiB of free objects a thread, and of all its
- * threads 3 MiB more (12 MiB while it holds less than 64 MiB), or more while it keeps asking for what it gave back (at most
- * 256 MiB). What was given back may go to the system at once. One message to the daemon for each 1024 spans. */
+ * magazines at their next allocation. What was given back may go to the system at once. Waits for nobody, as arena_free and
+ * arena_publish: what the daemon takes no message of now, because it stands still, the next call tells it.
+ *
+ * What a process keeps without using it, of a heap of H bytes with k clients (4 where there are fewer). Below 1 GiB: H/4k in
+ * all, a quarter each of it in its threads' magazines, in free small objects, in full memory in which others may free, and in
+ * freed large objects; one that only frees large objects keeps none. From 1 GiB on: 3 MiB a thread, at most H/2k; 3 MiB of
+ * free small objects (12 MiB while it holds less than 64 MiB), 32 MiB each of the other two, and of these three H/k, at most
+ * 256 MiB, while it keeps asking for what it gave back. When memory is short all of it is asked back, from who works: a
+ * thread gives back at its next allocation that its magazines do not serve, and at its next free of a large object. Before
+ * an allocation fails with ENOMEM its own process's threads and all clients were asked; who sleeps keeps what it has. So an
+ * allocation that fails waits up to a fifth of a second, and trim-timeout. One message to the daemon for each 1024 spans. */
 int arena_trim(arena_t *a);
 
 /* ---- growing: buffers and vectors -------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ void trim_now(struct mcache *mc)
     struct arena *a = mc->arena;
     uint32_t shortages = load_relaxed(&a->heap.header->shortages), serial;
     if (unlikely(shortages != load_relaxed(&a->keep.shortage_seen)) &&
-        exchange_acq_rel(&a->keep.shortage_seen, shortages) != shortages) {
+        exchange_relaxed(&a->keep.shortage_seen, shortages) != shortages) {
         call(a);
         large_release_all(a);
     }

@@ -391,7 +391,7 @@ static void tell_to_trim(struct server *s, const struct connection *except)
             c->client->trim_waited = !owes_trim(c->client);
             c->client->trim_asked = core->trim_serial;
         }
-    store_release(&core->heap.header->shortages, (uint32_t)core->trim_serial);
+    store_relaxed(&core->heap.header->shortages, (uint32_t)core->trim_serial);
     if (notices) {
         s->notice_sent_ns = core->now_ns;
         s->notice_again = s->notice_at != NULL; /* who has been passed is told when the others have been */

@@ -479,7 +479,7 @@ static void on_lease(struct wire *w, struct client *client, const struct packet 
     int count = mcentral_cache_span(&world_core, client, p->span_class, p->pages, grant.list,
                                     WIRE_LIST, &fresh);
     if (count < 0) { /* what daemon/requests.c tells after a sweep */
-        store_release(&world_heap.header->shortages, world_heap.header->shortages + 1);
+        store_relaxed(&world_heap.header->shortages, world_heap.header->shortages + 1);
         answer_error(w, count == -EAGAIN ? -ENOMEM : count);
         return;
     }
