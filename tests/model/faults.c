@@ -27,9 +27,11 @@ static uint64_t now_ms(void)
 
 /* ---- the daemon ---------------------------------------------------------------------------------------------------- */
 
-static void daemon_options(const char *options[8])
+static void daemon_options(const char *options[10])
 {
     int n = 0;
+    options[n++] = "--trim-timeout"; /* a full heap is met often */
+    options[n++] = "10";
     if (R->set.backing) {
         options[n++] = "--backing";
         options[n++] = R->set.directory;
@@ -44,18 +46,18 @@ static void daemon_options(const char *options[8])
 
 void model_daemon_start(struct daemon *d)
 {
-    const char *o[8] = {NULL};
+    const char *o[10] = {NULL};
     temp_dir(R->set.directory, sizeof R->set.directory, "model");
     daemon_options(o);
-    daemon_start(d, R->set.max, o[0], o[1], o[2], o[3], o[4], o[5], NULL);
+    daemon_start(d, R->set.max, o[0], o[1], o[2], o[3], o[4], o[5], o[6], o[7], NULL);
     snprintf(R->set.socket, sizeof R->set.socket, "%s", d->socket);
 }
 
 void model_daemon_again(struct daemon *d)
 {
-    const char *o[8] = {NULL};
+    const char *o[10] = {NULL};
     daemon_options(o);
-    daemon_again(d, R->set.max, o[0], o[1], o[2], o[3], o[4], o[5], NULL);
+    daemon_again(d, R->set.max, o[0], o[1], o[2], o[3], o[4], o[5], o[6], o[7], NULL);
 }
 
 static void daemon_killed(struct daemon *d)
@@ -162,13 +164,13 @@ void fault_next(struct daemon *d, uint64_t *seed)
         process_killed(i, seed);
     else if (what < 46 && R->set.kills && !stopped)
         daemon_killed(d);
-    else if (what < 56 && R->set.stops && !stopped) {
-        stop(daemon_serving(d), 50 + rnd(seed) % 1500);
+    else if (what < 66 && R->set.stops && !stopped) {
+        stop(daemon_serving(d), 10 + rnd(seed) % (rnd(seed) % 4 ? 150 : 1500));
         faults.daemon_stops++;
-    } else if (what < 60 && R->set.stops && !stopped) {
+    } else if (what < 70 && R->set.stops && !stopped) {
         stop(pids[i], 50 + rnd(seed) % 3000);
         faults.client_stops++;
-    } else if (what < 62) {
+    } else if (what < 72 && !stopped) { /* else it would not be answered */
         char out[4096];
         arenactl(d, out, sizeof out, "trim");
         faults.trims++;

@@ -57,8 +57,8 @@ struct heap_kind {
     bool backing;
 };
 static const struct heap_kind heaps[HEAPS] = {
-    {"1M", 1 << 20, 8 << 10, 24, false},
-    {"64M", 64 << 20, 1 << 20, SLOTS, false}, /* full most of the time */
+    {"1M", 1 << 20, 4 << 10, 12, false},
+    {"64M", 64 << 20, 1 << 20, 160, false}, /* full again and again */
     {"4G", 4ULL << 30, 4 << 20, SLOTS / 2, false},
     {"64M", 64 << 20, 256 << 10, SLOTS / 2, true},
 };
@@ -77,10 +77,10 @@ static void choose(uint64_t *s, uint64_t round)
     set->known = (uint32_t)number("known", KNOWN_ALL);
     set->collector = number("collector", rnd(s) % 2);
     set->kills = number("kills", rnd(s) % 5 != 0);
-    set->stops = number("stops", rnd(s) % 2 && !(set->known & KNOWN_STOPS));
+    set->stops = number("stops", rnd(s) % 2);
     set->limits = number("limits", rnd(s) % 4 == 0);
-    set->timeout_ms = (int)number("timeout", set->stops ? 100 + rnd(s) % 400 : 30000);
-    const char *const debugs[] = {"", "", "", "", "stack", heap->bytes == 1 << 20 ? "escape" : "", "", ""};
+    set->timeout_ms = (int)number("timeout", set->stops ? 20 + rnd(s) % 300 : 30000);
+    const char *const debugs[] = {"", "", "", set->collector ? "pins" : "", "stack", heap->bytes == 1 << 20 ? "escape" : "", "", "stack,pins"};
     snprintf(set->debug, sizeof set->debug, "%s", given("debug", value) ? value : debugs[rnd(s) % 8]);
     const char *const profiles[] = {"", "", "", "", "on", "1"};
     snprintf(set->profile, sizeof set->profile, "%s", given("profile", value) ? value : profiles[rnd(s) % 6]);

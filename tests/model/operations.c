@@ -9,7 +9,7 @@
 
 __thread struct ctx *self_ctx;
 
-static const struct operation *const tables[] = {object_operations, share_operations, tx_operations,        graph_operations, grow_operations,
+static const struct operation *const tables[] = {object_operations, share_operations, tx_operations,        graph_operations, grow_operations, hold_operations,
                                                  stack_operations,  collector_operations, process_operations, reader_operations};
 enum { OPERATIONS_MAX = 128 };
 static const struct operation *all[OPERATIONS_MAX];
@@ -69,7 +69,7 @@ void error_handler(void *context, int error, const void *p, const char *message)
     }
     if (error == EFAULT && strstr(R->set.debug, "escape"))
         return; /* what was in an object's memory before may look like a reference to a frame */
-    static const char *const states[] = {"empty", "owned", "of a transaction", "unsure", "published"};
+    static const char *const states[] = {"empty", "owned", "of a transaction", "unsure", "published", "held"};
     const struct slot *held = NULL;
     for (int i = 0; self_ctx && i < SLOTS; i++)
         if (slot_state(&self_ctx->t->slots[i]) != SLOT_EMPTY && slot_object(self_ctx, &self_ctx->t->slots[i]) == p)
@@ -108,19 +108,42 @@ void settle_doubt(struct ctx *c)
 
 size_t random_size(struct ctx *c)
 {
+    static const uint16_t few[] = {0, 8, 12, 64, 200, 1000, 1000, 3000};
+    if (is_small_heap()) /* not a page for each size class and process */
+        return few[below(c, sizeof few / sizeof few[0])];
     unsigned k = (unsigned)below(c, 100);
-    size_t max = R->set.size_max, size = k < 40   ? below(c, 128)
-                                         : k < 75 ? below(c, 2048)
-                                         : k < 92 ? below(c, 33000)
-                                         : k < 99 ? below(c, 300000)
+    size_t max = R->set.size_max, size = k < 35   ? below(c, 128)
+                                         : k < 65 ? below(c, 2048)
+                                         : k < 85 ? below(c, 33000)
+                                         : k < 97 ? below(c, 300000)
                                                   : below(c, 3000000);
     return size <= max ? size : below(c, max);
 }
 
 /* Now many, now few: the heap is full, and empties again. */
-static uint32_t slots_in_use(struct ctx *c)
+static bool is_shrinking(struct ctx *c) { return atomic_load(&c->t->operations) / 500 % 3 == 2; }
+
+bool fills_up(struct ctx *c) { return !is_shrinking(c); }
+
+static uint32_t slots_in_use(struct ctx *c) { return is_shrinking(c) ? R->set.slots / 8 + 1 : R->set.slots; }
+
+/* What is in use is little, all are there to give back what they keep, and yet there is no memory. */
+static void check_not_in_vain(size_t size)
 {
-    return atomic_load(&c->t->operations) / 4000 % 4 == 3 ? R->set.slots / 8 + 1 : R->set.slots;
+    uint64_t live = size;
+    if (R->set.kills || R->set.stops || R->set.heap_bytes < 32 << 20)
+        return;
+    for (int i = 0; i < PROCESSES; i++)
+        live += atomic_load(&R->process[i].live_bytes);
+    CHECK(live > R->set.heap_bytes / 8, "no memory for %zu bytes, and %llu of %llu are in use", size, (unsigned long long)live,
+          (unsigned long long)R->set.heap_bytes);
+}
+
+void allocation_failed(struct ctx *c, int error, size_t size)
+{
+    may_fail(c, error, "an allocation");
+    if (error == ENOMEM)
+        check_not_in_vain(size);
 }
 
 struct slot *random_slot(struct ctx *c) { return &c->t->slots[below(c, below(c, 8) ? slots_in_use(c) : SLOTS)]; }
@@ -163,7 +186,7 @@ void slot_free(struct ctx *c, struct slot *s)
 {
     void *p = slot_object(c, s);
     slot_verify(c, s, "free");
-    if (slot_state(s) == SLOT_SHARED)
+    if (slot_state(s) == SLOT_SHARED || slot_state(s) == SLOT_HELD)
         slot_set(s, SLOT_UNSURE);
     arena_free(c->a, p); /* its pin goes with it */
     slot_forget(c, s);
@@ -196,13 +219,6 @@ void drop_tx_slots(struct ctx *c)
     for (int i = 0; i < SLOTS; i++)
         if (slot_state(&c->t->slots[i]) == SLOT_TX)
             slot_forget(c, &c->t->slots[i]);
-}
-
-void release_all(struct ctx *c)
-{
-    for (int i = 0; i < SLOTS; i++)
-        if (slot_state(&c->t->slots[i]) != SLOT_EMPTY)
-            slot_free(c, &c->t->slots[i]);
 }
 
 /* ---- pins --------------------------------------------------------------------------------------------------------- */

@@ -15,6 +15,7 @@ struct ctx {
     uint64_t seed;
     bool in_tx;     /* what is allocated is of the open transaction */
     int expected;   /* error that the next bad free has to be called, and was: 0 */
+    arena_vec_t held; /* references to the slots' objects that are held; arena NULL: none yet */
     arena_buf_t buf; /* a text that grows over many operations; arena NULL: none yet */
     uint64_t buf_id;
 };
@@ -26,7 +27,7 @@ struct operation {
     void (*run)(struct ctx *c);
     uint16_t weight, flags;
 };
-extern const struct operation object_operations[], share_operations[], tx_operations[], graph_operations[], grow_operations[],
+extern const struct operation object_operations[], share_operations[], tx_operations[], graph_operations[], grow_operations[], hold_operations[],
     stack_operations[], collector_operations[], process_operations[], reader_operations[]; /* run NULL ends each */
 
 /* A random one for a process of that kind. */
@@ -40,6 +41,8 @@ void error_handler(void *context, int error, const void *p, const char *message)
 
 /* May a call fail so, in this round? Whatever else it said ends the run. */
 void may_fail(struct ctx *c, int error, const char *what);
+void allocation_failed(struct ctx *c, int error, size_t size);
+bool fills_up(struct ctx *c); /* this thread allocates more than it frees for now */
 /* The daemon did not answer in time: -ENOTCONN. Where nothing stands still nothing may take 30 seconds. */
 bool not_answered(struct ctx *c, int error, const char *what);
 /* After -EINPROGRESS: asks until it is answered. Then it is known what was done. */
@@ -47,6 +50,7 @@ void settle_doubt(struct ctx *c);
 
 static inline uint64_t below(struct ctx *c, uint64_t n) { return rnd(&c->seed) % n; }
 size_t random_size(struct ctx *c);
+static inline bool is_small_heap(void) { return R->set.heap_bytes <= 1 << 20; } /* 128 pages for twelve threads */
 struct slot *random_slot(struct ctx *c);
 struct slot *empty_slot(struct ctx *c); /* NULL: none found at a glance */
 static inline void *slot_object(struct ctx *c, const struct slot *s) { return arena_ptr(c->a, s->ref); }
@@ -61,7 +65,11 @@ void slot_forget(struct ctx *c, struct slot *s);  /* it is no longer this thread
 void object_new(struct ctx *c, struct slot *s);   /* by any function that allocates */
 void object_resize(struct ctx *c, struct slot *s);
 void drop_tx_slots(struct ctx *c);
-void release_all(struct ctx *c); /* every slot */
+static inline bool slot_is_free_to_use(const struct slot *s) /* an object, and no other leads to it */
+{
+    uint32_t state = slot_state(s);
+    return state == SLOT_OWNED || state == SLOT_TX || state == SLOT_SHARED;
+}
 
 bool pin(struct ctx *c, const void *p);
 void unpin(struct ctx *c, const void *p);
@@ -87,6 +95,8 @@ void declare(arena_t *a, int mode);
 void thread_may_end(struct ctx *c);
 
 void grow_some(struct ctx *c);
+void hold_some(struct ctx *c);
+void held_free(struct ctx *c); /* all that is held, and what holds it */
 void frames_some(struct ctx *c);
 
 #endif

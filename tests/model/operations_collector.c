@@ -75,8 +75,24 @@ static void pin_and_free(struct ctx *c)
     CHECK(arena_pin(c->a, NULL) == -EINVAL && arena_safepoint(c->a, 77) == -EINVAL, "what cannot be pinned or declared");
 }
 
+/* A pin goes along with an object that moves: it is published without another. */
+static void pin_and_move(struct ctx *c)
+{
+    struct slot *s = random_slot(c);
+    if (slot_state(s) != SLOT_OWNED || !pin(c, slot_object(c, s)))
+        return;
+    object_resize(c, s);
+    if (slot_state(s) != SLOT_OWNED)
+        return;
+    slot_set(s, SLOT_UNSURE);
+    int rc = arena_publish(c->a, slot_object(c, s));
+    CHECK(rc == 0, "publish of an own object: %s", strerror(-rc));
+    slot_set(s, SLOT_SHARED);
+}
+
 const struct operation collector_operations[] = {
     {"collect", collect, 3, FOR_WORKERS | FOR_CHILDREN | WITH_COLLECTOR},
+    {"pin_and_move", pin_and_move, 10, FOR_WORKERS | WITH_COLLECTOR},
     {"safepoint", safepoint, 2, FOR_WORKERS | WITH_COLLECTOR},
     {"collect_refused", collect_refused, 1, FOR_WORKERS | WITHOUT_COLLECTOR},
     {"pin_and_free", pin_and_free, 10, FOR_WORKERS | WITHOUT_COLLECTOR},

@@ -13,9 +13,9 @@ void root_name(char name[32], int root) { snprintf(name, 32, "graph-%d", root); 
 static bool graph_build(struct ctx *c, struct graph *g)
 {
     arena_ref_t refs[NODES];
-    *g = (struct graph){0, id_new(), 1 + below(c, R->set.heap_bytes <= 1 << 20 ? 5 : NODES), 0};
+    *g = (struct graph){0, id_new(), 1 + below(c, is_small_heap() ? 5 : NODES), 0};
     for (uint64_t i = 0; i < g->count; i++) {
-        size_t size = sizeof(struct head) + (below(c, 30) ? below(c, 1500) : random_size(c));
+        size_t size = sizeof(struct head) + (below(c, 30) && !is_small_heap() ? below(c, 1500) : random_size(c));
         struct head *head = arena_alloc(c->a, size);
         if (!head) {
             may_fail(c, errno, "a node");

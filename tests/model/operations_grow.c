@@ -6,6 +6,8 @@
 
 enum { TEXT = 20000 };
 
+static size_t text_most(void) { return is_small_heap() ? 3000 : TEXT; }
+
 static void text_verify(const arena_buf_t *b, uint64_t id, const char *where)
 {
     size_t at;
@@ -21,7 +23,7 @@ static bool text_grow(struct ctx *c, arena_buf_t *b, uint64_t id, size_t words)
     size_t before = b->length, bytes = words * 8;
     const char *more = whole + before;
     int rc = 0;
-    if (before + bytes > TEXT)
+    if (before + bytes > text_most())
         return false;
     pattern_fill(whole, before, before + bytes, id);
     if (below(c, 3) == 0) {
@@ -101,7 +103,7 @@ static void long_text(struct ctx *c)
             may_fail(c, -rc, "arena_buf_reserve");
     } else if (below(c, 16) == 0)
         arena_buf_truncate(b, b->length / 16 * 8);
-    else if (b->length > TEXT - 2000) {
+    else if (b->length > text_most() - 2000) {
         if (c->in_tx)
             arena_buf_fini(b);
         else
@@ -132,7 +134,7 @@ static void vector(struct ctx *c)
     if (rc < 0)
         may_fail(c, -rc, "arena_vec_init");
     CHECK(arena_vec_init(&(arena_vec_t){0}, c->a, 0, 0, 0) == -EINVAL, "items of no size");
-    for (uint64_t i = below(c, 300); rc == 0 && i > 0; i--) {
+    for (uint64_t i = below(c, is_small_heap() ? 30 : 300); rc == 0 && i > 0; i--) {
         struct item item = {id, v.count, id_mixed(v.count)};
         if (below(c, 20) == 0)
             rc = arena_vec_reserve(&v, below(c, 50));

@@ -52,12 +52,7 @@ static void *alloc_aligned(struct ctx *c, size_t size)
     return p;
 }
 
-static void no_more(struct ctx *c, size_t size)
-{
-    int error = errno;
-    may_fail(c, error, "an allocation");
-    (void)size;
-}
+static void no_more(struct ctx *c, size_t size) { allocation_failed(c, errno, size); }
 
 /* Published from the start. Its place is known only by the return; outside of transactions. */
 static void alloc_shared(struct ctx *c, struct slot *s)
@@ -144,24 +139,40 @@ static void alloc_or_free(struct ctx *c)
     struct slot *s = random_slot(c);
     if (slot_state(s) == SLOT_EMPTY)
         object_new(c, s);
-    else
+    else if (slot_is_free_to_use(s))
         slot_free(c, s);
+}
+
+/* Until the heap is full; then a part of it is free again, as the call that failed took its time. */
+static void fill_or_empty(struct ctx *c)
+{
+    bool fills = fills_up(c);
+    for (int i = 0; i < 32; i++) {
+        struct slot *s = random_slot(c);
+        if (!fills && slot_is_free_to_use(s))
+            slot_free(c, s);
+        else if (fills && slot_state(s) == SLOT_EMPTY) {
+            object_new(c, s);
+            fills = slot_state(s) != SLOT_EMPTY;
+        }
+    }
 }
 
 static void free_then_alloc(struct ctx *c)
 {
     for (int i = 0; i < 16; i++) {
         struct slot *s = random_slot(c);
-        if (slot_state(s) != SLOT_EMPTY)
+        if (slot_is_free_to_use(s))
             slot_free(c, s);
-        object_new(c, s);
+        if (slot_state(s) == SLOT_EMPTY)
+            object_new(c, s);
     }
 }
 
 static void resize(struct ctx *c)
 {
     struct slot *s = random_slot(c);
-    if (slot_state(s) != SLOT_EMPTY)
+    if (slot_is_free_to_use(s))
         object_resize(c, s);
 }
 
@@ -169,7 +180,7 @@ static void verify_some(struct ctx *c)
 {
     for (int i = 0; i < 8; i++) {
         struct slot *s = random_slot(c);
-        if (slot_state(s) == SLOT_EMPTY)
+        if (!slot_is_free_to_use(s))
             continue;
         slot_verify(c, s, "a look");
         void *p = slot_object(c, s);
@@ -189,7 +200,7 @@ static void published_from_the_start(struct ctx *c)
 static void batches(struct ctx *c)
 {
     void *objects[200];
-    size_t size = random_size(c), count = 1 + below(c, size > 4096 ? 8 : 200);
+    size_t size = random_size(c), count = 1 + below(c, size > 4096 || is_small_heap() ? 8 : 200);
     uint64_t id = id_new();
     size_t got = arena_alloc_batch(c->a, size, objects, count);
     if (got < count)
@@ -234,6 +245,7 @@ static void bad_arguments(struct ctx *c)
 
 const struct operation object_operations[] = {
     {"alloc_or_free", alloc_or_free, 600, FOR_WORKERS | FOR_CHILDREN},
+    {"fill_or_empty", fill_or_empty, 8, FOR_WORKERS},
     {"free_then_alloc", free_then_alloc, 60, FOR_WORKERS | FOR_CHILDREN},
     {"resize", resize, 80, FOR_WORKERS | FOR_CHILDREN},
     {"verify_some", verify_some, 60, FOR_WORKERS | FOR_CHILDREN},

@@ -62,7 +62,7 @@ void frames_some(struct ctx *c)
 {
     struct frame frames[FRAMES];
     arena_stack_t *stack = arena_stack(c->a);
-    int count = 0, wanted = 1 + (int)below(c, FRAMES);
+    int count = 0, wanted = 1 + (int)below(c, is_small_heap() ? 3 : FRAMES);
     if (!stack) {
         may_fail(c, errno, "arena_stack");
         return;

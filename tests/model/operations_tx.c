@@ -27,11 +27,11 @@ void tx_meddle(struct ctx *c)
                 object_new(c, empty);
             break;
         case 2: case 3:
-            if (slot_state(s) != SLOT_EMPTY)
+            if (slot_is_free_to_use(s))
                 slot_free(c, s);
             break;
         case 4: case 5:
-            if (slot_state(s) != SLOT_EMPTY)
+            if (slot_is_free_to_use(s))
                 object_resize(c, s);
             break;
         case 6:
@@ -40,6 +40,7 @@ void tx_meddle(struct ctx *c)
             break;
         default:
             grow_some(c);
+            hold_some(c);
             frames_some(c);
             break;
         }
@@ -135,6 +136,42 @@ static void transaction(struct ctx *c)
 }
 
 /* Its thread ends, or its process: what the cleanup of a thread makes of it. */
+/* Objects of one size come and go, and others of another size come in their place: spans are cut anew while the log names
+ * what was there. */
+static void churn(struct ctx *c)
+{
+    void *objects[300];
+    for (int turn = 0; turn < 3; turn++) {
+        size_t size = below(c, 3) ? 16 + below(c, 500) : below(c, R->set.size_max > 9000 ? 9000 : R->set.size_max);
+        uint64_t id = id_new();
+        size_t count = arena_alloc_batch(c->a, size, objects, size > 1000 || is_small_heap() ? 30 : 300);
+        for (size_t i = 0; i < count; i++)
+            object_fill(objects[i], size, id + i * 7919);
+        for (size_t i = 0; i < count; i++)
+            object_verify(objects[i], size, id + i * 7919, "in a transaction");
+        arena_free_batch(c->a, objects, count);
+        int rc = below(c, 2) ? arena_trim(c->a) : 0;
+        if (rc < 0)
+            may_fail(c, -rc, "arena_trim");
+        struct slot *s = empty_slot(c);
+        if (s)
+            object_new(c, s);
+    }
+}
+
+static void transaction_with_churn(struct ctx *c)
+{
+    if (!tx_begin(c))
+        return;
+    churn(c);
+    if (below(c, 2))
+        tx_meddle(c);
+    if (below(c, 3))
+        tx_abort(c);
+    else
+        tx_commit(c, NULL, 0, 0);
+}
+
 static void transaction_left_open(struct ctx *c)
 {
     if (!tx_begin(c))
@@ -146,6 +183,7 @@ static void transaction_left_open(struct ctx *c)
 
 const struct operation tx_operations[] = {
     {"transaction", transaction, 50, FOR_WORKERS},
+    {"transaction_with_churn", transaction_with_churn, 12, FOR_WORKERS},
     {"transaction_left_open", transaction_left_open, 6, FOR_WORKERS},
     {NULL, NULL, 0, 0},
 };

@@ -177,7 +177,7 @@ static void bury_thread(struct thread_shadow *t)
     for (int i = 0; i < SLOTS; i++) {
         struct slot *s = &t->slots[i];
         uint32_t state = slot_state(s);
-        if (state == SLOT_UNSURE || state == SLOT_SHARED)
+        if (state == SLOT_UNSURE || state == SLOT_SHARED || state == SLOT_HELD)
             orphan_add((struct orphan){ORPHAN_OBJECT, s->ref, s->id, s->size, 0});
         slot_set(s, SLOT_EMPTY);
     }

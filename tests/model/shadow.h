@@ -57,6 +57,7 @@ enum slot_state {
     SLOT_TX,     /* of the thread's open transaction */
     SLOT_UNSURE, /* published, perhaps */
     SLOT_SHARED, /* published, and only this thread knows it; pinned where there is a collector */
+    SLOT_HELD,   /* published and not pinned: an own object leads to it */
 };
 
 struct slot {
@@ -117,12 +118,13 @@ struct orphan {
 
 /* Defects that are not repaired yet: what meets them is left out. MODEL='known=0' leaves nothing out. */
 enum known {
-    KNOWN_STOPS = 1,    /* what was given up is done later */
-    KNOWN_EXEC = 2,     /* a program that another one replaced keeps what it had */
-    KNOWN_PROFILE = 4,  /* two threads that write one profile meet in its unfinished file */
-    KNOWN_CLAIM = 8,    /* a claim by a child that cannot attach says EINVAL */
-    KNOWN_SAMPLED = 16, /* a pin table that ARENA_PROFILE samples is not believed: what is pinned is collected */
-    KNOWN_ALL = 31
+    KNOWN_EXEC = 1,    /* a program that another one replaced keeps what it had */
+    KNOWN_PROFILE = 2, /* two threads that write one profile meet in its unfinished file */
+    KNOWN_CLAIM = 4,   /* a claim by a child that cannot attach says EINVAL */
+    KNOWN_SAMPLED = 8, /* a pin table that ARENA_PROFILE samples is not believed: what is pinned is collected */
+    KNOWN_CANCEL = 16, /* an allocation in a full heap is a cancellation point */
+    KNOWN_GROWTH = 32, /* a thread whose first call is a buffer's growth crashes */
+    KNOWN_ALL = 63
 };
 
 /* How a round is run: chosen by the seed, or by the caller. */

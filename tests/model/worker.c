@@ -116,6 +116,8 @@ static void *thread_main(void *argument)
     c->in_tx = false;
     drop_tx_slots(c); /* of one that was cancelled */
     gate_shared();
+    if (R->set.known & KNOWN_GROWTH)
+        arena_free(c->a, arena_alloc(c->a, 16));
     pthread_cleanup_push(thread_ends, c);
     for (uint64_t life = 500 + below(c, 8000); life > 0 && !atomic_load(&R->stop) && !atomic_load(&all_end); life--) {
         thread_may_end(c);
@@ -167,6 +169,7 @@ static void let_go(arena_t *a, bool everything)
         struct ctx *c = self_ctx = &contexts[i];
         c->in_tx = false;
         drop_tx_slots(c);
+        held_free(c);
         for (int k = 0; k < SLOTS; k++) {
             struct slot *s = &c->t->slots[k];
             if (slot_state(s) == SLOT_SHARED || (everything && slot_state(s) != SLOT_EMPTY))
@@ -199,7 +202,7 @@ static void run_threads(struct process_shadow *p, arena_t *a, uint64_t *seed)
         thread_start(p, i);
     while (!atomic_load(&R->stop)) {
         int i = (int)(rnd(seed) % THREADS);
-        if (rnd(seed) % 4 == 0) {
+        if (rnd(seed) % 4 == 0 && !(R->set.known & KNOWN_CANCEL)) {
             pthread_cancel(threads[i]);
             atomic_fetch_add(&R->count.cancels, 1);
         }
