@@ -149,6 +149,12 @@ static struct pin_table *table_new(struct arena *a)
     unsigned span_class = SPAN_CLASS(size_class_of(PIN_TABLE_BYTES, 0), 0);
     struct pin_table *table = alloc_class(mc, span_class, ARENA_ZERO, PIN_TABLE_BYTES);
     tx_resume(mc, tx);
+    struct object o;
+    if (table && object_find(&a->heap, (uint64_t)((uint8_t *)table - a->base), &o)) {
+        uint16_t seen = load_relaxed(o.word);
+        if (seen != WORD_OWNED(a->tag)) /* it is sampled; but the collector believes the client's own tag alone */
+            word_swap(o.word, seen, WORD_OWNED(a->tag));
+    }
     return table;
 }
 

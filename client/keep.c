@@ -121,12 +121,14 @@ static bool call_others(struct mcache *mc)
     uint32_t open = mcaches_call(a, mc, serial);
     if (!open)
         return false;
+    cancel_off(); /* no call is a cancellation point */
     while (open && now - from < CALL_WAIT_MS) {
         struct timespec pause = {.tv_nsec = 500000};
         nanosleep(&pause, NULL);
         open = mcaches_call(a, mc, serial);
         now = (uint64_t)now_ms();
     }
+    cancel_on();
     return true;
 }
 

@@ -194,8 +194,11 @@ static void debug_pinned(struct arena *a, const void *p, const struct object *o,
              standing == STANDS_MINE ? "publishes an object" : "uses a published object");
     if (a->on_error)
         a->on_error(a->on_error_context, ENOLCK, p, text);
-    else
+    else {
+        cancel_off();
         fprintf(stderr, "%s\n", text);
+        cancel_on();
+    }
 }
 
 static inline void look_for_pin(struct arena *a, const void *p, const struct object *o, const char *call)

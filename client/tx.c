@@ -264,12 +264,14 @@ int tx_take_tag(struct arena *a, uint16_t *ret)
     if (likely(rc != -EDQUOT))
         return rc;
     struct patience patience = conn_patience(a);
+    cancel_off();
     while (rc == -EDQUOT && tx_turn_late(a) && conn_waits(&patience)) {
         const struct timespec pause = {.tv_nsec = 1000000};
         nanosleep(&pause, NULL);
         tx_turn_late(a);
         rc = take_tag(a, ret);
     }
+    cancel_on();
     return rc;
 }
 

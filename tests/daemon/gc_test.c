@@ -11,6 +11,7 @@
 #include "daemon/gc.h"
 #include "proto/msg.h"
 #include "tests/daemon/fixture.h"
+#include "shm/hazard.h"
 #include "tests/shm/fixture.h"
 
 enum { HEAP = 64 << 20, PAGES = HEAP / 8192, LAST = 7 /* index of X, and of Z: the same word if they have the same units */ };
@@ -338,6 +339,112 @@ static void pins_of_a_client_that_dies_count_until_the_end(void **state)
     assert_false(core.reclaim.running); /* the pass goes on */
 }
 
+/* ---- commits --------------------------------------------------------------------------------------------------------------------- */
+
+static uint32_t head_first, tail_first, tx;
+static bool may_turn;
+
+/* As client/tx.c: words of what is committed are turned when no snapshot is being taken. */
+static void turn(uint32_t first)
+{
+    const struct map_header *header = f.h.header;
+    may_turn = !header->collecting || header->snapped == header->collecting;
+    if (may_turn)
+        assert_true(word_swap(&words_of(&f.h, first)[0], WORD_OWNED(tx), WORD_SHARED));
+}
+
+/* The snapshot has passed the head's place, and comes to the tail's. */
+static void commit_a_list(void)
+{
+    words_of(&f.h, head_first)[0] = words_of(&f.h, tail_first)[0] = WORD_OWNED(tx);
+    *slot_at(ref_of(head_first, 0)) = ref_of(tail_first, 0);
+    assert_int_equal(client_tx_commit(&core, other, 77, tx, "list", 0, ref_of(head_first, 0)), 0);
+    turn(tail_first);
+    assert_false(may_turn);
+}
+
+static void what_is_committed_while_the_snapshot_is_taken_is_never_white(void **state)
+{
+    (void)state;
+    other = attach(&core, 1, 1);
+    client_gc_mode(&core, other, GC_PINS);
+    assert_int_equal(client_tx_tags(&core, other, 1, &tx), 1);
+    head_first = lease(other, 8192, 0);
+    for (int i = 0; i < 2; i++) /* the words of the second fill a page of their own */
+        late_first = lease(other, 4, 1);
+    tail_first = lease(other, 32768, 0);
+    assert_true(head_first < late_first && late_first < tail_first);
+    assert_non_null(gc = gc_begin(&core, objects, 1, false));
+    assert_int_equal(gc_turner(&core, 0), 0);
+    trap_set(&words_of(&f.h, late_first)[2047], commit_a_list);
+    assert_int_equal(gc_work(gc), 0);
+    assert_null(trap.at);
+    assert_true(gc_may_release(gc));
+    gc_snapped(&core, gc);
+    turn(head_first);
+    turn(tail_first);
+    assert_true(may_turn);
+    end_collection();
+    assert_int_equal(words_of(&f.h, head_first)[0], WORD_SHARED);
+    assert_int_equal(words_of(&f.h, tail_first)[0], WORD_SHARED);
+}
+
+static void who_turns_words_is_named_until_he_is_through_or_dead(void **state)
+{
+    struct client *one = attach(&core, 1, 1), *two = attach(&core, 2, 1);
+    (void)state;
+    assert_int_equal(gc_turner(&core, 0), 0);
+    f.h.turning[one->tag] = 2;
+    f.h.turning[two->tag] = 1;
+    assert_int_equal(gc_turner(&core, 0), one->tag);
+    assert_int_equal(gc_turner(&core, one->tag + 1u), two->tag);
+    f.h.turning[one->tag] = 0;
+    assert_int_equal(gc_turner(&core, 0), two->tag);
+    uint16_t tag = two->tag;
+    client_die(&core, two);
+    assert_int_equal(gc_turner(&core, 0), 0);
+    for (int i = 0; i < 100 && core_turn(&core); i++)
+        ;
+    assert_int_equal(tag_state(&f.h, tag), TAG_FREE);
+    assert_int_equal(f.h.turning[tag], 0); /* the next one's begins at none */
+}
+
+/* ---- hazards ----------------------------------------------------------------------------------------------------------------------- */
+
+static bool is_handed_out(struct client *client, unsigned tag)
+{
+    static uint32_t tags[1024];
+    int n = client_tx_tags(&core, client, 600, tags);
+    for (int i = 0; i < n; i++)
+        if (tags[i] == tag)
+            return true;
+    return false;
+}
+
+static void a_tag_that_a_hazard_names_is_given_to_nobody(void **state)
+{
+    struct client *maker = attach(&core, 1, 1), *claimer = attach(&core, 2, 1);
+    uint32_t x;
+    (void)state;
+    assert_int_equal(client_tx_tags(&core, maker, 1, &x), 1);
+    assert_int_equal(client_tx_commit(&core, maker, 7, x, "", 0, 0), 0);
+    assert_non_null(hazard_set(&f.h, claimer->tag, x, 0)); /* he has seen that it is committed */
+    client_die(&core, maker);
+    for (int i = 0; i < 100 && core_turn(&core); i++)
+        ;
+    assert_int_equal(tag_state(&f.h, x), TAG_FREE);
+    struct client *next = attach(&core, 3, 1);
+    assert_int_not_equal(next->tag, x);
+    assert_false(is_handed_out(next, x));
+    client_die(&core, claimer); /* and in the end the daemon clears it */
+    client_die(&core, next);
+    for (int i = 0; i < 1000 && core_turn(&core); i++)
+        ;
+    assert_false(hazard_names(&f.h, x));
+    next = attach(&core, 4, 1);
+    assert_true(next->tag == x || is_handed_out(next, x));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -349,6 +456,9 @@ int main(void)
         TEST(a_request_waits_for_words_that_are_held_and_is_refused_only_without_them),
         TEST(a_daemon_that_starts_has_words_that_the_last_one_held),
         TEST(pins_of_a_client_that_dies_count_until_the_end),
+        TEST(what_is_committed_while_the_snapshot_is_taken_is_never_white),
+        TEST(who_turns_words_is_named_until_he_is_through_or_dead),
+        TEST(a_tag_that_a_hazard_names_is_given_to_nobody),
 #undef TEST
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
