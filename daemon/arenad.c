@@ -15,6 +15,7 @@
 #include <sys/random.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
@@ -23,6 +24,7 @@
 #include "daemon/kept.h"
 #include "daemon/listen.h"
 #include "daemon/log.h"
+#include "daemon/pidfile.h"
 #include "daemon/refuse.h"
 #include "daemon/server.h"
 #include "daemon/signals.h"
@@ -121,9 +123,8 @@ static int new_heap(struct config *config, struct regions *r, const char *dir, c
 
 /* Two daemons on one heap, each on a socket of its own, would give the same pages away twice. The descriptor is never
  * closed: the lock ends with the last process that has it, and that is the one that serves (no keeper holds files). */
-static int lock_backing(const char *dir)
+static int lock_backing(const char *dir, char why[512])
 {
-    char why[512];
     int fd = regions_directory(dir, why);
     if (fd < 0) {
         fprintf(stderr, "arenad: %s\n", why);
@@ -132,7 +133,8 @@ static int lock_backing(const char *dir)
     if (flock(fd, LOCK_EX | LOCK_NB) == 0)
         return 0;
     if (errno == EWOULDBLOCK) {
-        fprintf(stderr, "arenad: another daemon serves the heap in %s: stop it, or choose another --backing\n", dir);
+        snprintf(why, 512, "another daemon serves the heap in %.400s: stop it, or choose another --backing", dir);
+        fprintf(stderr, "arenad: %s\n", why);
         close(fd);
         return -EADDRINUSE;
     }
@@ -142,15 +144,14 @@ static int lock_backing(const char *dir)
     return 0;
 }
 
-static int open_regions(struct config *config, struct regions *r, const struct handed *handed, bool *ret_kept)
+static int open_regions(struct config *config, struct regions *r, const struct handed *handed, bool *ret_kept, char why[512])
 {
     const char *dir = strcmp(config->backing, "memfd") == 0 ? NULL : config->backing;
-    char why[512] = "";
     struct geometry g;
     int rc = -ENOENT;
     *ret_kept = false;
     bool is_handed = handed->region[REGION_MAP] >= 0 && handed->region[REGION_HEAP] >= 0 && handed->region[REGION_STATE] >= 0;
-    int locked = dir && !is_handed ? lock_backing(dir) : 0;
+    int locked = dir && !is_handed ? lock_backing(dir, why) : 0;
     if (locked < 0)
         return locked;
     if (is_handed)
@@ -165,7 +166,7 @@ static int open_regions(struct config *config, struct regions *r, const struct h
     if (rc == -ENOENT)
         rc = new_heap(config, r, dir, why);
     if (rc < 0)
-        fprintf(stderr, "arenad: %s%s\n", why[0] ? why : strerror(-rc),
+        fprintf(stderr, "arenad: %s%s\n", why[0] ? why : strcpy(why, strerror(-rc)),
                 rc == -EUCLEAN ? "; kept for inspection, --reset throws it away" : "");
     return rc;
 }
@@ -192,7 +193,19 @@ static void await_daemon(pid_t pid, int fd)
     }
 }
 
-static void to_background(void)
+/* Whoever started it has descriptors of its own, and may wait for the end of one of them. */
+static void close_inherited(const struct config *config)
+{
+    int handed = sd_listen_fds(0), from = SD_LISTEN_FDS_START + (handed > 0 ? handed : 0);
+    if (config->ready_fd >= from) {
+        if (config->ready_fd > from)
+            close_range((unsigned)from, (unsigned)config->ready_fd - 1, 0);
+        from = config->ready_fd + 1;
+    }
+    close_range((unsigned)from, ~0u, 0);
+}
+
+static void to_background(const struct config *config)
 {
     int fds[2];
     if (pipe2(fds, O_CLOEXEC) < 0)
@@ -205,6 +218,21 @@ static void to_background(void)
     close(fds[0]);
     launcher_fd = fds[1];
     setsid();
+    if (config->socket[0] == '/' && chdir("/") < 0)
+        log_event(LOG_LEVEL_WARNING, "start", "what=\"leaving the directory\" error=\"%s\"", strerror(errno));
+}
+
+/* A manager has given the socket, and whoever waits there is told at once why nobody serves it. With a heap that the manager
+ * keeps, this start must not be the last: the heap would go. So the next one comes later, and reads the configuration again. */
+static int cannot_start(const struct handed *handed, const char *why, int status)
+{
+    enum { AGAIN_MS = 5000 };
+    char text[400];
+    bool heap = handed->region[REGION_MAP] >= 0;
+    snprintf(text, sizeof text, "the daemon cannot start: %s", why);
+    if (handed->listen_fd >= 0)
+        refuse_waiting(handed->listen_fd, ECONNREFUSED, text, heap ? AGAIN_MS : 0);
+    return heap ? 1 : status;
 }
 
 static void tell_ready(const struct config *config)
@@ -223,6 +251,9 @@ static void tell_ready(const struct config *config)
 
 static int run(struct config *config, struct server *s, struct listener *listener, bool kept)
 {
+    struct stat st;
+    s->managed = secure_getenv("NOTIFY_SOCKET") != NULL;
+    s->pid_namespace = stat("/proc/self/ns/pid", &st) == 0 ? st.st_ino : 0;
     int rc = server_start(s, config, listener);
     if (rc == -EUCLEAN && !s->regions.directory) /* nothing else would keep them */
         refuse_run(&s->regions, listener->fd, s->untrusted);
@@ -243,6 +274,8 @@ int main(int argc, char **argv)
     static struct server server;
     static struct config config;
     static struct listener listener;
+    static struct pid_file pid_file;
+    char why[512] = "";
     struct handed handed;
     bool kept;
     if (standard_streams() < 0)
@@ -251,31 +284,45 @@ int main(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN); /* a limit on the size of files is an error that is told */
     int rc = config_parse(&config, argc, argv);
-    if (rc != 0)
-        return rc < 0 ? 2 : 0;
-    log_set_level(log_level_parse(config.log_level));
+    if (rc > 0)
+        return 0;
+    bool managed = secure_getenv("NOTIFY_SOCKET") != NULL, background = !config.foreground && !managed;
+    if (rc == 0 && background)
+        close_inherited(&config);
     take_handed(&handed);
-    bool managed = secure_getenv("NOTIFY_SOCKET") != NULL;
+    if (rc < 0)
+        return cannot_start(&handed, config_complaint(), 2);
+    log_set_level(log_level_parse(config.log_level));
+    if ((rc = log_set_file(config.log_file)) < 0) {
+        fprintf(stderr, "arenad: cannot open the log file %s: %s\n", config.log_file, strerror(-rc));
+        return cannot_start(&handed, "its log file cannot be opened", 1);
+    }
     if (handed.listen_fd >= 0) {
         config.socket_decides = true;
         name_handed_socket(&config, handed.listen_fd);
         listen_adopt(&listener, handed.listen_fd, config.socket);
-    } else if (listen_open(&listener, config.socket, config.socket_mode, config.socket_group) < 0)
+    } else if (listen_open(&listener, config.socket, config.socket_mode, config.socket_gid) < 0)
         return 1;
-    if (open_regions(&config, &server.regions, &handed, &kept) < 0) {
+    if (open_regions(&config, &server.regions, &handed, &kept, why) < 0) {
         listen_remove(&listener);
-        return 1;
+        return cannot_start(&handed, why, 1);
     }
     if (managed && !kept && !server.regions.directory && store_regions(&server.regions) <= 0)
         log_event(LOG_LEVEL_WARNING, "fdstore", "result=refused advice=\"set FileDescriptorStoreMax: without it a crash "
                   "loses the heap\"");
-    if (!config.foreground && !managed) /* a manager's main process stays the one that it started */
-        to_background();
+    if (background) /* a manager's main process stays the one that it started */
+        to_background(&config);
+    if (pid_file_write(&pid_file, config.pid_file) < 0) {
+        listen_remove(&listener);
+        return 1;
+    }
     if (config.keeper && !managed && !server.regions.directory && (kept_open(), true) &&
-        (rc = keeper_run(&listener, launcher_fd >= 0)) < 0)
+        (rc = keeper_run(&listener, &pid_file, launcher_fd >= 0)) < 0)
         log_event(LOG_LEVEL_WARNING, "keeper", "error=\"%s\" advice=\"a crash loses the heap\"", strerror(-rc));
+    server.keeper_pid = server.regions.directory || managed || !config.keeper || rc < 0 ? 0 : getppid();
     rc = run(&config, &server, &listener, kept);
     listen_remove(&listener);
+    pid_file_remove(&pid_file);
     regions_close(&server.regions);
     config_free(&config);
     return rc < 0 ? 1 : 0;

@@ -298,7 +298,7 @@ static void stats_row(struct census *census, const struct census_outside *outsid
     msgpack_packer_init(&pk, &census->rows, msgpack_sbuffer_write);
 #define STAT_COUNT(name, text) count++;
     STATS(STAT_COUNT)
-    msgpack_pack_map(&pk, (size_t)count + 7);
+    msgpack_pack_map(&pk, (size_t)count + 14);
 #define STAT_PUT(name, text) put_number(&pk, #name, name);
     STATS(STAT_PUT)
     put_number(&pk, "pages_free_run", pagealloc_longest(&core->mheap.free));
@@ -308,6 +308,13 @@ static void stats_row(struct census *census, const struct census_outside *outsid
     put_text(&pk, "heap_id_hex", id);
     put_text(&pk, "name", outside->name ? outside->name : "");
     put_text(&pk, "socket", outside->socket ? outside->socket : "");
+    put_number(&pk, "pid", outside->pid);
+    put_number(&pk, "pid_namespace", outside->pid_namespace);
+    put_number(&pk, "keeper_pid", outside->keeper_pid);
+    put_number(&pk, "managed", outside->managed);
+    put_number(&pk, "reloads", outside->reloads);
+    put_number(&pk, "reloads_refused", outside->reloads_refused);
+    put_text(&pk, "reload_error", outside->reload_error ? outside->reload_error : "");
     census->row_count = 1;
 }
 

@@ -11,6 +11,10 @@ struct census;
 struct census_outside {
     uint64_t heap_backed, map_backed, state_backed;
     const char *name, *socket;
+    uint64_t pid, pid_namespace, keeper_pid, managed; /* keeper_pid 0: none; managed: by a service manager */
+    uint64_t reloads, reloads_refused;
+    const char *reload_error;          /* of the last one; "": none */
+    uint64_t strays;                   /* bytes that have memory and should have none */
 };
 
 /* what: INFO_*. NULL: out of memory. cursor: where the rows begin. */

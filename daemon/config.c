@@ -5,15 +5,25 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <grp.h>
+#include <limits.h>
 #include <ini.h>
 #include <pwd.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <stdarg.h>
+#include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "daemon/log.h"
+#include "proto/text.h"
+
+enum {
+    FILE_LINE_MAX = 190,                  /* inih takes lines in pieces of this size */
+    MS_MAX = 1000 * 60 * 60 * 24 * 7,     /* a week */
+};
 
 enum kind { STRING, SIZE, COUNT, MS, BOOL, OCTAL, ADDRESS, USERS, GROUPS };
 
@@ -32,11 +42,36 @@ static const struct key keys[] = {
 };
 enum { KEY_COUNT = sizeof keys / sizeof keys[0] };
 
+/* ---- what is wrong ------------------------------------------------------------------------------------------------------------ */
+
+static char complaint[1024];
+static bool reloading;
+
+const char *config_complaint(void) { return complaint; }
+
+/* One line: on standard error, which in the background leads nowhere, or at a reload in the log. -EINVAL */
+static int __attribute__((format(printf, 1, 2))) complain(const char *format, ...)
+{
+    char quoted[sizeof complaint];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(complaint, sizeof complaint, format, args);
+    va_end(args);
+    if (reloading)
+        log_event(LOG_LEVEL_ERROR, "reload", "result=refused error=\"%s\" kept=\"the values in force\"",
+                  log_quote(quoted, sizeof quoted, complaint));
+    else
+        fprintf(stderr, "arenad: %s\n", text_escape(quoted, sizeof quoted, complaint));
+    return -EINVAL;
+}
+
+/* ---- values -------------------------------------------------------------------------------------------------------------------- */
+
 int size_parse(const char *text, uint64_t *ret)
 {
     char *end;
     errno = 0;
-    if (!isdigit((unsigned char)*text))
+    if (!isdigit((unsigned char)*text) || (text[0] == '0' && isdigit((unsigned char)text[1]))) /* not octal by surprise */
         return -EINVAL;
     unsigned long long value = strtoull(text, &end, 0);
     unsigned shift = 0;
@@ -79,7 +114,8 @@ static const char *parse_ids(struct config *config, bool users, const char *text
             if (!pw && !gr)
                 return users ? "names a user that is not there" : "names a group that is not there";
             id = pw ? pw->pw_uid : gr->gr_gid;
-        } else if (errno || id >= UINT32_MAX) /* the last one is the system's word for none */
+        } else if (errno || id >= UINT32_MAX)
+            return users ? "has a number that no user has" : "has a number that no group has"; else if (errno || id >= UINT32_MAX) /* the last one is the system's word for none */
             return "has a number that no user or group can have: 0 to 4294967294";
         if (count == CONFIG_UIDS_MAX)
             return "has more than 64 entries";
@@ -108,6 +144,10 @@ static const char *parse_number(const struct key *key, char *at, const char *tex
             return "must be from 1M to 1T";
         if (key->at == offsetof(struct config, map_roots) && (value < 16 || value > ROOT_SLOTS_MAX))
             return "must be from 16 to 1M";
+        if (key->at == offsetof(struct config, hello_timeout_ms) && (value < 100 || value > MS_MAX))
+            return "must be from 100 to 604800000 (a week)";
+        if (key->kind == MS && value > MS_MAX)
+            return "must be at most 604800000 (a week)";
         if (key->kind == COUNT && key->at != offsetof(struct config, map_roots)) {
             if (value > UINT32_MAX)
                 return "is too large";
@@ -117,13 +157,13 @@ static const char *parse_number(const struct key *key, char *at, const char *tex
         return NULL;
     case ADDRESS:
         value = *text ? strtoull(text, &end, 0) : 0;
-        if (*text && (errno || *end || value % (2 << 20)))
+        if (*text && (errno || *end || !isdigit((unsigned char)*text) || value == 0 || value % (2 << 20)))
             return "is not an address that is a multiple of 2M";
         *(uint64_t *)(void *)at = value;
         return NULL;
     case OCTAL:
         value = strtoull(text, &end, 8);
-        if (!*text || *end || value > 0777)
+        if (!isdigit((unsigned char)*text) || *end || value > 0777)
             return "is not an octal mode such as 0660";
         *(uint32_t *)(void *)at = (uint32_t)value;
         return NULL;
@@ -132,11 +172,32 @@ static const char *parse_number(const struct key *key, char *at, const char *tex
     }
 }
 
+/* A group by name or number: 0, or -ENOENT. */
+static int group_parse(const char *text, int64_t *ret)
+{
+    char *end;
+    errno = 0;
+    unsigned long long id = strtoull(text, &end, 10);
+    struct group *group = getgrnam(text);
+    if (group)
+        *ret = group->gr_gid;
+    else if (!errno && isdigit((unsigned char)*text) && !*end && id < UINT32_MAX)
+        *ret = (int64_t)id;
+    else
+        return -ENOENT;
+    return 0;
+}
+
 static const char *parse_value(struct config *config, const struct key *key, const char *text)
 {
     char *at = (char *)config + key->at;
     switch (key->kind) {
     case STRING: {
+        if (key->at == offsetof(struct config, socket_group)) {
+            config->socket_gid = -1;
+            if (*text && group_parse(text, &config->socket_gid) < 0)
+                return "names a group that is not there";
+        }
         char *copy = strdup(text);
         if (!copy)
             return "does not fit into memory";
@@ -173,12 +234,40 @@ static const struct key *key_of(const char *name)
 /* What the file said, by key: a reload tells by it what it cannot change. NULL: nothing. */
 static char *file_text[KEY_COUNT];
 
+/* Where each key's value came from. */
+static struct {
+    bool option;
+    int line; /* of the file; 0: it is not there */
+} given_at[KEY_COUNT];
+static char file_path[512];
+
+/* "PATH:3: max = 5" or "--max 5": what a complaint about a key begins with. */
+static const char *where(const struct key *key, const char *value)
+{
+    static char text[700];
+    int line = given_at[key - keys].line;
+    if (!given_at[key - keys].option && line)
+        snprintf(text, sizeof text, "%s:%d: %s%s%s", file_path, line, key->name, *value ? " = " : "", value);
+    else
+        snprintf(text, sizeof text, "--%s%s%s", key->name, *value ? " " : "", value);
+    return text;
+}
+
 struct reading {
     struct config *config;
     const bool *given;  /* by key: an option has it already */
     char **text;
+    FILE *file;
+    int line;
+    int seen[KEY_COUNT]; /* line */
     char why[256];
 };
+
+/* A value may be empty where nothing is one: no group, nobody. */
+static bool may_be_empty(const struct key *key)
+{
+    return key->kind == USERS || key->kind == GROUPS || key->kind == ADDRESS || key->at == offsetof(struct config, socket_group);
+}
 
 static int on_key(void *user, const char *section, const char *name, const char *value)
 {
@@ -191,10 +280,20 @@ static int on_key(void *user, const char *section, const char *name, const char 
         why = "there is only the section [arenad]";
     else if (!key)
         why = "unknown key";
-    else if (r->given[key - keys])
-        return 1;
-    else
-        why = parse_value(r->config, key, value);
+    else if (r->seen[key - keys])
+        snprintf(r->why, sizeof r->why, "%s is there twice, first on line %d", name, r->seen[key - keys]);
+    else {
+        struct config scratch = {.socket_gid = -1}; /* also what an option overrides must be right */
+        r->seen[key - keys] = r->line;
+        why = !*value && !may_be_empty(key) ? "needs a value"
+                                            : parse_value(r->given[key - keys] ? &scratch : r->config, key, value);
+        config_free(&scratch);
+        if (!why && r->given[key - keys])
+            return 1;
+        given_at[key - keys].line = r->line;
+    }
+    if (r->why[0])
+        return 0;
     if (!why) {
         free(r->text[key - keys]);
         r->text[key - keys] = strdup(value);
@@ -204,27 +303,45 @@ static int on_key(void *user, const char *section, const char *name, const char 
     return 0;
 }
 
+/* The next line for inih, counted. One that is longer than it takes would be read as two. */
+static char *next_line(char *out, int capacity, void *context)
+{
+    struct reading *r = context;
+    char line[FILE_LINE_MAX + 2];
+    if (r->why[0] || !fgets(line, sizeof line, r->file))
+        return NULL;
+    r->line++;
+    size_t n = strlen(line);
+    if (n > FILE_LINE_MAX || (int)n >= capacity)
+        snprintf(r->why, sizeof r->why, "is longer than %d bytes, or holds a NUL", FILE_LINE_MAX);
+    else if (n && line[n - 1] != '\n' && !feof(r->file))
+        snprintf(r->why, sizeof r->why, "holds a NUL");
+    return r->why[0] ? NULL : strcpy(out, line);
+}
+
 static int read_file(struct config *config, const char *path, const bool *given, char **text, bool must)
 {
+    struct stat st;
     struct reading r = {.config = config, .given = given, .text = text};
-    FILE *f = fopen(path, "re");
-    if (!f) {
-        if (errno == ENOENT && !must)
-            return 0;
-        fprintf(stderr, "arenad: cannot read %s: %s\n", path, strerror(errno));
-        return -EINVAL;
-    }
-    errno = 0;
-    int line = ini_parse_file(f, on_key, &r), error = ferror(f) ? (errno ? errno : EIO) : 0;
-    fclose(f);
-    if (error) { /* a directory can be opened, and not be read */
-        fprintf(stderr, "arenad: cannot read %s: %s\n", path, strerror(error));
-        return -EINVAL;
-    }
-    if (line == 0)
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY); /* a pipe is no file to wait for */
+    if (fd < 0 && errno == ENOENT && !must)
         return 0;
-    fprintf(stderr, "arenad: %s:%d: %s\n", path, line, r.why[0] ? r.why : "not a line 'key = value'");
-    return -EINVAL;
+    if (fd < 0 || fstat(fd, &st) < 0)
+        return complain("cannot read %s: %s", path, strerror(errno));
+    if (S_ISFIFO(st.st_mode) && !reloading)
+        fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK); /* --config <(...): its writer may come later */
+    r.file = fdopen(fd, "r");
+    if (!r.file)
+        return complain("cannot read %s: %s", path, strerror(errno));
+    snprintf(file_path, sizeof file_path, "%s", path);
+    errno = 0;
+    int line = ini_parse_stream(next_line, &r, on_key, &r), error = ferror(r.file) ? (errno ? errno : EIO) : 0;
+    fclose(r.file);
+    if (error) /* a directory can be opened, and not be read */
+        return complain("cannot read %s: %s", path, strerror(error));
+    if (line == 0 && !r.why[0])
+        return 0;
+    return complain("%s:%d: %s", path, r.why[0] ? r.line : line, r.why[0] ? r.why : "not a line 'key = value'");
 }
 
 /* ---- options --------------------------------------------------------------------------------------------------------------------- */
@@ -260,11 +377,8 @@ static int parse_options(struct config *config, int argc, char **argv, bool *giv
     opterr = 0;
     optind = 0;
     while ((option = getopt_long(argc, argv, ":", options, NULL)) != -1) {
-        if (option == ':' || option == '?') {
-            fprintf(stderr, "arenad: %s %s; see arenad --help\n", argv[optind - 1],
-                    option == ':' ? "needs a value" : "is not an option");
-            return -EINVAL;
-        }
+        if (option == ':' || option == '?')
+            return complain("%s %s; see arenad --help", argv[optind - 1], option == ':' ? "needs a value" : "is not an option");
         if (option == OPT_HELP || option == OPT_VERSION) {
             if (option == OPT_HELP)
                 usage();
@@ -272,16 +386,16 @@ static int parse_options(struct config *config, int argc, char **argv, bool *giv
                 printf("arenad %s\n", ARENA_VERSION);
             return 1;
         }
+        if (option == OPT_CONFIG && !*optarg)
+            return complain("--config needs a value");
         if (option == OPT_CONFIG) {
             free(config->config);
             config->config = strdup(optarg);
         } else if (option == OPT_READY_FD) {
             char *end;
             long fd = strtol(optarg, &end, 10);
-            if (!isdigit((unsigned char)*optarg) || *end || fd > 65535 || fcntl((int)fd, F_GETFD) < 0) {
-                fprintf(stderr, "arenad: --ready-fd %s is not an open descriptor's number\n", optarg);
-                return -EINVAL;
-            }
+            if (!isdigit((unsigned char)*optarg) || *end || fd > 65535 || fcntl((int)fd, F_GETFD) < 0)
+                return complain("--ready-fd %s is not an open descriptor's number", optarg);
             config->ready_fd = (int)fd;
             fcntl(config->ready_fd, F_SETFD, FD_CLOEXEC);
         } else if (option == OPT_FOREGROUND)
@@ -289,27 +403,61 @@ static int parse_options(struct config *config, int argc, char **argv, bool *giv
         else if (option == OPT_RESET)
             config->reset = true;
         else {
-            const char *value = optarg ? optarg : "", *why = parse_value(config, &keys[option], value);
-            if (why) {
-                fprintf(stderr, "arenad: --%s%s%s %s\n", keys[option].name, *value ? " " : "", value, why);
-                return -EINVAL;
-            }
-            given[option] = true;
+            const char *value = optarg ? optarg : "", *why = NULL;
+            if (optarg && !*value && !may_be_empty(&keys[option]))
+                why = "needs a value";
+            else
+                why = parse_value(config, &keys[option], value);
+            given[option] = given_at[option].option = true;
+            if (why)
+                return complain("%s %s", where(&keys[option], value), why);
         }
     }
-    if (optind < argc) {
-        fprintf(stderr, "arenad: %s: no arguments are wanted; see arenad --help\n", argv[optind]);
-        return -EINVAL;
-    }
+    if (optind < argc)
+        return complain("%s: no arguments are wanted; see arenad --help", argv[optind]);
     return 0;
 }
 
 /* ---- checks and defaults ------------------------------------------------------------------------------------------------------------ */
 
-static int refuse(const char *what, const char *value, const char *why)
+static int refuse(const char *name, const char *value, const char *why)
 {
-    fprintf(stderr, "arenad: %s %s %s\n", what, value, why);
-    return -EINVAL;
+    const struct key *key = key_of(name);
+    return key ? complain("%s %s", where(key, value), why) : complain("%s %s %s", name, value, why);
+}
+
+static bool is_given(const char *name)
+{
+    const struct key *key = key_of(name);
+    return given_at[key - keys].option || given_at[key - keys].line;
+}
+
+static int refuse_size(const char *name, uint64_t bytes, const char *format, uint64_t than)
+{
+    char value[32], why[160];
+    snprintf(value, sizeof value, "%llu", (unsigned long long)bytes);
+    snprintf(why, sizeof why, format, (unsigned long long)than);
+    return refuse(name, value, why);
+}
+
+/* Numbers that make no sense together: what is given is held against what is in force. */
+static int check_numbers(const struct config *c)
+{
+    const uint64_t ram = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+    const uint64_t addresses = 0x7ff000000000ULL;
+    if (is_given("reserve") && c->reserve > c->max)
+        return refuse_size("reserve", c->reserve, "is more than max: %llu", c->max);
+    if (is_given("memory-reserve") && c->memory_reserve >= ram)
+        return refuse_size("memory-reserve", c->memory_reserve, "leaves nothing: the machine has %llu", ram);
+    if (is_given("base") && c->base && (c->base < (1 << 20) || c->base > addresses || c->max > addresses - c->base))
+        return refuse_size("base", c->base, "leaves no room for max: %llu", c->max);
+    if (is_given("limit-roots") && c->limits.roots > c->map_roots)
+        return refuse_size("limit-roots", c->limits.roots, "is more than root-slots: %llu", c->map_roots);
+    if (is_given("limit-user-clients") && is_given("limit-clients") && c->limits.clients && c->limits.uid_clients > c->limits.clients)
+        return refuse_size("limit-user-clients", c->limits.uid_clients, "is more than limit-clients: %llu", c->limits.clients);
+    if (is_given("limit-user-roots") && is_given("limit-roots") && c->limits.roots && c->limits.uid_roots > c->limits.roots)
+        return refuse_size("limit-user-roots", c->limits.uid_roots, "is more than limit-roots: %llu", c->limits.roots);
+    return 0;
 }
 
 static int default_socket(struct config *config)
@@ -318,8 +466,7 @@ static int default_socket(struct config *config)
     if (config->socket[0])
         return 0;
     if (!(dir && *dir) && geteuid() != 0 && !secure_getenv("LISTEN_FDS")) { /* a handed socket has its path */
-        fprintf(stderr, "arenad: XDG_RUNTIME_DIR is not set: say where to listen with --socket PATH\n");
-        return -EINVAL;
+        return complain("XDG_RUNTIME_DIR is not set: say where to listen with --socket PATH");
     }
     free(config->socket);
     if (asprintf(&config->socket, "%s/arenad/%s.sock", dir && *dir ? dir : "/run", config->name) < 0)
@@ -346,6 +493,29 @@ static uint64_t default_base(const char *name, uint64_t max)
     return from + (1 + hash % (places - 1)) * size;
 }
 
+/* In the background the directory is left. A socket's path stays as it is where it would become too long. */
+static int make_absolute(struct config *config)
+{
+    char **const paths[] = {&config->config, &config->socket, &config->backing, &config->log_file, &config->pid_file};
+    char directory[PATH_MAX];
+    for (size_t i = 0; i < sizeof paths / sizeof paths[0]; i++) {
+        char *path = *paths[i], *whole;
+        if (!path || !*path || *path == '/' || (paths[i] == &config->backing && strcmp(path, "memfd") == 0))
+            continue;
+        if (!getcwd(directory, sizeof directory) || *directory != '/')
+            return complain("%s: the directory that it begins in cannot be named", path);
+        if (asprintf(&whole, "%s/%s", directory, path) < 0)
+            return -ENOMEM;
+        if (paths[i] == &config->socket && strlen(whole) >= sizeof((struct sockaddr_un *)NULL)->sun_path)
+            free(whole);
+        else {
+            free(path);
+            *paths[i] = whole;
+        }
+    }
+    return 0;
+}
+
 static int finish(struct config *config)
 {
     uint32_t length = (uint32_t)strlen(config->name);
@@ -358,19 +528,22 @@ static int finish(struct config *config)
     }
     if (config->reset && strcmp(config->backing, "memfd") == 0)
         return refuse("--reset", "needs", "--backing DIR: with memfd a daemon that is started has a new heap anyway");
-    if (config->socket_group[0] && !getgrnam(config->socket_group))
-        return refuse("socket-group", config->socket_group, "names a group that is not there");
+    int rc = check_numbers(config);
+    if (rc < 0)
+        return rc;
     if (config->base == 0)
         config->base = default_base(config->name, config->max);
     if (log_level_parse(config->log_level) < 0)
         return refuse("log-level", config->log_level, "is none of error, warning, info, debug");
-    return default_socket(config);
+    rc = default_socket(config);
+    return rc < 0 ? rc : make_absolute(config);
 }
 
 static int defaults(struct config *config)
 {
     memset(config, 0, sizeof *config);
     config->ready_fd = -1;
+    config->socket_gid = -1;
     for (int i = 0; i < KEY_COUNT; i++) {
         if (keys[i].kind == SIZE && !keys[i].initial[0])
             continue; /* 0 until finish(): nobody can write that */
@@ -422,17 +595,35 @@ static void take_over(struct config *config, char **text)
     }
 }
 
+/* The numbers as they would be: what the file says over what cannot change, options over the file. */
+static int check_reloaded(const struct config *config, const struct config *fresh, char **text)
+{
+    struct config would = *config;
+    (void)fresh;
+    for (int i = 0; i < KEY_COUNT; i++)
+        if (!given[i] && keys[i].reloads && (keys[i].kind == SIZE || keys[i].kind == COUNT || keys[i].kind == MS))
+            parse_value(&would, &keys[i], text[i] ? text[i] : keys[i].initial);
+    return check_numbers(&would);
+}
+
 int config_reload(struct config *config)
 {
     struct config fresh;
     char *text[KEY_COUNT] = {NULL};
+    reloading = true;
+    complaint[0] = 0;
+    for (int i = 0; i < KEY_COUNT; i++)
+        given_at[i].line = 0;
     int rc = defaults(&fresh);
     if (rc == 0)
         rc = read_config_file(config, &fresh, given, text);
     if (rc == 0 && log_level_parse(fresh.log_level) < 0)
         rc = refuse("log-level", fresh.log_level, "is none of error, warning, info, debug");
     if (rc == 0)
+        rc = check_reloaded(config, &fresh, text);
+    if (rc == 0)
         take_over(config, text);
+    reloading = false;
     for (int i = 0; i < KEY_COUNT; i++)
         free(text[i]);
     config_free(&fresh);

@@ -11,8 +11,9 @@
 enum { CONFIG_UIDS_MAX = 64 };
 
 struct config {
-    char *name, *config, *socket, *socket_group, *backing, *log_level;
+    char *name, *config, *socket, *socket_group, *backing, *log_level, *log_file, *pid_file;
     uint32_t socket_mode;
+    int64_t socket_gid; /* -1: none */
     int ready_fd; /* -1: none */
     bool foreground, keeper, pidfd_fallback, reset;
     uint64_t max, base, reserve, memory_reserve, map_roots;
@@ -52,16 +53,22 @@ struct config {
     KEY("limit-roots", COUNT, limits.roots, 1, "65536", "named roots")                                                 \
     KEY("limit-user-roots", COUNT, limits.uid_roots, 1, "65536", "named roots made by one user")                       \
     KEY("log-level", STRING, log_level, 1, "info", "error, warning, info or debug")                                    \
+    KEY("log-file", STRING, log_file, 0, "", "file that the log is added to; opened again by a reload")                 \
+    KEY("pid-file", STRING, pid_file, 0, "", "file for the pid that is to be signalled")                                \
     KEY("pidfd-fallback", BOOL, pidfd_fallback, 0, "no", "for tests: do not use SO_PEERPIDFD")
 
 /* Options only: --config FILE, --foreground, --ready-fd N, --reset, --help, --version. */
 
 /* Reads options, then the config file that they name or the default one, options over file. 0, 1: it printed help or the
- * version, or a negative errno after one line on standard error. */
+ * version, or a negative errno after one line on standard error, with file and line number or the option. */
 int config_parse(struct config *config, int argc, char **argv);
 
-/* Reads the file again for what may change; the rest that differs is named in the log. */
+/* Reads the file again for what may change; the rest that differs is named in the log, and so is why nothing is taken over:
+ * the values in force are kept. */
 int config_reload(struct config *config);
+
+/* The last such line; "": there was none. */
+const char *config_complaint(void);
 void config_free(struct config *config);
 
 /* "64M" -> bytes: 0 or -EINVAL */

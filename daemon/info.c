@@ -215,7 +215,11 @@ static void make_rows(struct server *s, struct walk *w)
     struct census_outside outside = {.heap_backed = region_held(&s->regions, REGION_HEAP),
                                      .map_backed = region_held(&s->regions, REGION_MAP),
                                      .state_backed = region_held(&s->regions, REGION_STATE),
-                                     .name = s->config->name, .socket = s->config->socket};
+                                     .name = s->config->name, .socket = s->config->socket,
+                                     .pid = (uint64_t)getpid(), .pid_namespace = s->pid_namespace,
+                                     .keeper_pid = (uint64_t)s->keeper_pid, .managed = s->managed,
+                                     .reloads = s->reloads, .reloads_refused = s->reloads_refused,
+                                     .reload_error = config_complaint(), .strays = strays_pages(s) << PAGE_SHIFT};
     if (census_rows(w->census, &outside, &w->rows, &w->bytes, &w->next_cursor) < 0)
         w->rows = NULL;
     census_free(w->census);

@@ -18,6 +18,7 @@ struct keeper {
     sigset_t waited; /* SIGCHLD and those that are passed on */
     bool stopping;
     const struct listener *listener;
+    const struct pid_file *pid_file;
 };
 
 static void pass_on(struct keeper *k, pid_t pid, int signum)
@@ -34,9 +35,10 @@ static int watch(struct keeper *k, pid_t pid)
         int status, signum = sigwaitinfo(&k->waited, NULL);
         if (signum > 0 && signum != SIGCHLD)
             pass_on(k, pid, signum);
-        pid_t ended = waitpid(pid, &status, WNOHANG);
-        if (ended == pid)
-            return status;
+        pid_t ended;
+        while ((ended = waitpid(-1, &status, WNOHANG)) > 0) /* orphans too, as pid 1 */
+            if (ended == pid)
+                return status;
         if (ended < 0 && errno == ECHILD)
             return 0;
     }
@@ -53,8 +55,12 @@ static void pause_for(struct keeper *k, int seconds)
 
 static void end(const struct keeper *k, int status)
 {
-    if (!WIFEXITED(status))
-        listen_remove(k->listener); /* killed while it was to stop: it could not do it itself */
+    if (!WIFEXITED(status)) { /* killed while it was to stop: it could not do it itself */
+        listen_remove(k->listener);
+        pid_file_remove(k->pid_file);
+    }
+    log_event(LOG_LEVEL_INFO, "keeper", "result=ends because=\"%s\" status=%d",
+              k->stopping ? "it was to stop" : "the daemon has ended by itself", WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status));
     exit(WIFEXITED(status) ? WEXITSTATUS(status) : 1);
 }
 
@@ -65,9 +71,9 @@ static int64_t monotonic_ns(void)
     return now.tv_sec * 1000000000LL + now.tv_nsec;
 }
 
-int keeper_run(const struct listener *listener, bool background)
+int keeper_run(const struct listener *listener, const struct pid_file *pid_file, bool background)
 {
-    struct keeper k = {.listener = listener};
+    struct keeper k = {.listener = listener, .pid_file = pid_file};
     sigset_t child;
     int fast = 0;
     signal(SIGCHLD, SIG_DFL); /* ignored, as some are started, no child could be waited for */

@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
 #include <libgen.h>
 #include <stdio.h>
 #include <string.h>
@@ -107,10 +106,7 @@ static int finish_file(struct listener *l, char *ret_why)
         snprintf(ret_why, WHY_MAX, "%s was replaced while it was made: choose a directory that nobody else writes to", l->path);
         rc = -EPERM;
     }
-    struct group *group = rc == 0 && l->group[0] ? getgrnam(l->group) : NULL;
-    if (rc == 0 && l->group[0] && !group)
-        rc = fail(ret_why, ENOENT, "there is no group", l->group);
-    else if (group && fchownat(fd, "", (uid_t)-1, group->gr_gid, AT_EMPTY_PATH) < 0)
+    if (rc == 0 && l->gid >= 0 && fchownat(fd, "", (uid_t)-1, (gid_t)l->gid, AT_EMPTY_PATH) < 0)
         rc = fail(ret_why, errno, "cannot give the socket its group", l->path);
     if (rc == 0)
         *l->file = l->own = file_of(&st);
@@ -153,10 +149,10 @@ static int make(struct listener *l, char *ret_why)
     return rc < 0 ? rc : bind_here(l, ret_why);
 }
 
-int listen_open(struct listener *l, const char *path, mode_t mode, const char *group)
+int listen_open(struct listener *l, const char *path, mode_t mode, int64_t gid)
 {
     char why[WHY_MAX] = "";
-    *l = (struct listener){.fd = -1, .lock_fd = -1, .path = path, .mode = mode, .group = group};
+    *l = (struct listener){.fd = -1, .lock_fd = -1, .path = path, .mode = mode, .gid = gid};
     if (strlen(path) >= sizeof((struct sockaddr_un *)NULL)->sun_path) {
         fprintf(stderr, "arenad: the socket path %s is longer than %zu bytes\n", path,
                 sizeof((struct sockaddr_un *)NULL)->sun_path - 1);
@@ -179,7 +175,7 @@ int listen_open(struct listener *l, const char *path, mode_t mode, const char *g
 
 void listen_adopt(struct listener *l, int fd, const char *path)
 {
-    *l = (struct listener){.fd = fd, .lock_fd = -1, .handed = true, .path = path, .group = ""};
+    *l = (struct listener){.fd = fd, .lock_fd = -1, .handed = true, .path = path, .gid = -1};
 }
 
 /* What stands at `path`, is it `file`? */

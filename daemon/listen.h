@@ -20,14 +20,14 @@ struct listener {
     bool handed;              /* by a service manager: its file is not ours to make or remove */
     const char *path;
     mode_t mode;
-    const char *group;        /* "": none */
+    int64_t gid;              /* group of the file; -1: the process's */
     struct listen_file own;   /* of fd: a daemon that a keeper starts has the first one's, though a later one made another */
     struct listen_file *file; /* the last that was made. sync: the keeper's process reads it after the daemon's has ended */
     bool told;                /* that something else stands there; until it is put right */
 };
 
 /* Makes, locks and listens on `path`: 0, or a negative errno after one line on standard error. */
-int listen_open(struct listener *l, const char *path, mode_t mode, const char *group);
+int listen_open(struct listener *l, const char *path, mode_t mode, int64_t gid);
 
 /* Takes over a manager's listening socket. */
 void listen_adopt(struct listener *l, int fd, const char *path);

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
 
@@ -49,6 +50,37 @@ static void refuse_one(int listen_fd, const char *why)
     snprintf(text, sizeof text, "the heap is not served, it cannot be trusted: %s", why);
     if (fd >= 0)
         refuse_fd(fd, EUCLEAN, text);
+}
+
+static int64_t now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000LL + now.tv_nsec / 1000000;
+}
+
+void refuse_waiting(int listen_fd, int error, const char *text, int wait_ms)
+{
+    struct sigaction action = {.sa_handler = on_stop};
+    struct pollfd poll_fd = {.fd = listen_fd, .events = POLLIN};
+    int64_t until = now_ms() + wait_ms, left;
+    sigset_t none;
+    sigemptyset(&none);
+    sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGINT, &action, NULL);
+    signal(SIGHUP, SIG_IGN);
+    fcntl(listen_fd, F_SETFL, fcntl(listen_fd, F_GETFL) | O_NONBLOCK);
+    do {
+        int fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+        if (fd >= 0) {
+            refuse_fd(fd, error, text);
+            continue;
+        }
+        left = until - now_ms();
+        struct timespec wait = {.tv_sec = left / 1000, .tv_nsec = left % 1000 * 1000000};
+        if (left <= 0 || (errno != EAGAIN && errno != ECONNABORTED) || ppoll(&poll_fd, 1, &wait, &none) < 0)
+            return;
+    } while (!stopping);
 }
 
 void refuse_run(const struct regions *regions, int listen_fd, const char *why)

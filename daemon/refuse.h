@@ -8,6 +8,10 @@
 /* Answers a connection that is not served with one ERROR, whatever it has sent, and closes it. */
 void refuse_fd(int fd, int error, const char *text);
 
+/* Answers each connection that waits, and for wait_ms those that come, with an ERROR of `error` and text, and closes it. Until
+ * then, or SIGTERM or SIGINT. */
+void refuse_waiting(int listen_fd, int error, const char *text, int wait_ms);
+
 /* Until SIGTERM or SIGINT. Answers each connection with an ERROR of EUCLEAN and `why`, and closes it. */
 void refuse_run(const struct regions *regions, int listen_fd, const char *why);
 

@@ -12,6 +12,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <systemd/sd-daemon.h>
 #include <time.h>
 #include <unistd.h>
@@ -223,6 +224,20 @@ static void look_at_socket(struct server *s)
     uv_poll_start(&s->listen_poll, UV_READABLE, connection_on_listen);
 }
 
+/* Without its keeper the daemon goes on: to end would lose the heap. As the first process of a pid namespace it waits for
+ * whoever was left to it. */
+static void look_at_parent(struct server *s)
+{
+    if (getpid() == 1)
+        while (waitpid(-1, NULL, WNOHANG) > 0)
+            continue;
+    if (!s->keeper_pid || getppid() == s->keeper_pid)
+        return;
+    log_event(LOG_LEVEL_WARNING, "keeper", "pid=%d result=gone advice=\"a crash would lose the heap; SIGTERM to pid %d stops it\"",
+              s->keeper_pid, (int)getpid());
+    s->keeper_pid = 0;
+}
+
 static void on_tick(uv_timer_t *timer)
 {
     enum { AGE_TICKS = 2, STATUS_TICKS = 100, SOCKET_TICKS = 10 }; /* mheap ticks twice in return-after */
@@ -242,8 +257,11 @@ static void on_tick(uv_timer_t *timer)
         sd_notify(0, "WATCHDOG=1");
     if (s->ticks % STATUS_TICKS == 0)
         status_notify(s);
-    if (s->ticks % SOCKET_TICKS == 0)
+    if (s->ticks % SOCKET_TICKS == 0) {
         look_at_socket(s);
+        log_tick();
+        look_at_parent(s);
+    }
     connections_tick(s);
     mend(s);
     strays_tick(s);
@@ -270,14 +288,16 @@ static void on_reload_signal(uv_signal_t *handle, int signum)
     clock_gettime(CLOCK_MONOTONIC, &now);
     sd_notifyf(0, "RELOADING=1\nMONOTONIC_USEC=%llu",
                (unsigned long long)now.tv_sec * 1000000ULL + (unsigned long long)now.tv_nsec / 1000);
+    log_reopen();
     if (config_reload(s->config) == 0) {
         s->core.limits = s->config->limits;
         s->core.mheap.reserve_pages = s->config->reserve >> PAGE_SHIFT;
         log_set_level(log_level_parse(s->config->log_level));
         connections_allow_again(s);
         log_event(LOG_LEVEL_INFO, "reload", "result=ok");
-    } else
-        log_event(LOG_LEVEL_ERROR, "reload", "result=refused kept=\"the values in force\"");
+        s->reloads++;
+    } else /* the log has the reason */
+        s->reloads_refused++;
     sd_notify(0, "READY=1");
 }
 

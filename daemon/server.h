@@ -55,6 +55,10 @@ struct server {
     const struct connection *notice_except; /* who asked for it */
     uint64_t ticks;
     uint64_t watchdog_ms;
+    uint64_t pid_namespace; /* the inode that names it; 0: not to be seen */
+    int keeper_pid;  /* 0: there is none, or no longer */
+    bool managed;    /* a service manager has started it */
+    uint64_t reloads, reloads_refused;
     int fd_reserve; /* closed to accept one more connection, just to refuse it when descriptors run out */
     uv_prepare_t turn; /* runs once a turn, before the sockets */
     uv_check_t serve;  /* and this behind them */

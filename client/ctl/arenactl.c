@@ -26,6 +26,8 @@ static const struct command commands[] = {
     {"metrics", "", "output", "figures as OpenMetrics text", cmd_metrics, false},
     {"escape", "FILE...", "json folded pprof", "by call site: what need not be on the shared heap",
      cmd_escape, true},
+    {"stop", "", "", "stop the daemon, and wait for its end; its heap goes if it is in memory", cmd_stop, false},
+    {"reload", "", "", "have the daemon read its configuration again; 1 if it is refused", cmd_reload, false},
     {"exec", "[--] COMMAND [ARGUMENT...]", "max",
      "run a command against a private heap that ends with it", cmd_exec, true},
 };

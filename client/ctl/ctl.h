@@ -151,5 +151,7 @@ int cmd_why(struct ctl *ctl);
 int cmd_escape(struct ctl *ctl);
 int cmd_top(struct ctl *ctl);
 int cmd_gc(struct ctl *ctl);
+int cmd_stop(struct ctl *ctl);
+int cmd_reload(struct ctl *ctl);
 
 #endif

@@ -39,6 +39,10 @@ int cmd_stat(struct ctl *ctl)
     if (verdict) {
         printf("%-18s %s\n%-18s %s\n%-18s %s\n", "heap", row_text(row, "heap_id_hex"), "name",
                row_text(row, "name"), "full?", verdict);
+        printf("%-18s %" PRIu64 "", "pid", row_number(row, "pid"));
+        if (row_number(row, "keeper_pid"))
+            printf(", kept by %" PRIu64 "", row_number(row, "keeper_pid"));
+        printf("%s\n", row_number(row, "managed") ? ", run by a service manager" : "");
 #define SHOW(name, text)                                                                           \
     if (strcmp(#name, "heap_id") != 0)                                                             \
         show_figure(row, #name, text);

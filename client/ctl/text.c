@@ -6,6 +6,7 @@
 #include <wchar.h>
 
 #include "client/ctl/ctl.h"
+#include "proto/text.h"
 
 enum { BUFFERS = 16, BUFFER = 48 };
 
@@ -87,30 +88,6 @@ const char *user_name(uint64_t uid)
     return name;
 }
 
-/* Bytes of the UTF-8 sequence at `at` that may be shown, 0: none. No overlong ones, surrogates or
- * C1 controls. */
-static int sequence(const unsigned char *at)
-{
-    unsigned first = at[0];
-    int more = first >= 0xc2 && first < 0xe0   ? 1
-               : first >= 0xe0 && first < 0xf0 ? 2
-               : first >= 0xf0 && first < 0xf5 ? 3
-                                               : 0;
-    if (first < 0x80)
-        return first >= 0x20 && first != 0x7f;
-    for (int i = 1; i <= more; i++)
-        if ((at[i] & 0xc0) != 0x80)
-            return 0;
-    if (!more || (first == 0xc2 && at[1] < 0xa0) || (first == 0xe0 && at[1] < 0xa0) ||
-        (first == 0xed && at[1] >= 0xa0) || (first == 0xf0 && at[1] < 0x90) ||
-        (first == 0xf4 && at[1] >= 0x90))
-        return 0;
-    if (first == 0xe2 && at[1] == 0x80 &&
-        (at[2] == 0xa8 || at[2] == 0xa9 || (at[2] >= 0xaa && at[2] <= 0xae)))
-        return 0; /* separators of lines, and what turns the direction of writing */
-    return more + 1;
-}
-
 const char *clean(const char *text, bool hex)
 {
     static char buffers[4][2048];
@@ -118,7 +95,7 @@ const char *clean(const char *text, bool hex)
     char *out = buffers[next++ % 4];
     size_t n = 0;
     for (const unsigned char *at = (const unsigned char *)text; *at && n + 5 < sizeof buffers[0];) {
-        int length = sequence(at);
+        int length = text_shown(at);
         if (length) {
             memcpy(out + n, at, (size_t)length);
             n += (size_t)length;

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "tests/e2e/harness.h"
@@ -104,6 +105,10 @@ static pid_t start_service(int listen_fd, const char *watchdog_us)
     dup2(open(path, O_WRONLY | O_CREAT | O_APPEND, 0600), 2);
     prctl(PR_SET_PDEATHSIG, SIGTERM); /* nothing stays behind when the test fails */
     snprintf(path, sizeof path, "%s/arenad", programs_dir());
+    char conf[128];
+    snprintf(conf, sizeof conf, "%s/conf", dir);
+    if (access(conf, F_OK) == 0)
+        execl(path, "arenad", "--foreground", "--config", conf, (char *)NULL);
     execl(path, "arenad", "--foreground", "--max", "64M", (char *)NULL);
     _exit(127);
 }
@@ -164,11 +169,93 @@ static void the_descriptor_store_brings_the_heap_back_after_kill_9(void **state)
     close(listen_fd);
 }
 
+/* A client that waits at a manager's socket for a daemon that does not come to serve. */
+static int opens_in_vain(void *argument)
+{
+    char path[128];
+    arena_t *a;
+    snprintf(path, sizeof path, "%s/s", dir);
+    int rc = arena_open(&a, path, NULL);
+    if (rc != -ECONNREFUSED || !strstr(arena_reason(), argument)) {
+        fprintf(stderr, "%d: %s\n", rc, arena_reason());
+        return 1;
+    }
+    return 0;
+}
+
+static void write_config(const char *text)
+{
+    char path[128];
+    snprintf(path, sizeof path, "%s/conf", dir);
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    fputs(text, f);
+    fclose(f);
+}
+
+static void who_meets_a_daemon_that_cannot_start_is_told_so_and_nothing_starts_it_again(void **state)
+{
+    static char says[] = "the daemon cannot start: ", line[] = "conf:2: max = lots is not a size";
+    (void)state;
+    int listen_fd = bind_in_dir("s", SOCK_SEQPACKET);
+    write_config("\nmax = lots\n");
+    for (int i = 0; i < 3; i++) {
+        pid_t client = spawn(opens_in_vain, i ? line : says);
+        pid_t pid = start_service(listen_fd, NULL); /* as the manager does when somebody connects */
+        int status = reap(pid);
+        assert_int_equal(status, 2); /* RestartPreventExitStatus= of the unit */
+        int more = 0; /* it may have come after that one had looked: the next */
+        while (waitpid(client, &status, WNOHANG) == 0) {
+            assert_true(more++ < 1000);
+            assert_int_equal(reap(start_service(listen_fd, NULL)), 2);
+        }
+        assert_int_equal(status, 0);
+    }
+    close(listen_fd);
+}
+
+static void a_heap_that_the_manager_keeps_is_not_lost_by_a_wrong_file(void **state)
+{
+    static char line[] = "conf:1: maximum = 1 unknown key";
+    arena_t *a;
+    arena_ref_t ref;
+    char path[128];
+    (void)state;
+    int listen_fd = bind_in_dir("s", SOCK_SEQPACKET);
+    snprintf(path, sizeof path, "%s/s", dir);
+    write_config("max = 64M\n");
+    pid_t pid = start_service(listen_fd, NULL);
+    await_notice("READY=1");
+    assert_int_equal(arena_open(&a, path, NULL), 0);
+    void *p = arena_alloc_flags(a, 100, ARENA_SHARED);
+    assert_int_equal(arena_root_set(a, "kept", arena_ref(a, p)), 0);
+    write_config("maximum = 1\n");
+    kill(pid, SIGKILL);
+    reap(pid);
+    pid = start_service(listen_fd, NULL); /* by the manager, with the heap: this one waits a while, and refuses */
+    pid_t client = spawn(opens_in_vain, line);
+    assert_int_equal(reap(client), 0);
+    kill(pid, SIGTERM);
+    assert_int_equal(reap(pid), 1); /* and not 2: it is to be started again */
+    write_config("max = 64M\n");
+    pid = start_service(listen_fd, NULL);
+    await_notice("READY=1");
+    while (arena_root_get(a, "kept", &ref) == -ENOTCONN)
+        continue;
+    assert_true(ref == arena_ref(a, p));
+    arena_close(a);
+    kill(pid, SIGTERM);
+    assert_int_equal(reap(pid), 0);
+    close(listen_fd);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(it_says_ready_status_watchdog_reload_and_stopping, setup, teardown),
         cmocka_unit_test_setup_teardown(the_descriptor_store_brings_the_heap_back_after_kill_9, setup, teardown),
+        cmocka_unit_test_setup_teardown(who_meets_a_daemon_that_cannot_start_is_told_so_and_nothing_starts_it_again, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_heap_that_the_manager_keeps_is_not_lost_by_a_wrong_file, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -36,7 +37,7 @@ static int teardown(void **state)
 }
 
 /* Runs arenad; what it starts is this process's to wait for (a daemon in the background has no parent otherwise). The
- * descriptor that is returned is at its end when arenad and all that it started are gone. */
+ * descriptor that is returned is at its end when arenad in the foreground and all that it started are gone. */
 static pid_t start(const char *option, int *ret_alive)
 {
     int alive[2];
@@ -65,6 +66,21 @@ static bool has_begun(pid_t pid)
     snprintf(path, sizeof path, "/proc/%d/exe", (int)pid);
     ssize_t n = readlink("/proc/self/exe", mine, sizeof mine), m = readlink(path, its, sizeof its);
     return m < 0 || n != m || memcmp(mine, its, (size_t)n) != 0;
+}
+
+/* Waits for the end of whoever holds the lock of the socket; the daemon in the background keeps nothing else that it was
+ * started with. */
+static void await_end(void)
+{
+    char lock[140];
+    snprintf(lock, sizeof lock, "%s.lock", socket_file);
+    int fd = open(lock, O_RDWR | O_CLOEXEC);
+    if (fd < 0) {
+        assert_int_equal(errno, ENOENT); /* it has not come so far */
+        return;
+    }
+    assert_int_equal(flock(fd, LOCK_EX), 0); /* a process that ends closes one descriptor after the other */
+    close(fd);
 }
 
 /* SIGTERM to every process whose command line names this test's socket. */
@@ -105,6 +121,7 @@ static void stop_at_random(const char *option, int times)
             fail_msg("status %d of %s", status, option);
         assert_int_equal(read(alive, &byte, 1), 0);
         close(alive);
+        await_end();
         assert_int_equal(access(socket_file, F_OK), -1);
         assert_int_equal(errno, ENOENT);
     }
@@ -143,23 +160,20 @@ static void a_keeper_that_is_stopped_while_its_daemon_dies_leaves_nothing(void *
     }
 }
 
-/* In the background, by a command line of a shell. What it starts has the descriptor `alive`: its end is theirs. */
+/* In the background, by a command line of a shell. */
 static void serves_in_the_background(const char *redirection)
 {
-    char said[4096], out[4096], lock[140], byte;
+    char said[4096], out[4096], byte;
     int alive[2];
     assert_int_equal(pipe(alive), 0);
     fcntl(alive[0], F_SETFD, FD_CLOEXEC);
     int status = run(said, sizeof said, "( %s/arenad --socket %s --max 16M %s )", programs_dir(), socket_file, redirection);
     close(alive[1]);
     int served = run(out, sizeof out, "%s/arenactl --socket %s check", programs_dir(), socket_file);
-    stop_what_serves();
-    assert_int_equal(read(alive[0], &byte, 1), 0);
+    assert_int_equal(read(alive[0], &byte, 1), 0); /* it serves, and has closed what it inherited */
     close(alive[0]);
-    snprintf(lock, sizeof lock, "%s.lock", socket_file);
-    int fd = open(lock, O_RDWR | O_CLOEXEC);
-    assert_int_equal(flock(fd, LOCK_EX), 0); /* a process that ends closes one after the other */
-    close(fd);
+    stop_what_serves();
+    await_end();
     if (status != 0)
         fail_msg("status %d: %s", status, said);
     if (served != 0)
@@ -182,6 +196,159 @@ static void in_the_background_nobody_keeps_the_output_of_who_started_it(void **s
     serves_in_the_background("--keeper");
 }
 
+/* ---- by hand, and as pid 1 ---------------------------------------------------------------------------------------------------- */
+
+static char out[16384];
+
+static int line_count(const char *path, const char *what)
+{
+    assert_in_range(run(out, sizeof out, "grep -c -- '%s' %s", what, path), 0, 1);
+    return atoi(out);
+}
+
+/* Also one that nobody has waited for yet. */
+static bool has_ended(int pid)
+{
+    return kill(pid, 0) < 0 || run(out, sizeof out, "grep -q ') Z ' /proc/%d/stat", pid) == 0;
+}
+
+static void in_the_background_it_leaves_the_directory_and_what_it_inherited(void **state)
+{
+    char log[140], pid_file[140];
+    (void)state;
+    snprintf(log, sizeof log, "%s/log", dir);
+    snprintf(pid_file, sizeof pid_file, "%s/pid", dir);
+    for (int keeper = 0; keeper < 2; keeper++) {
+        /* relative paths are those of the directory that it was started in */
+        assert_int_equal(run(out, sizeof out, "A=$(realpath %s/arenad); cd %s && exec 7>held 9>held && $A --socket s --max 16M "
+                             "--pid-file pid --log-file log --keeper=%s", programs_dir(), dir, keeper ? "yes" : "no"), 0);
+        assert_int_equal(run(out, sizeof out, "cat %s", pid_file), 0);
+        int pid = atoi(out);
+        assert_true(pid > 1 && kill(pid, 0) == 0);
+        assert_int_equal(run(out, sizeof out, "readlink /proc/%d/cwd", pid), 0);
+        assert_string_equal(out, "/\n");
+        assert_int_equal(run(out, sizeof out, "ls -l /proc/%d/fd | grep -c held", pid), 1);
+        assert_int_equal(run(out, sizeof out, "%s/arenactl --socket %s stat", programs_dir(), socket_file), 0);
+        char says[64];
+        snprintf(says, sizeof says, keeper ? "kept by %d\n" : " %d\n", pid);
+        assert_non_null(strstr(out, says));
+        assert_int_equal(run(out, sizeof out, "%s/arenactl --socket %s stop", programs_dir(), socket_file), 0);
+        assert_string_equal(out, "");
+        assert_true(has_ended(pid));
+        assert_int_equal(access(socket_file, F_OK), -1);
+        assert_int_equal(access(pid_file, F_OK), -1);
+        assert_int_equal(line_count(log, "event=serve "), 1);
+        assert_int_equal(line_count(log, "event=stop "), 1);
+        assert_int_equal(line_count(log, "event=keeper result=ends"), keeper);
+        unlink(log);
+    }
+}
+
+static void a_pid_file_replaces_no_link_and_no_device(void **state)
+{
+    char victim[140], pid_file[140];
+    struct stat st;
+    (void)state;
+    snprintf(victim, sizeof victim, "%s/victim", dir);
+    snprintf(pid_file, sizeof pid_file, "%s/pid", dir);
+    assert_int_equal(symlink(victim, pid_file), 0);
+    assert_int_equal(run(out, sizeof out, "%s/arenad --socket %s --max 16M --pid-file %s", programs_dir(), socket_file, pid_file), 1);
+    assert_non_null(strstr(out, "cannot write the pid file"));
+    assert_int_equal(access(victim, F_OK), -1);
+    await_end();
+    assert_int_equal(access(socket_file, F_OK), -1);
+    unlink(pid_file);
+    assert_int_equal(run(out, sizeof out, "%s/arenad --socket %s --max 16M --pid-file /dev/null", programs_dir(), socket_file), 1);
+    assert_int_equal(stat("/dev/null", &st), 0);
+    assert_true(S_ISCHR(st.st_mode));
+    await_end();
+    /* one that another has put there since is left alone */
+    assert_int_equal(run(out, sizeof out, "%s/arenad --socket %s --max 16M --pid-file %s", programs_dir(), socket_file, pid_file), 0);
+    assert_int_equal(run(out, sizeof out, "echo 1 >%s.new && mv %s.new %s && %s/arenactl --socket %s stop", pid_file, pid_file, pid_file,
+                         programs_dir(), socket_file), 0);
+    assert_int_equal(access(pid_file, F_OK), 0);
+    unlink(pid_file);
+}
+
+static void without_its_keeper_it_goes_on_says_so_and_ends_in_good_order(void **state)
+{
+    struct daemon d;
+    (void)state;
+    daemon_start(&d, "16M", NULL);
+    pid_t serving = daemon_serving(&d);
+    arena_t *a = open_heap(&d);
+    kill(d.pid, SIGKILL);
+    reap(d.pid);
+    d.pid = 0;
+    while (line_count(d.log, "event=keeper .*result=gone") == 0)
+        pause_us(5000);
+    assert_non_null(arena_alloc(a, 100000));
+    assert_int_equal(stat_of(&d, "keeper_pid"), 0);
+    assert_int_equal(stat_of(&d, "pid"), serving);
+    arena_close(a);
+    assert_int_equal(arenactl(&d, out, sizeof out, "stop"), 0);
+    assert_true(has_ended(serving));
+    assert_int_equal(access(d.socket, F_OK), -1);
+    daemon_clean(&d);
+}
+
+/* unshare(1) makes it the first of a pid namespace; nsenter(1) brings a process whose child is left to it. */
+static void as_pid_1_it_waits_for_whoever_is_left_to_it(void **state)
+{
+    (void)state;
+    if (run(out, sizeof out, "unshare -pf --mount-proc true") != 0) {
+        print_message("skipped: no pid namespace can be made: %s", out);
+        skip();
+    }
+    static const char script[] = /* arenad, socket, arenactl, keeper */
+        "unshare -pf --mount-proc $1 --foreground --socket $2 --max 16M --keeper=$4 2>/dev/null & u=$!\n"
+        "until $3 --socket $2 stat >/dev/null 2>&1; do sleep .05; kill -0 $u || exit 9; done\n"
+        "read -r k _ </proc/$u/task/$u/children\n"
+        "for i in 1 2 3 4 5; do nsenter -t $k -p -m sh -c 'sh -c \"sleep .1 & exit\"'; done\n"
+        "left() { for p in $(cat /proc/$k/task/$k/children); do grep -sE ' .(sleep|sh). ' /proc/$p/stat; done; }\n"
+        "while [ -n \"$(left)\" ]; do sleep .05; done\n"
+        "kill -TERM $k; wait $u; echo ended $?\n";
+    char path[140];
+    snprintf(path, sizeof path, "%s/script", dir);
+    FILE *f = fopen(path, "w");
+    fputs(script, f);
+    fclose(f);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(run(out, sizeof out, "bash %s %s/arenad %s %s/arenactl %s", path, programs_dir(), socket_file, programs_dir(),
+                             i ? "yes" : "no"), 0);
+        if (!strstr(out, "ended 0"))
+            fail_msg("%s", out);
+        assert_int_equal(access(socket_file, F_OK), -1);
+    }
+    unlink(path);
+}
+
+static void a_refused_reload_is_told_to_whoever_asked_for_it(void **state)
+{
+    struct daemon d;
+    char conf[140];
+    (void)state;
+    snprintf(conf, sizeof conf, "%s/conf", dir);
+    assert_int_equal(run(out, sizeof out, "printf 'limit-clients = 5\n' >%s", conf), 0);
+    daemon_start(&d, "16M", "--config", conf, NULL);
+    assert_int_equal(figure_of(&d, "limits", "clients"), 5);
+    assert_int_equal(run(out, sizeof out, "printf '\nlimit-clients = 9\n' >%s", conf), 0);
+    assert_int_equal(arenactl(&d, out, sizeof out, "reload"), 0);
+    assert_string_equal(out, "");
+    assert_int_equal(figure_of(&d, "limits", "clients"), 9);
+    assert_int_equal(run(out, sizeof out, "printf 'limit-clients = 7\nreserve = 17M\n' >%s", conf), 0);
+    assert_int_equal(arenactl(&d, out, sizeof out, "reload"), 1);
+    assert_non_null(strstr(out, "conf:2: reserve = 17825792 is more than max: 16777216"));
+    assert_int_equal(figure_of(&d, "limits", "clients"), 9);
+    assert_int_equal(line_count(d.log, "event=reload result=refused error=.*conf:2: reserve"), 1);
+    assert_int_equal(run(out, sizeof out, "printf 'limit-clients = 7\n' >%s", conf), 0);
+    assert_int_equal(arenactl(&d, out, sizeof out, "reload"), 0);
+    assert_int_equal(figure_of(&d, "limits", "clients"), 7);
+    daemon_stop(&d);
+    daemon_clean(&d);
+    unlink(conf);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -190,6 +357,11 @@ int main(void)
         cmocka_unit_test(a_keeper_that_is_stopped_while_its_daemon_dies_leaves_nothing),
         cmocka_unit_test(without_standard_streams_it_serves_all_the_same),
         cmocka_unit_test(in_the_background_nobody_keeps_the_output_of_who_started_it),
+        cmocka_unit_test(in_the_background_it_leaves_the_directory_and_what_it_inherited),
+        cmocka_unit_test(a_pid_file_replaces_no_link_and_no_device),
+        cmocka_unit_test(without_its_keeper_it_goes_on_says_so_and_ends_in_good_order),
+        cmocka_unit_test(as_pid_1_it_waits_for_whoever_is_left_to_it),
+        cmocka_unit_test(a_refused_reload_is_told_to_whoever_asked_for_it),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -51,6 +51,48 @@ printf '[other]\nmax = 1M\n' >"$work/bad.conf"
 one_line 2 'bad.conf:2: .*only the section' "$ad" --config "$work/bad.conf"
 printf 'just words\n' >"$work/bad.conf"
 one_line 2 'bad.conf:1: not a line' "$ad" --config "$work/bad.conf"
+# every kind of wrong file: what, file and line
+wrong_file() { # PATTERN LINE...
+    local pattern=$1
+    shift
+    printf '%s\n' "$@" >"$work/bad.conf"
+    one_line 2 "$pattern" "$ad" --config "$work/bad.conf" --foreground --socket "$work/s2"
+}
+wrong_file 'bad.conf:2: socket-group = no-such-group names a group that is not there' '' 'socket-group = no-such-group'
+wrong_file 'bad.conf:1: allow-groups = no-such-group names a group' 'allow-groups = no-such-group'
+wrong_file 'bad.conf:1: allow-users = root, 4294967296 has a number that no user has' 'allow-users = root, 4294967296'
+wrong_file 'bad.conf:1: allow-users = 4294967295 has a number' 'allow-users = 4294967295'
+wrong_file 'bad.conf:1: allow-groups = 99999999999999999999 has a number that no group has' 'allow-groups = 99999999999999999999'
+wrong_file 'bad.conf:3: max is there twice, first on line 1' 'max = 64M' '# that is' 'max = 64M'
+wrong_file 'bad.conf:2: reserve = 134217728 is more than max: 67108864' 'max = 64M' 'reserve = 128M'
+wrong_file 'bad.conf:1: reserve = .* is more than max' 'reserve = 1T' 'max = 64M'
+wrong_file 'bad.conf:1: memory-reserve = .* leaves nothing' 'memory-reserve = 1023T'
+wrong_file 'bad.conf:1: limit-roots = 100 is more than root-slots: 16' 'limit-roots = 100' 'root-slots = 16'
+wrong_file 'bad.conf:1: limit-user-clients = 9 is more than limit-clients: 5' 'limit-user-clients = 9' 'limit-clients = 5'
+wrong_file 'bad.conf:1: hello-timeout = 0 must be' 'hello-timeout = 0'
+wrong_file 'bad.conf:1: trim-timeout = 99999999999 must be' 'trim-timeout = 99999999999'
+wrong_file 'bad.conf:1: limit-clients = 4294967296 is too large' 'limit-clients = 4294967296'
+wrong_file 'bad.conf:1: limit-clients = -1 is not' 'limit-clients = -1'
+wrong_file 'bad.conf:1: max = 064M is not' 'max = 064M'
+wrong_file 'bad.conf:1: base = 0x7ffffffe00000 leaves no room|base = .* leaves no room' 'base = 0x7fffffe00000'
+wrong_file 'bad.conf:1: socket-mode = -1 is not' 'socket-mode = -1'
+wrong_file 'bad.conf:1: socket needs a value' 'socket ='
+wrong_file 'bad.conf:1: keeper needs a value' 'keeper ='
+wrong_file 'bad.conf:1: log-level = loud is none of|log-level' 'log-level = loud'
+wrong_file 'bad.conf:2: is longer than 190 bytes' '' "allow-users = $(seq -s , 1 200)"
+printf 'max = 64M\nreserve = 1M\0\n' >"$work/bad.conf"
+one_line 2 'bad.conf:2: .*holds a NUL' "$ad" --config "$work/bad.conf"
+for option in --socket --name --backing --log-level --log-file --pid-file --config; do
+    one_line 2 "$option needs a value" "$ad" --foreground "$option" ''
+done
+one_line 1 'cannot open the log file' "$ad" --socket "$work/s2" --max 1M --log-file /nowhere/log
+if [ "$(id -u)" = 0 ] && setpriv --reuid=65534 true 2>/dev/null; then
+    install -m 600 /dev/null "$work/unreadable.conf"
+    chmod 755 "$work"
+    one_line 2 'cannot read .*/unreadable.conf: Permission denied' setpriv --reuid=65534 --clear-groups "$ad" \
+        --config "$work/unreadable.conf" --socket "$work/s2"
+fi
+printf 'just words\n' >"$work/bad.conf"
 one_line 1 'is not a socket' "$ad" --socket "$work/bad.conf" --max 1M
 one_line 1 'longer than' "$ad" --socket "$work/$(printf 'x%.0s' {1..150})" --max 1M
 one_line 1 'cannot open the backing directory /nowhere: No such file' "$ad" --socket "$work/s2" --max 1M --backing /nowhere
