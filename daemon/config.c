@@ -443,12 +443,9 @@ static int refuse_size(const char *name, uint64_t bytes, const char *format, uin
 /* Numbers that make no sense together: what is given is held against what is in force. */
 static int check_numbers(const struct config *c)
 {
-    const uint64_t ram = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
     const uint64_t addresses = 0x7ff000000000ULL;
     if (is_given("reserve") && c->reserve > c->max)
         return refuse_size("reserve", c->reserve, "is more than max: %llu", c->max);
-    if (is_given("memory-reserve") && c->memory_reserve >= ram)
-        return refuse_size("memory-reserve", c->memory_reserve, "leaves nothing: the machine has %llu", ram);
     if (is_given("base") && c->base && (c->base < (1 << 20) || c->base > addresses || c->max > addresses - c->base))
         return refuse_size("base", c->base, "leaves no room for max: %llu", c->max);
     if (is_given("limit-roots") && c->limits.roots > c->map_roots)
