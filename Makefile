@@ -169,7 +169,6 @@ model: ## the model of the whole API for a minute: SEED= MODEL=
 model: all $(MODEL)
 	@ARENA_BUILD=$(B) $(MODEL)
 
-ALL_TARGETS += mutants
 mutants: ## defects put back, which the tests must find: MUTANTS= patches (tests/mutants/*.patch)
 	@tests/mutants/run $(MUTANTS)
 

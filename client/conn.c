@@ -431,7 +431,7 @@ static int take_back(struct arena *a, uint32_t type)
         return -ENOTCONN;
     if (a->read_only) { /* it has hung up. A collection that looks from now on does not count it as at a safepoint */
         fence_seq_cst(); /* [GC1] */
-        return load_acquire(&a->heap.header->collecting) ? -EINPROGRESS : -ENOTCONN;
+        return load_acquire(&a->heap.header->collecting) ? -EINPROGRESS : -ENOTCONN; /* [GC1] */
     }
     if (ticket_cancel(&a->heap, a->tag, a->conn.out.id))
         return -ENOTCONN;

@@ -58,15 +58,20 @@ static uint32_t capacity_first(unsigned span_class)
 }
 
 /* Where the slots of a class begin in an mcache, its sentinel first. Nothing is written there before its first use. */
-static struct arena_slot *slots_of(struct mcache *mc, unsigned span_class)
+static uint64_t slots_at(unsigned span_class)
 {
-    uint64_t at = (sizeof *mc + 4095) & ~4095ULL;
+    uint64_t at = (sizeof(struct mcache) + 4095) & ~4095ULL;
     for (unsigned c = 2; c < span_class; c++)
         at += (capacity_max(c) + 1) * sizeof(struct arena_slot);
-    return (struct arena_slot *)(void *)((uint8_t *)mc + at);
+    return at;
 }
 
-uint64_t mcache_bytes(void) { return (uint64_t)(uintptr_t)slots_of(NULL, SPAN_CLASS_COUNT); }
+static struct arena_slot *slots_of(struct mcache *mc, unsigned span_class)
+{
+    return (struct arena_slot *)(void *)((uint8_t *)mc + slots_at(span_class));
+}
+
+uint64_t mcache_bytes(void) { return slots_at(SPAN_CLASS_COUNT); }
 
 void mcache_init(struct mcache *mc, struct arena *a, uint32_t number)
 {

@@ -161,8 +161,8 @@ static struct mcache *mcache_map(struct arena *a)
     return mc;
 }
 
-/* From any thread. A slot, once mapped, stays mapped, so no lock is needed: a thread that gets its mcache meanwhile is
- * refused by mcache_get(), and one that ends a transaction by its own look. */
+/* From any thread. A slot, once mapped, stays mapped, so no lock is needed: a thread that gets its mcache meanwhile, or ends
+ * a transaction, looks for itself [EX1]. */
 void mcaches_expire(struct arena *a)
 {
     uint32_t count = load_acquire(&a->mcache_count); /* [MC1] */

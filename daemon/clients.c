@@ -109,7 +109,7 @@ int client_attach(struct core *core, const struct tag *identity, struct client *
         return -ENOMEM;
     struct tag value = *identity;
     value.state = TAG_CLIENT;
-    store_release(&core->heap.tickets[tag], 0); /* what the tag's last client gave up: ids begin anew */
+    store_release(&core->heap.tickets[tag], 0); /* [TK1] what the tag's last client gave up: ids begin anew */
     tag_write(&core->heap, tag, &value);
     *ret = client;
     return 0;

@@ -39,7 +39,7 @@ static void repair_map(struct core *core)
             tag_set_state(h, redo->tag, TAG_TX_COMMITTED);
         root_write(h, redo->root_slot, redo->root_name, redo->root_ref, redo->root_uid);
         if (redo->client)
-            store_release(&h->tags[redo->client].done, redo->request);
+            store_release(&h->tags[redo->client].done, redo->request); /* [TK2] */
         store_release(&redo->valid, 0); /* [RD1] */
     }
 }

@@ -80,7 +80,7 @@ uint32_t root_bucket(const struct heap *h, const char *name)
 static bool bucket_touched(const struct heap *h, uint32_t bucket)
 {
     uint32_t block = bucket / ROOT_BLOCK;
-    return load_acquire(&h->root_touched[block / 64]) >> block % 64 & 1;
+    return load_acquire(&h->root_touched[block / 64]) >> block % 64 & 1; /* [RT3] */
 }
 
 static bool has_name(const struct root *root, const struct words *name)
@@ -167,7 +167,7 @@ static void take_slot(struct heap *h, uint32_t slot)
 {
     struct map_header *header = h->header;
     if (slot >= header->root_top) {
-        store_release(&header->root_top, slot + 1);
+        store_release(&header->root_top, slot + 1); /* [RT3] */
         return;
     }
     uint32_t *link = &header->root_free;
@@ -207,10 +207,10 @@ void root_write(struct heap *h, uint32_t slot, const char *name, uint64_t ref, u
     struct root_bucket *bucket = &h->root_buckets[at];
     uint32_t *link = link_to(h, at, slot);
     if (!link && !ref) { /* it is removed already */
-        fetch_add_release(&h->root_gens[root_hash(name) % ROOT_GENS], 1);
+        fetch_add_release(&h->root_gens[root_hash(name) % ROOT_GENS], 1); /* [RT2] */
         return;
     }
-    store_release(&h->root_touched[block / 64], h->root_touched[block / 64] | 1ULL << block % 64);
+    store_release(&h->root_touched[block / 64], h->root_touched[block / 64] | 1ULL << block % 64); /* [RT3] */
     uint32_t seq = bucket->seq;
     store_relaxed(&bucket->seq, seq | 1);
     fence_release(); /* [RT1] */
@@ -241,7 +241,7 @@ static void repair_bucket(struct heap *h, struct root_bucket *bucket)
             store_relaxed(link, root->next);
     }
     if (bucket->seq & 1)
-        store_release(&bucket->seq, bucket->seq + 1);
+        store_release(&bucket->seq, bucket->seq + 1); /* [RT1] */
 }
 
 void root_repair(struct heap *h)

@@ -27,7 +27,10 @@ uint32_t root_hash(const char *name);
 uint32_t root_bucket(const struct heap *h, const char *name);
 
 /* 0: this slot and all above it were never written, and need not be read. */
-static inline int root_touched(const struct heap *h, uint32_t slot) { return slot < load_acquire(&h->header->root_top); }
+static inline int root_touched(const struct heap *h, uint32_t slot)
+{
+    return slot < load_acquire(&h->header->root_top); /* [RT3] */
+}
 
 /* The reference of a root: 0, -ENOENT, or -EAGAIN when its bucket is being written (and stays so if the daemon died inside:
  * it is put right by its successor). Any process. At most ROOT_CHAIN steps. */
