@@ -118,6 +118,9 @@ $(B)/tests/e2e/ctl_test: TEST_LIBS += $(call PKG,libs,libcjson)
 RAW_TESTS   := $(addprefix $(B)/tests/crash/,hostile_test keep_test monitor_test turn_test hello_test)
 $(RAW_TESTS): $(call obj,tests/crash/raw.c)
 
+RELAY_TESTS := $(addprefix $(B)/tests/crash/,answer_test given_up_test)
+$(RELAY_TESTS): $(call obj,tests/crash/relay.c)
+
 # every instruction: single steps, and for the daemon's its core over regions that the test keeps
 STEP_TESTS  := $(B)/tests/crash/step_client_test $(B)/tests/crash/step_daemon_test
 $(STEP_TESTS): $(call obj,tests/crash/step.c)

@@ -4,127 +4,27 @@
  * one request over, keeps its answer to itself, and says so. Then the daemon is killed with SIGKILL, another client moves
  * the root on, and only then the first one's connection breaks. */
 #include <errno.h>
-#include <poll.h>
-#include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/un.h>
-#include <unistd.h>
 
-#include "proto/msg.h"
-#include "proto/packet.h"
-#include "tests/e2e/harness.h"
+#include "tests/crash/relay.h"
 
 static struct daemon d;
 static struct board {
-    _Atomic uint64_t answered, cut; /* the relay has an answer; it may break the connection off */
+    struct relay_board relay;
     _Atomic uint64_t from, to;      /* references, of the client's */
 } *board;
-
-/* ---- the relay ------------------------------------------------------------------------------------------------------------ */
-
-enum { PASS, CUT, SILENT }; /* the answer: passed on; lost with the connection, when board->cut says so; never given */
-
-static struct {
-    _Atomic uint32_t type, what; /* of requests of this type, once */
-    char path[120];
-    int listener;
-} relay;
-
-static int to_daemon(void)
-{
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    strcpy(address.sun_path, d.socket);
-    for (;;) {
-        int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-        if (connect(fd, (struct sockaddr *)&address, sizeof address) == 0)
-            return fd;
-        close(fd);
-        pause_us(1000);
-    }
-}
-
-/* One packet with its descriptors: its message's type, 0 when the connection has ended. to -1: nowhere. */
-static uint32_t pass(int from, int to, struct msg *m)
-{
-    static uint8_t packet[MSG_MAX];
-    char why[MSG_TEXT_MAX + 1];
-    int fds[4], count = 0;
-    ssize_t got = packet_receive(from, packet, sizeof packet, fds, 4, &count, 0);
-    if (got <= 0 || msg_decode(m, packet, (size_t)got, why) < 0)
-        return 0;
-    if (to >= 0)
-        packet_send(to, packet, (size_t)got, fds, count, 0);
-    while (count > 0)
-        close(fds[--count]);
-    return m->type;
-}
-
-static void relay_one(int client, int daemon)
-{
-    static struct msg m;
-    struct pollfd poll_fds[2] = {{.fd = client, .events = POLLIN}, {.fd = daemon, .events = POLLIN}};
-    for (;;) {
-        if (poll(poll_fds, 2, -1) < 0)
-            continue;
-        if (poll_fds[1].revents && !pass(daemon, client, &m))
-            return;
-        if (!poll_fds[0].revents)
-            continue;
-        uint32_t type = pass(client, daemon, &m), id = m.id;
-        if (!type)
-            return;
-        if (type != atomic_load(&relay.type))
-            continue;
-        uint32_t what = atomic_exchange(&relay.what, PASS);
-        if (what == PASS)
-            continue;
-        while (pass(daemon, -1, &m) && m.id != id)
-            ;
-        atomic_fetch_add(&board->answered, 1);
-        if (what == SILENT) { /* until the client gives up */
-            while (pass(client, -1, &m))
-                ;
-            return;
-        }
-        while (!atomic_load(&board->cut))
-            pause_us(1000);
-        return;
-    }
-}
-
-static void *relay_main(void *unused)
-{
-    (void)unused;
-    for (;;) {
-        int client = accept4(relay.listener, NULL, NULL, SOCK_CLOEXEC), daemon = to_daemon();
-        relay_one(client, daemon);
-        close(client);
-        close(daemon);
-    }
-    return NULL;
-}
 
 static arena_t *open_by_relay(int timeout_ms)
 {
     struct arena_options options = ARENA_OPTIONS_INIT;
-    pthread_t thread;
+    char path[120];
     arena_t *a;
     options.timeout_ms = timeout_ms;
-    snprintf(relay.path, sizeof relay.path, "%s/relay", d.dir);
-    relay.listener = bind_socket(relay.path, SOCK_SEQPACKET);
-    assert_int_equal(pthread_create(&thread, NULL, relay_main, NULL), 0);
-    assert_int_equal(arena_open(&a, relay.path, &options), 0);
+    relay_start(&d, &board->relay, path, sizeof path);
+    assert_int_equal(arena_open(&a, path, &options), 0);
     return a;
-}
-
-static void lose_answer(uint32_t type, uint32_t what)
-{
-    atomic_store(&relay.type, type);
-    atomic_store(&relay.what, what);
 }
 
 /* ---- clients --------------------------------------------------------------------------------------------------------------- */
@@ -154,7 +54,7 @@ static int mover(void *argument)
     }
     atomic_store(&board->from, from);
     atomic_store(&board->to, to);
-    lose_answer(r->what == COMMIT ? MSG_TX_COMMIT : MSG_ROOT, CUT);
+    relay_lose(r->what == COMMIT ? MSG_TX_COMMIT : MSG_ROOT, RELAY_CUT);
     switch (r->what) {
     case SET: return -arena_root_set(a, "q", to);
     case CAS: return -arena_root_cas(a, "q", from, to);
@@ -189,14 +89,14 @@ static void a_request_that_was_done_is_reported_as_done(void **state)
         arena_ref_t now = 0, mine;
         memset(board, 0, sizeof *board);
         pid_t pid = spawn(mover, (void *)(uintptr_t)r);
-        await_counter(&board->answered, 1, pid);
+        await_counter(&board->relay.answered, 1, pid);
         arena_t *b = open_heap(&d);
         mine = shared_ref(b);
         assert_int_equal(arena_root_get(b, "q", &now), removes ? -ENOENT : 0);
         assert_int_equal(now, removes ? 0 : atomic_load(&board->to));
         kill_daemon();
         assert_int_equal(arena_root_cas(b, "q", now, mine), 0);
-        atomic_store(&board->cut, 1);
+        atomic_store(&board->relay.cut, 1);
         int status = reap(pid);
         if (status)
             fail_msg("%s: it was done, and is answered: %s", r->name, strerror(status));
@@ -217,7 +117,7 @@ static int mover_of_nothing(void *unused)
     arena_ref_t from = shared_ref(a), to = shared_ref(a);
     atomic_store(&board->from, from);
     atomic_store(&board->to, to);
-    lose_answer(MSG_ROOT, CUT);
+    relay_lose(MSG_ROOT, RELAY_CUT);
     return -arena_root_cas(a, "q", from, to);
 }
 
@@ -227,12 +127,12 @@ static void a_request_that_was_refused_is_decided_anew(void **state)
     (void)state;
     memset(board, 0, sizeof *board);
     pid_t pid = spawn(mover_of_nothing, NULL);
-    await_counter(&board->answered, 1, pid);
+    await_counter(&board->relay.answered, 1, pid);
     arena_t *b = open_heap(&d);
     assert_int_equal(arena_root_get(b, "q", &now), -ENOENT);
     kill_daemon();
     assert_int_equal(arena_root_set(b, "q", atomic_load(&board->from)), 0);
-    atomic_store(&board->cut, 1);
+    atomic_store(&board->relay.cut, 1);
     assert_int_equal(reap(pid), 0);
     assert_int_equal(arena_root_get(b, "q", &now), 0);
     assert_int_equal(now, atomic_load(&board->to));
@@ -246,16 +146,16 @@ static int mover_without_patience(void *unused)
     (void)unused;
     arena_t *a = open_by_relay(100);
     arena_ref_t first = shared_ref(a), second = shared_ref(a), now = 0;
-    lose_answer(MSG_ROOT, SILENT);
-    assert_int_equal(arena_root_set(a, "q", first), 0);
-    int rc;
+    relay_lose(MSG_ROOT, RELAY_SILENT);
+    int rc, told = arena_root_set(a, "q", first);
+    assert_true(told == 0 || told == -ENOTCONN); /* where the machine is slow it was given up before the daemon had it */
     while ((rc = arena_root_set(a, "other", second)) == -ENOTCONN) /* where the machine is slow */
         ;
     assert_int_equal(rc, 0);
     assert_int_equal(arena_root_get(a, "other", &now), 0);
     assert_int_equal(now, second);
-    assert_int_equal(arena_root_get(a, "q", &now), 0);
-    assert_int_equal(now, first);
+    assert_int_equal(arena_root_get(a, "q", &now), told == 0 ? 0 : -ENOENT);
+    assert_true(told < 0 || now == first);
     return 0;
 }
 
