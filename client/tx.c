@@ -407,12 +407,16 @@ static bool turn(const struct arena *a, unsigned tag, struct log *log)
     return true;
 }
 
-/* True: no word bears its tag any more, and it is gone. */
-static bool turn_all(struct arena *a, struct transaction *tx)
+/* True: no word bears its tag any more, and it is gone. What is done later is done by any slow path, also by a free: that
+ * waits for nobody who waits for the daemon. */
+static bool turn_all(struct arena *a, struct transaction *tx, bool later)
 {
     if (!turn(a, tx->tag, &tx->log) || !turn(a, tx->tag, &tx->moved))
         return false;
-    conn_lock(a);
+    if (later && !conn_trylock(a))
+        return false;
+    if (!later)
+        conn_lock(a);
     if (a->tx_resolved_count < TX_TAGS_MAX)
         a->tx_resolved[a->tx_resolved_count++] = tx->tag;
     conn_unlock(a);
@@ -429,11 +433,12 @@ static void turn_later(struct arena *a, struct transaction *tx)
 /* One whose thread has ended while its commit was in doubt: true when that is settled. */
 static bool settle_orphan(struct arena *a, struct transaction *tx)
 {
-    if (load_relaxed(&a->conn.fd) < 0) /* who needs the daemon makes a connection anew */
+    if (load_relaxed(&a->conn.fd) < 0 || !conn_trylock(a)) /* who needs the daemon makes a connection anew */
         return false;
+    conn_unlock(a);
     int rc = settle(a, tx, false);
     if (rc == -EALREADY)
-        return turn_all(a, tx);
+        return turn_all(a, tx, true);
     if (rc < 0)
         return false;
     discard(a, mcache_of(a), tx);
@@ -454,7 +459,7 @@ bool tx_turn_late(struct arena *a)
         return waits;
     for (waits = false; tx; tx = next) {
         next = tx->next;
-        if (!(tx->in_doubt ? settle_orphan(a, tx) : turn_all(a, tx))) {
+        if (!(tx->in_doubt ? settle_orphan(a, tx) : turn_all(a, tx, true))) {
             waits |= !tx->in_doubt;
             turn_later(a, tx);
         }
@@ -465,7 +470,7 @@ bool tx_turn_late(struct arena *a)
 static void committed(struct mcache *mc)
 {
     struct transaction *tx = leave(mc);
-    if (!turn_all(mc->arena, tx))
+    if (!turn_all(mc->arena, tx, false))
         turn_later(mc->arena, tx);
 }
 

@@ -11,7 +11,7 @@
 #include "proto/stats.h"
 #include "shm/root.h"
 
-enum { ROW_MAX = 1024, FAULTS_MAX = 32, ROOTS_TURN = 131072 };
+enum { ROW_MAX = 1024, FAULTS_MAX = 32 };
 
 struct class_count {
     uint64_t spans, leased, pages, owned, shared, cached, free, bytes_used, bytes_cached;
@@ -33,7 +33,6 @@ struct census {
     struct tag_count *tags;
     struct fault faults[FAULTS_MAX];
     uint32_t fault_count;
-    struct roots_look roots; /* INFO_CHECK: behind the spans */
     bool whole;        /* walks the heap; otherwise rows are made at once */
     bool rows_by_page; /* INFO_SPANS, INFO_MAP: rows are made on the way */
     msgpack_sbuffer rows;
@@ -239,16 +238,7 @@ bool census_turn(struct census *census, uint32_t words)
         done += span.objects + 1;
         census->page += span.page_count;
     }
-    if (census->page < census->core->mheap.top)
-        return false;
-    if (census->what != INFO_CHECK || census->roots.slot == census->core->heap.root_slots)
-        return true;
-    const char *why = done < words ? roots_check(census->core, &census->roots, TURN_SPANS) : NULL;
-    if (why) {
-        fault(census, 0, why);
-        return true;
-    }
-    return census->roots.slot == census->core->heap.root_slots;
+    return census->page >= census->core->mheap.top;
 }
 
 /* ---- the answers ------------------------------------------------------------------------------------------------------------------ */
@@ -385,10 +375,6 @@ static void root_rows(struct census *census)
     struct heap *h = &census->core->heap;
     for (uint64_t slot = census->cursor; slot < h->root_slots; slot++) {
         const struct root *root = &h->roots[slot];
-        if (slot - census->cursor >= ROOTS_TURN) { /* the others are another reply's, though this one be short */
-            census->next_cursor = slot;
-            return;
-        }
         if (!root_touched(h, (uint32_t)slot) || !root->ref)
             continue;
         if (rows_full(census)) {

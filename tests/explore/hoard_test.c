@@ -127,6 +127,73 @@ static void final_resume(void)
     expect(world_census().owned == 4, "an object is lost, or there are too many");
 }
 
+/* ---- a large object whose EXTEND is given up ------------------------------------------------------ */
+
+enum { LARGE_PAGES = 3 };
+static uint32_t large_first, large_want;
+
+static void extends_and_frees(void *unused)
+{
+    arena_t *a = world_client(A);
+    (void)unused;
+    int rc = large_extend(a, large_first, large_want);
+    if (rc != 0 && rc != -ENOTCONN && rc != -EINPROGRESS)
+        ex_violation("an EXTEND that nothing stands in the way of is answered %d", rc);
+    world_board.done[0] = 1;
+    if (rc == -ENOTCONN) /* not done, and never will be: it may be published */
+        large_let_go(a, large_first);
+    arena_free(a, world_heap.base + ((uint64_t)large_first << PAGE_SHIFT));
+    world_board.done[1] = 1;
+    large_release_all(a); /* it was cached, unless it was in doubt */
+    asks(NULL);           /* tells what was let go */
+}
+
+static void setup_extend(uint32_t want)
+{
+    bool fresh;
+    large_want = want;
+    world_setup(&(struct world_options){.clients = 1, .daemon = true, .give_ups = 1, .single = {[A] = true}});
+    world_thread("A", A, extends_and_frees, NULL);
+    ex_heap_select(0);
+    arena_t *a = world_client(A);
+    if (mcentral_cache_large(&world_core, world_core.clients[a->tag], CLASS_LARGE, LARGE_PAGES, 1, &large_first, &fresh) != 1)
+        ex_violation("no large span");
+    world_become(0);
+    a->large.allocates = true;
+    a->leases[large_first].list = LEASE_CURRENT;
+    a->leases[large_first].span_class = CLASS_LARGE;
+    a->leases[large_first].pages = LARGE_PAGES;
+    world_heap.words[page_entry_unit(world_heap.pages[large_first]) * UNIT_WORDS] = WORD_OWNED(a->tag);
+}
+static void setup_grow(void)
+{
+    setup_extend(LARGE_PAGES + 1);
+}
+static void setup_shrink(void)
+{
+    setup_extend(LARGE_PAGES - 1);
+}
+
+/* From the answer on, or from when it was given up: what the object is taken to be is surely its own, whatever a daemon that
+ * stood still does now. */
+static void invariant_extend(void)
+{
+    arena_t *a = world_client(A);
+    uint64_t bytes = (uint64_t)world_heap.spans[large_first].page_count << PAGE_SHIFT;
+    world_invariant();
+    if (world_board.done[0] && !world_board.done[1] && large_bytes(a, large_first, bytes) > bytes)
+        ex_violation("A has %llu bytes, and %llu are the span's", (unsigned long long)large_bytes(a, large_first, bytes),
+                     (unsigned long long)bytes);
+}
+
+static void final_extend(void)
+{
+    world_final();
+    expect(world_board.done[1], "A's calls have not returned");
+    struct world_census n = world_census();
+    expect(n.owned == 0 && n.shared == 0, "the object is not freed");
+}
+
 /* ---- a hoard, and memory that is short ----------------------------------------------------------- */
 
 static bool is_short(void *unused)
@@ -192,7 +259,7 @@ static void final_shortage(void)
 
 /* ---- all of them ----------------------------------------------------------------------------- */
 
-enum { TWO_REFILLS, TRANSACTION, FULL_WIRE, RESUME, SHORTAGE };
+enum { TWO_REFILLS, TRANSACTION, FULL_WIRE, RESUME, SHORTAGE, GROW, SHRINK };
 
 static const struct ex_scenario scenarios[] = {
     [TWO_REFILLS] = SCENARIO("two_refills_of_one_class", setup_two_refills, final_two_refills,
@@ -203,6 +270,24 @@ static const struct ex_scenario scenarios[] = {
                            .order = EX_SC, .kills = 1, .kill_mask = BIT(A)),
     [RESUME] = SCENARIO("let_go_against_a_resume", setup_resume, final_resume, .order = EX_SC,
                         .kills = 1, .kill_mask = BIT(0)),
+    [GROW] = {.name = "a_large_object_whose_growth_is_given_up",
+              .setup = setup_grow,
+              .final = final_extend,
+              .invariant = invariant_extend,
+              .killed = world_killed,
+              .order = EX_TSO,
+              .buffer = 2,
+              .kills = 1,
+              .kill_mask = BIT(0)},
+    [SHRINK] = {.name = "a_large_object_whose_cut_is_given_up",
+                .setup = setup_shrink,
+                .final = final_extend,
+                .invariant = invariant_extend,
+                .killed = world_killed,
+                .order = EX_TSO,
+                .buffer = 2,
+                .kills = 1,
+                .kill_mask = BIT(0)},
     [SHORTAGE] = SCENARIO("a_hoard_against_a_shortage", setup_shortage, final_shortage,
                           .order = EX_SC),
 };

@@ -446,6 +446,8 @@ static void on_resume(struct wire *w, struct client *client, const struct packet
     if (last) {
         uint64_t cursor = 0;
         client->resume_serial = 0; /* one is like another: no state of its own */
+        for (uint32_t page = 0; page < WORLD_PAGES; page++)
+            world_core.dspans[page].listed = 0;
         client_list_begin(client);
         for (uint32_t page = 0; page < 32; page++)
             if (w->listed >> page & 1)
