@@ -62,6 +62,10 @@ static void take_handed(struct handed *h)
                 h->region[r] = fd;
                 taken = 1;
             }
+        if (!taken && names && strcmp(names[i], KEPT_NAME) == 0) {
+            kept_adopt(fd);
+            taken = 1;
+        }
         if (!taken)
             close(fd);
         free(names ? names[i] : NULL);
@@ -310,6 +314,8 @@ int main(int argc, char **argv)
     if (managed && !kept && !server.regions.directory && store_regions(&server.regions) <= 0)
         log_event(LOG_LEVEL_WARNING, "fdstore", "result=refused advice=\"set FileDescriptorStoreMax: without it a crash "
                   "loses the heap\"");
+    if (managed)
+        kept_by_manager();
     if (background) /* a manager's main process stays the one that it started */
         to_background(&config);
     if (pid_file_write(&pid_file, config.pid_file) < 0) {

@@ -92,7 +92,8 @@ static bool has_read(const struct connection *c)
 static bool has_room(const struct connection *c)
 {
     struct server *s = c->server;
-    return !c->unread && s->unread + INFO_REPLY <= INFO_UNREAD_ALL &&
+    uint64_t most = c->uid == 0 ? INFO_UNREAD_ALL : INFO_UNREAD_ALL - INFO_UNREAD_ROOT;
+    return !c->unread && s->unread + INFO_REPLY <= most &&
            (c->uid == 0 || account_of(&s->core, c->uid)->unread + INFO_REPLY <= INFO_UNREAD_USER);
 }
 

@@ -15,8 +15,9 @@ enum {
     INFO_WALKS = 4,               /* over the heap at once; a walk serves all that ask for the same before it begins */
     INFO_REPLY = 64 << 10,        /* bytes of a reply */
     INFO_SMALL = 4 << 10,         /* one that is not counted: the socket's bound holds it */
-    INFO_UNREAD_USER = 4 << 20,   /* bytes of replies that one user's connections have not read; root: those of all */
-    INFO_UNREAD_ALL = 16 << 20,   /* and those of all */
+    INFO_UNREAD_USER = 4 << 20,   /* bytes of replies that one user's connections have not read; root's: as those of all */
+    INFO_UNREAD_ALL = 16 << 20,   /* and those of all, */
+    INFO_UNREAD_ROOT = 1 << 20,   /* of which this is left to root */
 };
 
 /* The reply comes later. */

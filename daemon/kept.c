@@ -4,9 +4,9 @@
  * again could not see such a client die. So its pidfd is sent into a socket pair that the keeper has too, and lies there:
  *
  *     daemon --kept_add--> [ inodes + pidfds | inodes + pidfds | ... ] --kept_take--> its successor
- *                            held by the kernel while the keeper holds both ends
+ *                            held by the kernel while the keeper, or the store, holds both ends
  *
- * The keeper does nothing for it. When the queue is full, or half of it may be dead, the living ones are put behind it, and
+ * The keeper does nothing for it. Under a service manager both ends are in its store instead. When the queue is full, or half of it may be dead, the living ones are put behind it, and
  * what was before them is taken out. die: in the middle of that some pidfds are lost: clients that cannot be told
  * after a restart, and no more than that. */
 #include "daemon/kept.h"
@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <systemd/sd-daemon.h>
 #include <unistd.h>
 
 enum { BATCH = 64 }; /* pidfds of one packet; the kernel takes up to 253 */
@@ -30,7 +31,7 @@ static int in_fd = -1, out_fd = -1; /* into the queue, and out of it */
 static uint32_t packets, pidfds;    /* in the queue */
 static struct kept *found;          /* read from it at the start */
 static uint32_t found_count;
-static bool found_all;
+static bool found_all, managed;
 
 int kept_open(void)
 {
@@ -42,7 +43,33 @@ int kept_open(void)
     return 0;
 }
 
-bool kept_is_on(void) { return in_fd >= 0; }
+bool kept_is_on(void) { return managed || in_fd >= 0; }
+
+void kept_by_manager(void) { managed = true; }
+
+void kept_adopt(int fd)
+{
+    if (in_fd < 0)
+        in_fd = fd;
+    else if (out_fd < 0)
+        out_fd = fd;
+    else
+        close(fd);
+}
+
+/* With one end alone nothing can be kept: both are made anew. */
+static bool open_in_store(void)
+{
+    if (in_fd >= 0)
+        close(in_fd);
+    in_fd = -1;
+    if (kept_open() < 0)
+        return false;
+    sd_notify(0, "FDSTOREREMOVE=1\nFDNAME=" KEPT_NAME);
+    sd_pid_notify_with_fds(0, 0, "FDSTORE=1\nFDNAME=" KEPT_NAME "\nFDPOLL=0", &in_fd, 1);
+    sd_pid_notify_with_fds(0, 0, "FDSTORE=1\nFDNAME=" KEPT_NAME "\nFDPOLL=0", &out_fd, 1);
+    return true;
+}
 
 static int put(const struct kept *k, uint32_t count)
 {
@@ -66,13 +93,13 @@ static int put(const struct kept *k, uint32_t count)
 }
 
 /* One packet out of the queue: how many it held, 0: none is there. */
-static uint32_t get(struct kept k[BATCH])
+static uint32_t get(int fd, struct kept k[BATCH])
 {
     uint64_t inodes[BATCH];
     char control[CMSG_SPACE(BATCH * sizeof(int))];
     struct iovec iov = {inodes, sizeof inodes};
     struct msghdr h = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
-    ssize_t got = recvmsg(out_fd, &h, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+    ssize_t got = recvmsg(fd, &h, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
     struct cmsghdr *cmsg = got > 0 ? CMSG_FIRSTHDR(&h) : NULL;
     uint32_t count = 0;
     if (cmsg && cmsg->cmsg_level == SOL_SOCKET && cmsg->cmsg_type == SCM_RIGHTS)
@@ -104,7 +131,7 @@ static void compact(void)
     uint32_t count = 0, before = packets;
     packets = pidfds = 0;
     while (before--)
-        for (uint32_t i = 0, n = get(k); i < n; i++) {
+        for (uint32_t i = 0, n = get(out_fd, k); i < n; i++) {
             if (!is_alive(k[i].fd)) {
                 close(k[i].fd);
                 continue;
@@ -120,7 +147,7 @@ static void compact(void)
 void kept_add(uint64_t inode, int pidfd)
 {
     const struct kept k = {inode, pidfd};
-    if (in_fd < 0 || !inode)
+    if (!kept_is_on() || !inode || (out_fd < 0 && !open_in_store()))
         return;
     if (packets >= BATCH && packets * 2 > pidfds) /* mostly of one pidfd each */
         compact();
@@ -131,12 +158,11 @@ void kept_add(uint64_t inode, int pidfd)
 }
 
 /* All that was kept for this daemon; what is taken out of the queue is put back by who watches it. */
-static void find_all(void)
+static void find_in(int fd)
 {
     struct kept k[BATCH];
     uint32_t n;
-    found_all = true;
-    while (out_fd >= 0 && (n = get(k)) > 0) {
+    while (fd >= 0 && (n = get(fd, k)) > 0) {
         struct kept *more = realloc(found, (found_count + n) * sizeof *more);
         if (more)
             found = more;
@@ -150,8 +176,11 @@ static void find_all(void)
 
 int kept_take(uint64_t inode)
 {
-    if (!found_all)
-        find_all();
+    if (!found_all) { /* of a store's two ends either one may have been the one that was written to */
+        found_all = true;
+        find_in(out_fd);
+        find_in(in_fd);
+    }
     for (uint32_t i = 0; inode && i < found_count; i++)
         if (found[i].inode == inode) {
             int fd = found[i].fd;

@@ -8,6 +8,12 @@
 /* Once, before the keeper starts a daemon: 0 or a negative errno. Without it nothing is kept. */
 int kept_open(void);
 
+/* Under a service manager: what is kept is in its store, under this name; from the first pidfd on. The two descriptors that it
+ * has stored are handed over one by one, in any order. */
+#define KEPT_NAME "peers"
+void kept_by_manager(void);
+void kept_adopt(int fd);
+
 bool kept_is_on(void);
 
 /* The pidfd of the process of this inode, which is the caller's from here on; -1: none was kept. */

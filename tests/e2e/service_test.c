@@ -3,6 +3,7 @@
  * in NOTIFY_SOCKET, descriptors from number 3 on. */
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -75,6 +76,20 @@ static void await_notice(const char *what)
     }
 }
 
+static bool own_pid_namespace; /* of the daemon; its parent there waits for it */
+
+static void enter_pid_namespace(void)
+{
+    if (unshare(CLONE_NEWPID) < 0)
+        _exit(126);
+    pid_t pid = fork();
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        return;
+    }
+    _exit(reap(pid));
+}
+
 /* Starts the daemon as a manager would: descriptors from 3 on, with names. */
 static pid_t start_service(int listen_fd, const char *watchdog_us)
 {
@@ -82,6 +97,8 @@ static pid_t start_service(int listen_fd, const char *watchdog_us)
     pid_t pid = fork();
     if (pid)
         return pid;
+    if (own_pid_namespace)
+        enter_pid_namespace();
     char names[128] = "listen", count[16], self[16], path[128];
     int fds[9] = {fcntl(listen_fd, F_DUPFD, 100)};
     for (int i = 0; i < stored_count; i++) {
@@ -249,6 +266,63 @@ static void a_heap_that_the_manager_keeps_is_not_lost_by_a_wrong_file(void **sta
     close(listen_fd);
 }
 
+static int holds(void *argument)
+{
+    int *fd = argument;
+    char path[128];
+    arena_t *a;
+    snprintf(path, sizeof path, "%s/s", dir);
+    if (arena_open(&a, path, NULL) != 0)
+        return 1;
+    for (int i = 0; i < 50; i++)
+        arena_alloc(a, 100);
+    if (write(fd[1], "x", 1) == 1)
+        pause();
+    return 0;
+}
+
+/* Clients of another pid namespace: the daemon that follows could not open their pidfds. */
+static void the_descriptor_store_has_the_pidfds_that_no_pid_leads_to(void **state)
+{
+    struct daemon of = {0};
+    int fd[2];
+    char byte;
+    (void)state;
+    pid_t probe = fork();
+    if (probe == 0)
+        _exit(unshare(CLONE_NEWPID) < 0);
+    if (reap(probe) != 0)
+        skip();
+    own_pid_namespace = true;
+    int listen_fd = bind_in_dir("s", SOCK_SEQPACKET);
+    assert_int_equal(pipe2(fd, O_CLOEXEC), 0);
+    of.pid = start_service(listen_fd, NULL);
+    await_notice("READY=1");
+    assert_int_equal(stored_count, 3);
+    pid_t pids[2] = {spawn(holds, fd), spawn(holds, fd)};
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(read(fd[0], &byte, 1), 1);
+    snprintf(of.socket, sizeof of.socket, "%s/s", dir);
+    for (int i = 0; i < 2; i++) {
+        while (stored_count < 5) /* both ends of the queue */
+            await_notice("FDSTORE=1");
+        assert_int_equal(stat_of(&of, "objects_owned"), 100 - 50 * i);
+        assert_int_equal(kill(daemon_serving(&of), SIGKILL), 0);
+        assert_int_equal(reap(of.pid), 128 + SIGKILL);
+        kill(pids[i], SIGKILL); /* while none runs */
+        reap(pids[i]);
+        of.pid = start_service(listen_fd, NULL);
+        await_notice("READY=1");
+        stat_await(&of, "clients", (uint64_t)(1 - i));
+        stat_await(&of, "objects_owned", (uint64_t)(50 - 50 * i));
+    }
+    kill(daemon_serving(&of), SIGTERM);
+    await_notice("STOPPING=1");
+    assert_int_equal(reap(of.pid), 0);
+    own_pid_namespace = false;
+    close(listen_fd);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -256,6 +330,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(the_descriptor_store_brings_the_heap_back_after_kill_9, setup, teardown),
         cmocka_unit_test_setup_teardown(who_meets_a_daemon_that_cannot_start_is_told_so_and_nothing_starts_it_again, setup, teardown),
         cmocka_unit_test_setup_teardown(a_heap_that_the_manager_keeps_is_not_lost_by_a_wrong_file, setup, teardown),
+        cmocka_unit_test_setup_teardown(the_descriptor_store_has_the_pidfds_that_no_pid_leads_to, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
