@@ -7,7 +7,7 @@ void tag_write(struct heap *h, unsigned tag, const struct tag *value)
     struct tag *t = &h->tags[tag];
     fence_release(); /* [TG2] the tag's life before this one is over when a field is written */
     store_relaxed(&t->owner, value->owner);
-    t->read_only = value->read_only;
+    store_relaxed(&t->read_only, value->read_only);
     store_relaxed(&t->gc_mode, value->gc_mode);
     store_relaxed(&t->pins, value->pins);
     store_relaxed(&t->pid, value->pid);

@@ -413,9 +413,11 @@ static int opens_with_few_addresses(void *unused)
 static void no_addresses_is_an_error_with_a_reason(void **state)
 {
     (void)state;
-#ifndef __SANITIZE_ADDRESS__
+    if (LESS > 1) {
+        print_message("skipped: a sanitizer needs more addresses than there would be\n");
+        skip();
+    }
     assert_int_equal(reap(spawn(opens_with_few_addresses, NULL)), 0);
-#endif
 }
 
 /* In a process of its own, in which something is at the common address. */
