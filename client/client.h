@@ -222,6 +222,7 @@ struct arena {
     uint64_t map_bytes, state_bytes;
     /* sync: registry lock */
     uint32_t opens;
+    uint32_t busy; /* threads that give back what a thread has left here */
     struct mcache *free_mcaches;
     uint32_t mcache_count;
     uint32_t mcache_slots; /* that there are addresses for */
@@ -240,7 +241,10 @@ struct arena {
     struct escape *escape; /* what ARENA_DEBUG=escape keeps. sync: registry_lock */
     uint64_t stack_max;    /* bytes. sync: atomic */
     char *socket;
-    uint32_t generation;  /* of forks, when it attached */
+    uint32_t generation;  /* of forks, when it attached. sync: atomic [FK2]: what the child has made new, before it */
+    uint32_t attaching;   /* a thread attaches it for this generation. sync: registry_lock */
+    uint32_t attached;    /* how often that was tried. sync: registry_lock */
+    int attach_error;     /* how it ended. sync: registry_lock */
     arena_error_fn *on_error;
     void *on_error_context;
     /* each with a lock of its own */
@@ -324,9 +328,15 @@ static inline void cancel_on(void)
 }
 
 /* open.c */
-int arena_attach(struct arena *a, int fd); /* HELLO as a new client: its tag */
-int arena_reattach(struct arena *a);       /* in a forked child, at its first call */
-extern uint32_t fork_generation;
+int arena_reattach(struct arena *a); /* in a forked child, at its first slow path */
+struct arena *heap_at(uint32_t index); /* NULL: none. With registry_lock */
+uint32_t opens_after_fork(void); /* the places of the heaps that are open, a bit each */
+
+/* fork.c: looked at by every slow path before a lock, a descriptor or a list is used */
+bool forked(const struct arena *a); /* what is here is the parent's: arena_reattach() first */
+uint32_t fork_generation(void);     /* of this process; as forked(), for all that is not a heap's */
+bool fork_wipes(void);              /* MADV_WIPEONFORK works here */
+uint32_t process_image(void);       /* other after each exec; never 0 */
 
 /* The daemon serves another heap: every call says -ESTALE, also those that need no round trip. */
 static inline bool heap_is_stale(const struct arena *a) { return unlikely(load_relaxed(&a->conn.stale)); }
@@ -334,14 +344,29 @@ static inline bool heap_is_stale(const struct arena *a) { return unlikely(load_r
 /* thread.c: this thread's mcache, made if need be; NULL and errno. */
 struct mcache *mcache_get(struct arena *a);
 void threads_start(void);
+struct thread *thread_self(void); /* NULL: it has no mcache of any heap */
+bool thread_is_ending(const struct thread *t); /* its thread-local memory may be gone. With registry_lock */
+void threads_reap(bool everywhere); /* gives back what threads that are gone have left. Holds no lock of the caller's */
+uint32_t threads_stale(void); /* places of tls_mcaches that no heap may have, a bit each. With registry_lock */
+bool threads_after_fork(bool forking, uint32_t places); /* forking: by the thread that forked; returns whether it is that */
+void thread_has_forked(void);
 void mcaches_unmap(struct arena *a);
+void mcaches_forget(struct arena *a); /* in a forked child */
 void mcaches_watch(struct arena *a);  /* every thread's next allocation takes the slow path */
 /* Asks the threads that hold something and have not given back since `serial` was counted up, by their next allocation: how
  * many of them had answered the call before it, so that they can be expected to answer. */
 uint32_t mcaches_call(struct arena *a, const struct mcache *except, uint32_t serial);
 void mcaches_expire(struct arena *a); /* no thread's fast path serves this heap any more */
-void threads_forget(uint32_t index); /* a heap is closed: no thread has an mcache of it any more */
+void threads_forget(uint32_t index); /* a heap is closed: no thread has an mcache of it any more. With registry_lock */
+/* Never held while a daemon is waited for, nor while an mcache is flushed. */
 extern pthread_mutex_t registry_lock;
+extern pthread_cond_t registry_changed; /* a heap was opened, closed or attached, or nobody is busy with it any more */
+
+static inline void registry_enter(void)
+{
+    fork_generation(); /* in a child the lock may be held by nobody who is there */
+    pthread_mutex_lock(&registry_lock);
+}
 
 /* mcache.c */
 void mcache_init(struct mcache *mc, struct arena *a, uint32_t number);

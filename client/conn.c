@@ -328,6 +328,7 @@ static int resume(struct arena *a, struct patience *patience)
     c->out.heap_id = a->heap.header->heap_id;
     c->out.heap_id_bytes = 16;
     c->out.tag = a->tag;
+    c->out.image = process_image();
     int rc = exchange(a, MSG_HELLO, MSG_WELCOME, patience);
     if (rc < 0)
         return rc;

@@ -40,7 +40,7 @@ static struct site *site_here(void)
 
 static struct escape *escape_of(struct arena *a)
 {
-    pthread_mutex_lock(&registry_lock);
+    registry_enter();
     if (!a->escape && (a->escape = calloc(1, sizeof *a->escape)) != NULL)
         pthread_mutex_init(&a->escape->lock, NULL);
     pthread_mutex_unlock(&registry_lock);

@@ -273,7 +273,7 @@ static void pins_unlock(struct pins *s)
 void late_settle(struct arena *a)
 {
     struct limbo_entry *limbo = NULL;
-    if (!a->pins || a->generation != fork_generation || heap_is_stale(a))
+    if (!a->pins || forked(a) || heap_is_stale(a))
         return;
     store_relaxed(&a->late, false); /* who adds something meanwhile sets it again */
     tx_turn_late(a);
@@ -558,7 +558,7 @@ PUBLIC int arena_safepoint(arena_t *a, int mode)
         return refused(-EINVAL, "arena_safepoint: mode %d is none", mode);
     if (mode == GC_PINS && a->read_only)
         return refused(-EACCES, "arena_safepoint: a reader cannot pin");
-    if (a->generation != fork_generation && (rc = arena_reattach(a)) < 0)
+    if (forked(a) && (rc = arena_reattach(a)) < 0)
         return rc;
     before = load_relaxed(&a->gc_mode);
     if (mode != GC_RUNS && before == GC_RUNS && (rc = stack_collect(a)) < 0) /* while it may still allocate */

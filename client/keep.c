@@ -96,6 +96,7 @@ void trim_now(struct mcache *mc)
 void keep_trim(struct mcache *mc)
 {
     struct arena *a = mc->arena;
+    threads_reap(true); /* what those that are gone have left is not called back by anybody else */
     uint32_t serial = call(a);
     stack_collect(a);
     large_release_all(a);
@@ -111,6 +112,7 @@ void keep_trim(struct mcache *mc)
 static bool call_others(struct mcache *mc)
 {
     struct arena *a = mc->arena;
+    threads_reap(true);
     uint64_t from = (uint64_t)now_ms(), now = from, before = load_relaxed(&a->keep.called_ms);
     uint32_t serial = load_relaxed(&a->keep.trim_serial);
     if (from - before >= CALL_PAUSE_MS || !before) {

@@ -261,7 +261,7 @@ int free_slow(struct arena *a, void *p, const char *call)
         bad_object(a, p, EACCES, call, "this process is a reader");
         return -EACCES;
     }
-    if (!mc && (heap_is_stale(a) || a->generation != fork_generation))
+    if (!mc && (heap_is_stale(a) || forked(a)))
         return -errno; /* of the past; or a forked child that is no client yet, and owns nothing */
     late_look(a);
     if (object_at(a, p, &object, why) < 0) {
@@ -315,7 +315,7 @@ static int may_hand_over(struct arena *a, const void *p, struct object *ret, con
         return refused(-EACCES, "%s: this process is a reader", call);
     if (!p)
         return refused(-EINVAL, "%s: no object", call);
-    if (!mcache_get(a) && (heap_is_stale(a) || a->generation != fork_generation))
+    if (!mcache_get(a) && (heap_is_stale(a) || forked(a)))
         return -errno;
     late_look(a);
     int rc = object_at(a, p, ret, why);

@@ -19,8 +19,7 @@
 
 enum { SOCKET_PATH_MAX = sizeof((struct sockaddr_un *)0)->sun_path };
 
-static struct arena *heaps[HEAPS_MAX]; /* sync: registry_lock */
-uint32_t fork_generation = 1;
+static struct arena *heaps[HEAPS_MAX]; /* sync: registry_lock; atomic, for who begins anew after a fork */
 
 /* ---- HELLO ------------------------------------------------------------------------------------------------------------------------------ */
 
@@ -39,19 +38,20 @@ static ssize_t receive(struct connection *c, int fds[3], int *ret_count, struct 
     }
 }
 
-/* Sends HELLO as a new client and takes the reply with its descriptors: their number, -EPIPE: the connection was lost, or
- * another negative errno. */
+/* Sends HELLO, as a new client or (HELLO_LOOK) to learn which heap is there, and takes the reply with its descriptors: three of
+ * a client. Their number, -EPIPE: the connection was lost, or another negative errno. */
 static int hello(struct connection *c, unsigned flags, int fds[3], struct patience *patience)
 {
     char why[MSG_TEXT_MAX + 1];
-    int count = 0;
+    int count = 0, expected = flags & HELLO_LOOK ? 0 : 3;
     c->out.type = MSG_HELLO;
     c->out.id = ++c->next_id;
     c->out.version_min = c->out.version = PROTO_VERSION;
     c->out.layout = LAYOUT_VERSION;
-    c->out.flags = flags & ARENA_READ_ONLY ? HELLO_READ_ONLY : 0;
+    c->out.flags = flags;
     c->out.heap_id_bytes = 0;
     c->out.tag = 0;
+    c->out.image = process_image();
     int bytes = msg_encode(&c->out, c->packet, sizeof c->packet);
     int rc = bytes < 0 ? bytes : packet_send(c->fd, c->packet, (size_t)bytes, NULL, 0, 0);
     if (rc < 0 && rc != -EPIPE && rc != -ECONNRESET) /* lost: its reason may be there to be read */
@@ -64,7 +64,7 @@ static int hello(struct connection *c, unsigned flags, int fds[3], struct patien
         reason_set(c->in.text);
         rc = -(int)c->in.error;
     }
-    else if (rc == 0 && (c->in.type != MSG_WELCOME || count < 3 || count > (flags & ARENA_READ_ONLY ? 3 : 4) || c->in.heap_id_bytes != 16))
+    else if (rc == 0 && (c->in.type != MSG_WELCOME || count != expected || c->in.heap_id_bytes != 16))
         rc = -EPROTO;
     if (rc < 0)
         while (count > 0)
@@ -72,28 +72,36 @@ static int hello(struct connection *c, unsigned flags, int fds[3], struct patien
     return rc < 0 ? rc : count;
 }
 
-/* Connects as a new client, on and on while connections are lost - a daemon that is being started again, or one that was
- * stopped for long - and, if there was a daemon before, also while nobody is there; at most timeout_ms. As hello(). */
-static int greet(struct arena *a, bool was_there, int fds[3])
+/* A pause before the next try; false: there is no patience any more. */
+static bool tries_again(struct patience *patience)
 {
-    struct patience patience = conn_patience(a);
-    for (;;) {
+    struct timespec pause = {.tv_nsec = 5000000};
+    if (!conn_waits(patience))
+        return false;
+    nanosleep(&pause, NULL);
+    return true;
+}
+
+/* Connects and says HELLO, on and on while connections are lost - a daemon that is being started again, or one that was stopped
+ * for long - and, if there was a daemon before, also while nobody is there; as long as there is patience. As hello(). */
+static int greet(struct arena *a, bool was_there, unsigned flags, int fds[3], struct patience *patience)
+{
+    do {
         int rc = conn_connect(a->socket, true);
         if (rc < 0 && rc != -EAGAIN && !(was_there && (rc == -ENOENT || rc == -ECONNREFUSED)))
             return rc;
         conn_init(&a->conn, rc < 0 ? -1 : rc);
         if (rc >= 0) {
-            rc = hello(&a->conn, a->read_only ? ARENA_READ_ONLY : 0, fds, &patience);
+            rc = hello(&a->conn, flags, fds, patience);
             if (rc != -EPIPE)
                 return rc;
             conn_forget(&a->conn);
         }
-        if (!conn_waits(&patience))
-            return -ENOTCONN;
-        struct timespec pause = {.tv_nsec = 5000000};
-        nanosleep(&pause, NULL);
-    }
+    } while (tries_again(patience));
+    return -ENOTCONN;
 }
+
+static unsigned hello_flags(const struct arena *a) { return a->read_only ? HELLO_READ_ONLY : 0; }
 
 static void close_fds(int *fds, int count)
 {
@@ -243,14 +251,24 @@ static void environ_apply(struct arena *a, struct environment *e)
 
 /* ---- open and close ------------------------------------------------------------------------------------------------------------------- */
 
+struct arena *heap_at(uint32_t index) { return heaps[index]; }
+
+/* In a forked child, whatever other threads of its parent were in the middle of is left as it is: neither walked nor freed. */
 static void arena_free_struct(struct arena *a)
 {
+    bool foreign = forked(a);
     unmap_regions(a);
-    lease_fini(a);
-    pins_fini(a);
     conn_forget(&a->conn);
-    profile_fini(a);
-    escape_fini(a);
+    if (foreign) {
+        profile_forget(a);
+        if (a->leases)
+            munmap(a->leases, a->heap.page_count * sizeof *a->leases);
+    } else {
+        lease_fini(a);
+        pins_fini(a);
+        profile_fini(a);
+        escape_fini(a);
+    }
     free(a->socket);
     free(a);
 }
@@ -265,6 +283,49 @@ static struct arena *find_open(const uint8_t heap_id[16], bool read_only)
     return NULL;
 }
 
+/* A heap that a thread opens, or says goodbye to, as one kind of client. Others that want to open it wait: so that a second
+ * open finds the first, and does not find the limits used up by a client that is about to go. sync: registry_lock */
+struct turn {
+    const uint8_t *heap_id;
+    bool read_only;
+    struct turn *next;
+};
+static struct turn *turns;
+
+static bool is_taken(const struct turn *t)
+{
+    for (const struct turn *other = turns; other; other = other->next)
+        if (other->read_only == t->read_only && memcmp(other->heap_id, t->heap_id, 16) == 0)
+            return true;
+    return false;
+}
+
+static void turn_take(struct turn *t)
+{
+    t->next = turns;
+    turns = t;
+}
+
+static void turn_end(struct turn *t)
+{
+    struct turn **at = &turns;
+    while (*at != t)
+        at = &(*at)->next;
+    *at = t->next;
+    pthread_cond_broadcast(&registry_changed);
+}
+
+/* Waits for another thread that has registry_lock for something; looks up now and then. */
+static void registry_wait(void)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += 100000000;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    pthread_cond_timedwait(&registry_changed, &registry_lock, &until);
+}
+
 /* This client goes away at once, not only when the process ends. */
 static void say_bye(struct arena *a)
 {
@@ -275,49 +336,98 @@ static void say_bye(struct arena *a)
     conn_unlock(a);
 }
 
-/* Maps what the daemon's WELCOME brought, and gives the heap a place among those of this process. */
-static int settle(struct arena *a, int fds[3], int count)
+/* Maps what the daemon's WELCOME brought. */
+static int settle(struct arena *a, int fds[3])
 {
     int rc = map_regions(a, &a->conn.in, fds);
-    close_fds(fds, count);
+    close_fds(fds, 3);
     if (rc < 0 || (rc = lease_init(a)) < 0 || (rc = pins_init(a)) < 0)
         return rc;
     large_init(a);
+    a->classes = size_classes;
+    return 0;
+}
+
+/* Gives the heap a place among those of this process. With registry_lock. */
+static int place(struct arena *a)
+{
+    uint32_t stale = threads_stale();
     for (uint32_t i = 0; i < HEAPS_MAX; i++)
-        if (!heaps[i]) {
-            heaps[i] = a;
+        if (!heaps[i] && !(stale >> i & 1)) {
             a->index = i;
-            a->classes = size_classes;
             a->tls_at = (uint64_t)((char *)&tls_mcaches[i] - thread_pointer());
             a->opens = 1;
+            store_release(&heaps[i], a); /* a fork finds it whole */
             return 0;
         }
     return -EMFILE;
 }
 
-static int open_new(struct arena *a, struct arena **ret)
+/* The heap is not open yet, and it is this thread's turn. -ESTALE: another one is there by now. */
+static int open_new(struct arena *a, const uint8_t heap_id[16], struct patience *patience)
 {
-    int fds[3] = {-1, -1, -1};
-    int count = greet(a, false, fds);
-    if (count < 0)
-        return count;
+    int fds[3] = {-1, -1, -1}, rc = hello(&a->conn, hello_flags(a), fds, patience);
+    if (rc < 0)
+        return rc;
     a->tag = (uint16_t)a->conn.in.tag;
     a->conn.epoch = a->conn.in.epoch;
-    struct arena *open = find_open(a->conn.in.heap_id, a->read_only);
-    if (open) {
-        close_fds(fds, count);
-        a->heap.header = open->heap.header; /* if the daemon dies now: to come back and say it again */
-        say_bye(a);
-        open->opens++;
-        *ret = open;
-        return 0;
+    if (memcmp(a->conn.in.heap_id, heap_id, 16) != 0) {
+        close_fds(fds, 3);
+        rc = -ESTALE;
+    } else
+        rc = settle(a, fds);
+    if (rc == 0 && a->profile)
+        profile_start(a);
+    if (rc == 0) {
+        threads_reap(false); /* for their places */
+        registry_enter();
+        rc = place(a);
+        pthread_mutex_unlock(&registry_lock);
     }
-    int rc = settle(a, fds, count);
     if (rc < 0)
         say_bye(a);
-    else
-        *ret = a;
     return rc;
+}
+
+/* Looks which heap is there. If it is open in this process, that is it; else it is opened. One thread at a time for each
+ * heap; threads that open different ones do not wait for one another. */
+static int open_heap(struct arena *a, struct arena **ret)
+{
+    struct patience patience = conn_patience(a);
+    uint8_t heap_id[16];
+    int rc;
+    do {
+        rc = greet(a, false, HELLO_LOOK, NULL, &patience);
+        if (rc < 0)
+            return rc;
+        memcpy(heap_id, a->conn.in.heap_id, 16);
+        struct turn turn = {.heap_id = heap_id, .read_only = a->read_only};
+        registry_enter();
+        while (is_taken(&turn)) {
+            if (!conn_waits(&patience)) {
+                pthread_mutex_unlock(&registry_lock);
+                return -ENOTCONN;
+            }
+            registry_wait();
+        }
+        struct arena *found = find_open(heap_id, a->read_only);
+        if (found)
+            found->opens++;
+        else
+            turn_take(&turn);
+        pthread_mutex_unlock(&registry_lock);
+        *ret = found ? found : a;
+        if (found)
+            return 0;
+        rc = open_new(a, heap_id, &patience);
+        registry_enter();
+        turn_end(&turn);
+        pthread_mutex_unlock(&registry_lock);
+        if (rc == 0 || (rc != -EPIPE && rc != -ESTALE))
+            return rc;
+        conn_forget(&a->conn); /* it was lost between the two, or has come to another heap: look again */
+    } while (tries_again(&patience));
+    return -ENOTCONN;
 }
 
 /* A copy that a later chdir does not change; as given where that would be longer than a socket's path may be. */
@@ -348,20 +458,12 @@ PUBLIC int arena_open(arena_t **out, const char *socket, const struct arena_opti
     a->timeout_ms = o.timeout_ms;
     a->socket = socket_absolute(environ_socket(&environment, socket, buf, sizeof buf));
     environ_apply(a, &environment);
-    threads_start();
-    pthread_mutex_lock(&registry_lock);
-    a->generation = fork_generation;
-    int rc = a->socket ? open_new(a, &found) : -ENOMEM;
-    pthread_mutex_unlock(&registry_lock);
-    if (found != a)
+    a->generation = fork_generation();
+    int rc = a->socket ? open_heap(a, &found) : -ENOMEM;
+    if (rc < 0 || found != a)
         arena_free_struct(a);
-    if (rc == 0 && found->generation != fork_generation)
-        rc = arena_reattach(found);
-    else if (rc == 0 && found == a && a->profile) {
-        pthread_mutex_lock(&registry_lock);
-        profile_start(a);
-        pthread_mutex_unlock(&registry_lock);
-    }
+    if (rc == 0 && forked(found) && (rc = arena_reattach(found)) < 0)
+        arena_close(found); /* it stays open as often as it was */
     cancel_on();
     if (rc == 0)
         *out = found;
@@ -373,19 +475,28 @@ PUBLIC int arena_close(arena_t *a)
     if (!a)
         return -EINVAL;
     cancel_off();
-    pthread_mutex_lock(&registry_lock);
+    bool foreign = forked(a); /* a child that was no client */
+    struct turn turn = {.heap_id = a->heap.header->heap_id, .read_only = a->read_only};
+    registry_enter();
     if (--a->opens) {
         pthread_mutex_unlock(&registry_lock);
         cancel_on();
         return 0;
     }
+    turn_take(&turn);
     heaps[a->index] = NULL;
+    while (a->busy)
+        registry_wait();
     threads_forget(a->index);
     stack_forget(a);
     pthread_mutex_unlock(&registry_lock);
-    profile_fini(a);
-    if (a->generation == fork_generation)
+    if (!foreign) {
+        profile_fini(a);
         say_bye(a);
+    }
+    registry_enter();
+    turn_end(&turn);
+    pthread_mutex_unlock(&registry_lock);
     mcaches_unmap(a);
     arena_free_struct(a);
     cancel_on();
@@ -394,7 +505,19 @@ PUBLIC int arena_close(arena_t *a)
 
 /* ---- fork --------------------------------------------------------------------------------------------------------------------------------- */
 
-/* The child's own client, after its WELCOME. */
+uint32_t opens_after_fork(void)
+{
+    uint32_t open = 0;
+    turns = NULL;
+    for (uint32_t i = 0; i < HEAPS_MAX; i++)
+        if (heaps[i]) {
+            heaps[i]->busy = 0;
+            open |= 1u << i;
+        }
+    return open;
+}
+
+/* The child's own client, after its WELCOME. What is not made new here is constant, or the parent's for good: never read. */
 static int settle_again(struct arena *a)
 {
     int rc = lease_init(a);
@@ -402,39 +525,63 @@ static int settle_again(struct arena *a)
         return rc;
     a->gc_mode = GC_RUNS;
     large_init(a);
-    a->tag = (uint16_t)a->conn.in.tag;
-    a->conn.epoch = a->conn.in.epoch;
-    a->generation = fork_generation;
+    a->tx_ready_count = a->tx_resolved_count = 0;
+    a->escape = NULL;
+    mcaches_forget(a);
     if (a->profile)
         profile_start(a);
     return 0;
 }
 
-/* In a forked child, by its first slow path: the parent's connection, mcaches and leases are not ours. The mapping is. */
-int arena_reattach(struct arena *a)
+/* The parent's connection, mcaches and leases are not this process's. The mapping is. */
+static int attach_again(struct arena *a)
 {
-    int fds[3] = {-1, -1, -1}, rc = 0;
-    cancel_off();
-    pthread_mutex_lock(&registry_lock);
-    if (a->generation == fork_generation)
-        goto out;
+    struct patience patience = conn_patience(a);
+    int fds[3] = {-1, -1, -1};
     conn_forget(&a->conn);
-    a->free_mcaches = NULL;
-    mcaches_unmap(a);
-    a->tx_ready_count = a->tx_resolved_count = 0;
-    rc = greet(a, true, fds);
+    int rc = greet(a, true, hello_flags(a), fds, &patience);
     if (rc < 0)
-        goto out;
-    bool same_heap = memcmp(a->conn.in.heap_id, a->heap.header->heap_id, 16) == 0;
-    close_fds(fds, rc);
-    rc = same_heap ? settle_again(a) : -ESTALE;
+        return rc;
+    close_fds(fds, 3);
+    a->tag = (uint16_t)a->conn.in.tag;
+    a->conn.epoch = a->conn.in.epoch;
+    if (memcmp(a->conn.in.heap_id, a->heap.header->heap_id, 16) != 0) {
+        say_bye(a);
+        conn_forget(&a->conn);
+        mcaches_forget(a);
+        heap_set_stale(a); /* for ever: it is not asked again */
+        return -ESTALE;
+    }
+    rc = settle_again(a);
     if (rc < 0)
         say_bye(a);
-    if (rc == -ESTALE) { /* for ever: it is not asked again */
-        a->generation = fork_generation;
-        heap_set_stale(a);
+    return rc;
+}
+
+/* By the first slow path of a forked child: one thread attaches, the others wait for it, and take its answer. */
+int arena_reattach(struct arena *a)
+{
+    int rc = 0;
+    cancel_off();
+    uint32_t now = fork_generation();
+    registry_enter();
+    if (a->attaching == now) {
+        uint32_t before = a->attached;
+        while (a->attached == before)
+            registry_wait();
+        rc = a->attach_error;
+    } else if (a->generation != now) {
+        a->attaching = now;
+        pthread_mutex_unlock(&registry_lock);
+        rc = attach_again(a);
+        registry_enter();
+        a->attaching = 0;
+        a->attached++;
+        a->attach_error = rc;
+        if (rc == 0 || rc == -ESTALE)
+            store_release(&a->generation, now); /* [FK2] */
+        pthread_cond_broadcast(&registry_changed);
     }
-out:
     pthread_mutex_unlock(&registry_lock);
     cancel_on();
     return rc;

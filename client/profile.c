@@ -326,9 +326,9 @@ static void start_thread(struct profile *p)
 
 static void at_exit(void)
 {
-    pthread_mutex_lock(&registry_lock);
+    registry_enter();
     for (struct profile *p = profiles; p; p = p->next)
-        if (p->arena->generation == fork_generation)
+        if (!forked(p->arena))
             profile_write(p, NULL);
     pthread_mutex_unlock(&registry_lock);
 }
@@ -360,12 +360,11 @@ void profile_start(struct arena *a)
     struct profile *p = a->profile;
     bool again = p->started_ns != 0;
     pthread_condattr_t monotonic;
-    for (unsigned i = 0; again && i < PROFILE_BUCKETS;
-         i++) /* a forked child: what is there is the parent's */
-        while (p->buckets[i])
-            drop(p, &p->buckets[i]);
-    for (struct tally *t; (t = p->tallies) != NULL; free(t))
-        p->tallies = t->next;
+    /* a forked child: what is there is the parent's, whose other threads may have been in the middle
+     * of it */
+    memset(p->buckets, 0, sizeof p->buckets);
+    p->sample_count = 0;
+    p->tallies = NULL;
     pthread_mutex_init(&p->lock, NULL);
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
@@ -384,8 +383,28 @@ void profile_start(struct arena *a)
     if (again)
         return;
     pthread_once(&once, exit_init);
+    registry_enter();
     p->next = profiles;
-    profiles = p;
+    store_release(&profiles, p); /* a fork finds it whole */
+    pthread_mutex_unlock(&registry_lock);
+}
+
+static void unlink_profile(struct profile *p)
+{
+    registry_enter();
+    for (struct profile **at = &profiles; *at; at = &(*at)->next)
+        if (*at == p) {
+            store_release(at, p->next);
+            break;
+        }
+    pthread_mutex_unlock(&registry_lock);
+}
+
+void profile_forget(struct arena *a)
+{
+    if (a->profile)
+        unlink_profile(a->profile);
+    a->profile = NULL;
 }
 
 void profile_fini(struct arena *a)
@@ -393,7 +412,7 @@ void profile_fini(struct arena *a)
     struct profile *p = a->profile;
     if (!p)
         return;
-    if (p->started_ns && a->generation == fork_generation) {
+    if (p->started_ns && !forked(a)) {
         pthread_mutex_lock(&p->lock);
         p->stopping = true;
         pthread_cond_signal(&p->wake);
@@ -402,13 +421,7 @@ void profile_fini(struct arena *a)
             pthread_join(p->thread, NULL);
         profile_write(p, NULL);
     }
-    pthread_mutex_lock(&registry_lock);
-    for (struct profile **at = &profiles; *at; at = &(*at)->next)
-        if (*at == p) {
-            *at = p->next;
-            break;
-        }
-    pthread_mutex_unlock(&registry_lock);
+    unlink_profile(p);
     for (unsigned i = 0; i < PROFILE_BUCKETS; i++)
         while (p->buckets[i])
             drop(p, &p->buckets[i]);
@@ -421,6 +434,6 @@ void profile_fini(struct arena *a)
 
 PUBLIC int arena_profile_write(arena_t *a, const char *path)
 {
-    return a->profile && a->generation == fork_generation ? profile_write(a->profile, path)
+    return a->profile && !forked(a) ? profile_write(a->profile, path)
                                                           : -ENOENT;
 }

@@ -101,6 +101,7 @@ struct profile {
 /* What $ARENA_PROFILE asks for; without memory for it there is no profile. */
 void profile_init(struct arena *a, const struct environment *e);
 void profile_start(struct arena *a); /* attached, or attached anew in a forked child */
+void profile_forget(struct arena *a); /* in a forked child that was no client: neither walked nor freed */
 void profile_fini(
     struct arena *a); /* writes the file and ends the thread; nobody else is inside a call */
 

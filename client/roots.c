@@ -41,7 +41,7 @@ static int root_call(arena_t *a, const char *name, unsigned mode, arena_ref_t ex
         return refused(-EINVAL, "a root's name has 1 to %d bytes, none of them a control character", ROOT_NAME - 1);
     if (a->read_only)
         return refused(-EACCES, "a reader sets no root");
-    if (a->generation != fork_generation) {
+    if (forked(a)) {
         int rc = arena_reattach(a);
         if (rc < 0)
             return rc;
@@ -76,7 +76,7 @@ static int daemon_answers(arena_t *a, int64_t left_ms)
     struct patience patience = conn_patience(a);
     patience.left_ms = left_ms < patience.left_ms ? left_ms : patience.left_ms;
     struct pollfd poll_fd = {.fd = a->conn.fd, .events = 0};
-    if (a->generation != fork_generation)
+    if (forked(a))
         return arena_reattach(a);
     if (!conn_trylock(a))
         return 0; /* another thread is finding out */

@@ -77,6 +77,7 @@ static int move_to(struct stack *k, size_t size)
     if (is_debugged(k))
         memset(to + k->s.top, 0, size - k->s.top);
     k->s.base = to;
+    k->owner = thread_self();
     if (k->size)
         leave(k, from, k->size, entry);
     k->size = size;
@@ -96,6 +97,7 @@ static int grow(struct stack *k, size_t need)
 
 PUBLIC int arena_stack_shrink(arena_stack_t *s)
 {
+    fork_generation(); /* in a child it is empty from here on */
     struct stack *k = stack_of(s);
     size_t size = k->size;
     while (size > STACK_FIRST && k->s.top <= size / 4 && k->s.top + ARENA_FRAME_GUARD <= size / 2)
@@ -147,6 +149,7 @@ static void check_guard(struct stack *k)
 
 __attribute__((noinline)) PUBLIC void *arena_frame_alloc_slow(arena_stack_t *s, size_t size)
 {
+    fork_generation(); /* in a child it is empty from here on */
     struct stack *k = stack_of(s);
     size_t bytes = size ? (size + 15) & ~(size_t)15 : 16, top = k->s.top;
     if (size >= STACK_MAX_MAX) {
@@ -172,6 +175,7 @@ __attribute__((noinline)) PUBLIC void *arena_frame_alloc_slow(arena_stack_t *s, 
 
 __attribute__((noinline)) PUBLIC void arena_frame_pop_slow(arena_stack_t *s, arena_frame_t frame)
 {
+    fork_generation(); /* in a child it is empty from here on */
     struct stack *k = stack_of(s);
     check_guard(k);
     if (frame >= k->s.top) /* of before a fork; or popped already */
@@ -221,8 +225,10 @@ static void empty(struct stack *k)
 PUBLIC arena_stack_t *arena_stack(arena_t *a)
 {
     struct stack *k = tls_stacks[a->index];
-    if (k)
+    if (k) {
+        fork_generation(); /* in a child it is empty from here on */
         return &k->s;
+    }
     if (!mcache_get(a)) /* from here on the thread's end is noticed */
         return NULL;
     k = calloc(1, sizeof *k);
@@ -236,10 +242,10 @@ PUBLIC arena_stack_t *arena_stack(arena_t *a)
         return NULL;
     }
     k->tls = &tls_stacks[a->index];
-    pthread_mutex_lock(&registry_lock);
+    registry_enter();
     k->s.handles = HANDLE_BASE(++stack_count);
     k->next = stacks;
-    stacks = k;
+    store_release(&stacks, k); /* a fork finds it whole */
     *k->tls = k;
     pthread_mutex_unlock(&registry_lock);
     return &k->s;
@@ -250,23 +256,34 @@ static void unlink_stack(struct stack *k)
     struct stack **at = &stacks;
     while (*at != k)
         at = &(*at)->next;
-    *at = k->next;
+    store_release(at, k->next); /* a fork finds it linked, or not */
+}
+
+static void free_stack(struct stack *k)
+{
     free(k->sites);
     free(k);
 }
 
-void stack_thread_exit(uint32_t index)
+void stack_thread_exit(struct arena *a, struct thread *t)
 {
-    struct stack *k = tls_stacks[index];
+    registry_enter();
+    struct stack *k = stacks;
+    while (k && (k->arena != a || k->owner != t))
+        k = k->next;
+    if (k)
+        unlink_stack(k);
+    if (k && t == thread_self())
+        tls_stacks[a->index] = NULL;
+    pthread_mutex_unlock(&registry_lock);
     if (!k)
         return;
-    tls_stacks[index] = NULL;
-    if (k->size && k->arena->generation == fork_generation) {
-        arena_free(k->arena, k->s.base);
+    if (k->size) {
+        arena_free(a, k->s.base);
         for (int i = 0; i < STACK_QUARANTINE; i++)
-            arena_free(k->arena, k->old[i]);
+            arena_free(a, k->old[i]);
     }
-    unlink_stack(k);
+    free_stack(k);
 }
 
 void stack_forget(struct arena *a)
@@ -274,23 +291,31 @@ void stack_forget(struct arena *a)
     for (struct stack *k = stacks, *next; k; k = next) {
         next = k->next;
         if (k->arena == a) {
-            *k->tls = NULL;
+            if (k->owner && !thread_is_ending(k->owner))
+                *k->tls = NULL;
+            else if (!k->owner && tls_stacks[a->index] == k)
+                tls_stacks[a->index] = NULL;
             unlink_stack(k);
+            free_stack(k);
         }
     }
 }
 
+void stack_forget_own(uint32_t index) { tls_stacks[index] = NULL; }
+
 /* The bytes are the parent's, and so is what other threads had. Whoever holds this thread's finds
- * it empty. */
-void stacks_after_fork(void)
+ * it empty. Which one that is tells only the thread that forked. */
+void stacks_after_fork(bool forking)
 {
     for (struct stack *k = stacks, *next; k; k = next) {
         next = k->next;
-        if (tls_stacks[k->arena->index] != k) {
+        if (forking && tls_stacks[k->arena->index] != k) {
             unlink_stack(k);
+            free_stack(k);
             continue;
         }
         empty(k);
+        k->owner = NULL;
         k->s.pop_max = 0;
     }
 }

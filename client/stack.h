@@ -18,6 +18,7 @@ enum {
 #define HANDLE_BASE(number) (0x5acULL << 52 | ((uint64_t)(number)&0xfff) << 40)
 
 struct site;
+struct thread;
 
 /* Where an object of a frame was allocated; in debug mode. */
 struct stack_site {
@@ -29,6 +30,7 @@ struct stack {
     struct arena_stack s; /* what the inline functions see */
     struct arena *arena;
     size_t size;        /* of the object at s.base; 0: it is the scratch */
+    struct thread *owner;
     struct stack **tls; /* where its thread finds it */
     struct stack *next; /* of all stacks of the process. sync: registry_lock */
     struct stack_site *sites;
@@ -39,10 +41,11 @@ struct stack {
         __attribute__((aligned(16))); /* of a forked child, until it grows */
 };
 
+void stack_thread_exit(struct arena *a, struct thread *t);
 /* registry_lock is held */
-void stack_thread_exit(uint32_t index);
 void stack_forget(struct arena *a); /* the heap is closed */
-void stacks_after_fork(void);
+void stack_forget_own(uint32_t index); /* a heap was closed that this thread had a stack of */
+void stacks_after_fork(bool forking);
 
 /* A collection, or what counts as one: this thread's may shrink, and a forked child's comes to the heap. */
 int stack_collect(struct arena *a);

@@ -36,7 +36,7 @@ PUBLIC int arena_stats(arena_t *a, struct arena_stats *out)
     msgpack_unpacked unpacked;
     if (!out || out->size < sizeof(size_t) + sizeof(uint64_t))
         return -EINVAL;
-    if (a->generation != fork_generation) {
+    if (forked(a)) {
         int rc = arena_reattach(a);
         if (rc < 0)
             return rc;

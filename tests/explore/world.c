@@ -50,7 +50,28 @@ struct mcache *mcache_get(struct arena *a)
 {
     return mcache_of(a);
 }
-uint32_t fork_generation;
+bool forked(const struct arena *a)
+{
+    (void)a;
+    return false;
+}
+void threads_reap(bool everywhere)
+{
+    (void)everywhere;
+}
+struct thread *thread_self(void)
+{
+    return NULL;
+}
+uint32_t fork_generation(void)
+{
+    return 1;
+}
+bool thread_is_ending(const struct thread *t)
+{
+    (void)t;
+    return false;
+}
 pthread_mutex_t registry_lock;
 
 /* client/thread.c's */
