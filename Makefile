@@ -206,6 +206,7 @@ DEPS        := gcc libc6-dev pkg-config libuv1-dev libmsgpack-dev libcmocka-dev 
 DEPS_ALL    := $(DEPS) g++ clang clang-format clang-tidy cppcheck valgrind libclang-rt-14-dev libboost-dev libjemalloc2 \
                libmimalloc2.0 libtcmalloc-minimal4 gnuplot-nox debhelper lintian abigail-tools systemd dbus \
                libnss-systemd strace gdb scdoc mandoc
+DEPS_DEB    := $(filter-out libcmocka-dev,$(DEPS)) debhelper lintian scdoc
 SUDO         = $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # installs what dpkg does not have yet
 install_deps = missing=; for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || \
@@ -458,8 +459,10 @@ $(B)/man/%: packaging/man/%.scd
 
 # The tracked tree and packaging/debian as its debian/, in build/deb; the packages stand there afterwards.
 deb: ## Debian packages, into build/deb
+	@$(call install_deps,$(DEPS_DEB))
 	@rm -rf $(B)/deb && mkdir -p $(B)/deb/arena-$(VERSION)
-	@git ls-files -z | xargs -0 cp --parents -t $(B)/deb/arena-$(VERSION)
+	@{ git ls-files -z 2>/dev/null || find . -name 'build*' -prune -o -name .git -prune -o -type f -print0; } | \
+	    xargs -0 cp --parents -t $(B)/deb/arena-$(VERSION)
 	@mv $(B)/deb/arena-$(VERSION)/packaging/debian $(B)/deb/arena-$(VERSION)/debian
 	cd $(B)/deb/arena-$(VERSION) && env -u MAKEFLAGS -u MAKELEVEL -u CC dpkg-buildpackage -b -us -uc >../build.log 2>&1 || \
 	    { tail -n 40 ../build.log; exit 1; }

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,7 +12,7 @@
 #include "proto/stats.h"
 #include "shm/root.h"
 
-enum { ROW_MAX = 1024, FAULTS_MAX = 32 };
+enum { STRAYS_TOLD = 1 << 20, ROW_MAX = 1024, FAULTS_MAX = 32, ROOTS_TURN = 131072 };
 
 struct class_count {
     uint64_t spans, leased, pages, owned, shared, cached, free, bytes_used, bytes_cached;
@@ -31,8 +32,9 @@ struct census {
     uint64_t cursor, page, pages_leased, bytes_used, bytes_cached;
     struct class_count classes[256];
     struct tag_count *tags;
-    struct fault faults[FAULTS_MAX];
-    uint32_t fault_count;
+    struct fault faults[FAULTS_MAX], doubts[FAULTS_MAX]; /* broken; and suspicious, without being broken */
+    uint32_t fault_count, doubt_count;
+    struct roots_look roots; /* INFO_CHECK: behind the spans */
     bool whole;        /* walks the heap; otherwise rows are made at once */
     bool rows_by_page; /* INFO_SPANS, INFO_MAP: rows are made on the way */
     msgpack_sbuffer rows;
@@ -78,6 +80,49 @@ static void fault(struct census *census, uint64_t page, const char *text)
         snprintf(f->text, sizeof f->text, "%s", text);
     }
     census->fault_count++;
+}
+
+static void __attribute__((format(printf, 2, 3))) doubt(struct census *census, const char *format, ...)
+{
+    va_list args;
+    if (census->doubt_count < FAULTS_MAX) {
+        va_start(args, format);
+        vsnprintf(census->doubts[census->doubt_count].text, sizeof census->doubts[0].text, format, args);
+        va_end(args);
+    }
+    census->doubt_count++;
+}
+
+/* A root was set to an object that was published. What became of that is not the daemon's to know, but to tell. */
+static void doubt_root(struct census *census, const struct root *root)
+{
+    const struct heap *h = &census->core->heap;
+    struct object object;
+    bool found = object_find(h, root->ref, &object) && !object.remainder;
+    uint16_t word = found ? load_acquire(object.word) : WORD_FREE;
+    if (word == WORD_SHARED || (word_is_owned(word) && tag_is_committed(h, word_tag(word))))
+        return;
+    doubt(census, "root \"%s\" leads to %s", root->name,
+          !found                ? "no object"
+          : word_is_owned(word) ? "an object that is not published: another's, in the place of one that was freed"
+                                : "an object that was freed");
+}
+
+static void doubt_roots(struct census *census, uint32_t from, uint32_t to)
+{
+    const struct heap *h = &census->core->heap;
+    for (uint32_t slot = from; slot < to; slot++)
+        if (root_touched(h, slot) && h->roots[slot].ref)
+            doubt_root(census, &h->roots[slot]);
+}
+
+static void doubt_clients(struct census *census)
+{
+    const struct core *core = census->core;
+    for (unsigned tag = 1; tag < core->heap.header->tag_top; tag++)
+        if (core->clients[tag] && core->clients[tag]->untold[0])
+            doubt(census, "client %u (pid %u, uid %u) cannot be told to live or to be dead: %s", tag, core->clients[tag]->pid,
+                  core->clients[tag]->uid, core->clients[tag]->untold);
 }
 
 /* ---- rows -------------------------------------------------------------------------------------------------------------------- */
@@ -238,7 +283,18 @@ bool census_turn(struct census *census, uint32_t words)
         done += span.objects + 1;
         census->page += span.page_count;
     }
-    return census->page >= census->core->mheap.top;
+    if (census->page < census->core->mheap.top)
+        return false;
+    if (census->what != INFO_CHECK || census->roots.slot == census->core->heap.root_slots)
+        return true;
+    uint32_t from = census->roots.slot;
+    const char *why = done < words ? roots_check(census->core, &census->roots, TURN_SPANS) : NULL;
+    doubt_roots(census, from, census->roots.slot);
+    if (why) {
+        fault(census, 0, why);
+        return true;
+    }
+    return census->roots.slot == census->core->heap.root_slots;
 }
 
 /* ---- the answers ------------------------------------------------------------------------------------------------------------------ */
@@ -375,6 +431,10 @@ static void root_rows(struct census *census)
     struct heap *h = &census->core->heap;
     for (uint64_t slot = census->cursor; slot < h->root_slots; slot++) {
         const struct root *root = &h->roots[slot];
+        if (slot - census->cursor >= ROOTS_TURN) { /* the others are another reply's, though this one be short */
+            census->next_cursor = slot;
+            return;
+        }
         if (!root_touched(h, (uint32_t)slot) || !root->ref)
             continue;
         if (rows_full(census)) {
@@ -391,7 +451,7 @@ static void root_rows(struct census *census)
     }
 }
 
-static void check_rows(struct census *census)
+static void check_rows(struct census *census, const struct census_outside *outside)
 {
     const char *why = clients_check(census->core);
     if (why)
@@ -407,6 +467,17 @@ static void check_rows(struct census *census)
         msgpack_pack_map(&pk, 2);
         put_number(&pk, "page", census->faults[i].page);
         put_text(&pk, "fault", census->faults[i].text);
+        census->row_count++;
+    }
+    doubt_clients(census);
+    if (outside->strays >= STRAYS_TOLD)
+        doubt(census, "%llu bytes of memory are behind pages that nobody backed: somebody read or wrote them",
+              (unsigned long long)outside->strays);
+    for (uint32_t i = 0; i < census->doubt_count && i < FAULTS_MAX; i++) {
+        msgpack_packer pk;
+        msgpack_packer_init(&pk, &census->rows, msgpack_sbuffer_write);
+        msgpack_pack_map(&pk, 1);
+        put_text(&pk, "suspicion", census->doubts[i].text);
         census->row_count++;
     }
 }
@@ -477,7 +548,7 @@ static void make_rows(struct census *census, const struct census_outside *outsid
     } else if (census->what == INFO_ROOTS)
         root_rows(census);
     else if (census->what == INFO_CHECK)
-        check_rows(census);
+        check_rows(census, outside);
     else if (census->what == INFO_LIMITS)
         limits_row(census);
     else if (census->what == INFO_USERS)

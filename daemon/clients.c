@@ -312,6 +312,7 @@ static void root_apply(struct core *core, uint32_t uid, const char *name, int64_
     struct root *root = &core->heap.roots[slot];
     bool was = root_touched(&core->heap, (uint32_t)slot) && root->ref;
     struct uid_account *account = account_of(core, was ? root->uid : uid);
+    core->root_changes++;
     if (!was && desired) {
         core->root_count++;
         account->roots++;
@@ -478,12 +479,20 @@ const char *clients_check(struct core *core)
         if (is_client != (core->clients[tag] != NULL))
             return "the tag table and the daemon disagree about a client";
     }
-    uint32_t roots = 0;
-    for (uint32_t slot = 0; slot < core->heap.root_slots; slot++) {
-        const char *why = root_check(&core->heap, slot);
+    return NULL;
+}
+
+const char *roots_check(struct core *core, struct roots_look *look, uint32_t slots)
+{
+    const struct heap *h = &core->heap;
+    if (look->slot == 0)
+        look->changes = core->root_changes;
+    for (; slots-- && look->slot < h->root_slots; look->slot++) {
+        const char *why = root_check(h, look->slot);
         if (why)
             return why;
-        roots += root_touched(&core->heap, slot) && core->heap.roots[slot].ref != 0;
+        look->roots += root_touched(h, look->slot) && h->roots[look->slot].ref != 0;
     }
-    return roots == core->root_count ? NULL : "the number of roots is wrong";
+    bool same = look->changes == core->root_changes; /* none has come or gone meanwhile */
+    return look->slot == h->root_slots && same && look->roots != core->root_count ? "the number of roots is wrong" : NULL;
 }

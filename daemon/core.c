@@ -164,8 +164,8 @@ int core_start(struct core *core, const struct heap *heap, const struct backing 
     if (!why) {
         clients_rebuild(core);
         rc = rebuild_pages(core, ret_why);
-        if (rc == 0)
-            why = clients_check(core);
+        if (rc == 0 && (why = clients_check(core)) == NULL)
+            why = roots_check(core, &(struct roots_look){0}, core->heap.root_slots);
     }
     if (why) {
         snprintf(ret_why, 256, "%s", why);

@@ -127,6 +127,7 @@ struct core {
     uint32_t client_count, tag_cursor, tx_tag_count;
     struct uid_account *accounts; /* uthash */
     uint32_t root_count;
+    uint64_t root_changes;
     struct reclaim reclaim;
     uint64_t sweep_cursor;   /* page */
     uint64_t sweep_to_go;    /* pages of a cycle that was asked for */
@@ -345,6 +346,13 @@ void account_disconnect(struct core *core, uint32_t uid);
 struct uid_account *account_of(struct core *core, uint32_t uid); /* NULL: out of memory */
 void client_forget(struct core *core, unsigned tag); /* its tag bears no word any more */
 const char *clients_check(struct core *core);
+
+/* A look at the roots, so many slots at a time: NULL, or what is wrong. It is through when slot is root_slots. */
+struct roots_look {
+    uint32_t slot, roots;
+    uint64_t changes;
+};
+const char *roots_check(struct core *core, struct roots_look *look, uint32_t slots);
 void clients_rebuild(struct core *core);
 void clients_free(struct core *core);
 

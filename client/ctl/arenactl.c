@@ -15,7 +15,7 @@ static const struct command commands[] = {
     {"classes", "", "json", "size classes: spans, objects, waste", cmd_classes, false},
     {"spans", "", "json", "every span", cmd_spans, false},
     {"roots", "", "json", "the named roots", cmd_roots, false},
-    {"check", "", "json", "verify every invariant; 1 if one is broken", cmd_check, false},
+    {"check", "", "json", "verify every invariant; 1 if one is broken; and what is suspicious", cmd_check, false},
     {"trim", "", "json", "return what can be returned", cmd_trim, false},
     {"gc", "", "json dry-run", "free what no root leads to; 1 if a client is in the way", cmd_gc, false},
     {"map", "", "json ascii svg", "the heap as a picture", cmd_map, false},

@@ -206,24 +206,31 @@ int cmd_classes(struct ctl *ctl)
 
 int cmd_check(struct ctl *ctl)
 {
-    const cJSON *row;
-    cJSON *rows = ctl_rows(ctl, INFO_CHECK);
+    cJSON *row, *rows = ctl_rows(ctl, INFO_CHECK);
     if (!rows)
         return CTL_UNREACHABLE;
-    int faults = cJSON_GetArraySize(rows);
+    cJSON *faults = cJSON_CreateArray(), *doubts = cJSON_CreateArray();
+    while ((row = cJSON_DetachItemFromArray(rows, 0)) != NULL)
+        cJSON_AddItemToArray(cJSON_HasObjectItem(row, "suspicion") ? doubts : faults, row);
+    cJSON_Delete(rows);
+    bool ok = cJSON_GetArraySize(faults) == 0;
     if (ctl->json) {
         cJSON *result = cJSON_CreateObject();
-        cJSON_AddBoolToObject(result, "ok", faults == 0);
-        cJSON_AddItemToObject(result, "faults", rows);
+        cJSON_AddBoolToObject(result, "ok", ok);
+        cJSON_AddItemToObject(result, "faults", faults);
+        cJSON_AddItemToObject(result, "suspicious", doubts);
         print_json(result);
-        return faults ? CTL_FAULT : CTL_OK;
+        return ok ? CTL_OK : CTL_FAULT;
     }
-    cJSON_ArrayForEach(row, rows)
-        printf("page %" PRIu64 ": %s\n", row_number(row, "page"), row_text(row, "fault"));
-    if (!faults)
+    cJSON_ArrayForEach(row, faults)
+        printf("page %" PRIu64 ": %s\n", row_number(row, "page"), clean(row_text(row, "fault"), false));
+    if (ok)
         printf("ok: every invariant holds\n");
-    cJSON_Delete(rows);
-    return faults ? CTL_FAULT : CTL_OK;
+    cJSON_ArrayForEach(row, doubts)
+        printf("suspicious: %s\n", clean(row_text(row, "suspicion"), true));
+    cJSON_Delete(faults);
+    cJSON_Delete(doubts);
+    return ok ? CTL_OK : CTL_FAULT;
 }
 
 int cmd_trim(struct ctl *ctl)

@@ -514,6 +514,8 @@ static const char *check_transaction(const struct heap *h, const struct op *op)
 static const char *check_core(struct core *core)
 {
     const char *why = clients_check(core);
+    if (!why)
+        why = roots_check(core, &(struct roots_look){0}, core->heap.root_slots);
     uint64_t pages = core->mheap.free.free_count;
     for (uint64_t page = 1; page < core->heap.page_count && !why;) {
         struct span_info span;

@@ -659,6 +659,26 @@ static void check_ends_with_1_when_an_invariant_is_broken(void **state)
     cJSON_Delete(result);
     store_relaxed(object.word, WORD_SHARED);
     assert_int_equal(ctl(&d, "check"), 0);
+    assert_string_equal(out, "ok: every invariant holds\n");
+    /* suspicious, and not broken: roots that lead to what nobody published */
+    assert_int_equal(arena_root_set(a, "gone\xe2\x80\xae", arena_ref(a, p)), 0);
+    assert_int_equal(ctl(&d, "check"), 0);
+    assert_string_equal(out, "ok: every invariant holds\n");
+    arena_free(a, p);
+    assert_int_equal(ctl(&d, "check"), 0);
+    assert_non_null(strstr(out, "ok: every invariant holds\nsuspicious: root \"gone\\xe2\\x80\\xae\" leads to "));
+    assert_true(strstr(out, "an object that was freed") || strstr(out, "no object"));
+    void *q = arena_alloc(a, 100); /* takes the place */
+    assert_true(q == p);
+    assert_int_equal(ctl(&d, "check --json"), 0);
+    result = parse(out);
+    assert_true(cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(result, "ok")));
+    assert_int_equal(cJSON_GetArraySize(cJSON_GetObjectItemCaseSensitive(result, "suspicious")), 1);
+    assert_non_null(strstr(out, "an object that is not published"));
+    cJSON_Delete(result);
+    assert_int_equal(arena_publish(a, q), 0);
+    assert_int_equal(ctl(&d, "check"), 0);
+    assert_string_equal(out, "ok: every invariant holds\n");
     arena_close(a);
     daemon_stop(&d);
     daemon_clean(&d);

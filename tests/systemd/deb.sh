@@ -74,11 +74,14 @@ an_upgrade_under_clients_loses_nothing() {
 removal_stops_and_purge_leaves_nothing() {
     local left
     let_go main
+    want "another heap is enabled" systemctl --no-reload enable arenad@other.socket
+    echo 'max = 64M' >/etc/arenad/other.conf
     want "remove" dpkg -r arenad
     same "services" "$(systemctl list-units --no-legend 'arenad*' | grep -cE ' (active|activating) ')" 0
     [ -e /etc/arenad/default.conf ] || fault "the configuration is gone by a removal"
     [ -e /run/arenad/default.sock ] && fault "the socket is left"
     want "purge" dpkg -P arenad libarena-dev libarena1
+    same "user and group" "$(getent passwd arenad; getent group arena)" ""
     left=$(find /etc /usr/bin /usr/lib /usr/include /var/lib /run -path /run/arena-test -prune -o \
         \( -iname '*arenad*' -o -name 'libarena*' \) ! -path '*/dpkg/*' -print 2>/dev/null)
     same "files left" "$left" ""
