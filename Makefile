@@ -173,6 +173,7 @@ model: all $(MODEL)
 	@ARENA_BUILD=$(B) $(MODEL)
 
 mutants: ## defects put back, which the tests must find: MUTANTS= patches (tests/mutants/*.patch)
+	@tests/mutants/check
 	@tests/mutants/run $(MUTANTS)
 
 # tests/systemd: a client for the tests of the service

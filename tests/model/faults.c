@@ -174,6 +174,10 @@ void fault_next(struct daemon *d, uint64_t *seed)
         char out[4096];
         arenactl(d, out, sizeof out, "trim");
         faults.trims++;
+    } else if (R->set.collector && !stopped) {
+        char out[4096]; /* refused where a child has declared nothing yet */
+        arenactl(d, out, sizeof out, "gc");
+        faults.collections++;
     }
 }
 

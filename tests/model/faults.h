@@ -6,7 +6,7 @@
 #include "tests/model/shadow.h"
 
 struct fault_counts {
-    uint64_t client_kills, daemon_kills, client_stops, daemon_stops, trims;
+    uint64_t client_kills, daemon_kills, client_stops, daemon_stops, trims, collections;
 };
 extern struct fault_counts faults;
 

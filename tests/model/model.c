@@ -147,7 +147,7 @@ static void round_run(uint64_t round, uint64_t until)
 static void report(uint64_t seconds)
 {
     unsigned long long n[] = {totals.operations, totals.passed, totals.graphs, totals.taken, totals.aborts, totals.full, totals.forks, totals.execs,
-                              totals.cancels, totals.closes, totals.collections, totals.collected, totals.unanswered, totals.in_doubt};
+                              totals.cancels, totals.closes, totals.collections + faults.collections, totals.collected, totals.unanswered, totals.in_doubt};
     printf("model: seed %llu, %llu s, %llu rounds: %llu operations; %llu objects passed on, %llu graphs committed and %llu taken away, %llu aborts; "
            "%llu times full; %llu forks, %llu execs, %llu cancels, %llu closes; %llu collections freed %llu; "
            "survived %llu kills of clients, %llu of the daemon, %llu stops of clients, %llu of the daemon; %llu calls not answered, %llu in doubt; "

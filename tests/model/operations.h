@@ -15,7 +15,8 @@ struct ctx {
     uint64_t seed;
     bool in_tx;     /* what is allocated is of the open transaction */
     int expected;   /* error that the next bad free has to be called, and was: 0 */
-    arena_vec_t held; /* references to the slots' objects that are held; arena NULL: none yet */
+    struct held *held; /* references to the slots' objects that are held: an own object. NULL: none yet */
+    size_t held_count, held_room;
     arena_buf_t buf; /* a text that grows over many operations; arena NULL: none yet */
     uint64_t buf_id;
 };

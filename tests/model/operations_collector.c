@@ -91,7 +91,7 @@ static void pin_and_move(struct ctx *c)
 }
 
 const struct operation collector_operations[] = {
-    {"collect", collect, 3, FOR_WORKERS | FOR_CHILDREN | WITH_COLLECTOR},
+    {"collect", collect, 10, FOR_WORKERS | FOR_CHILDREN | WITH_COLLECTOR},
     {"pin_and_move", pin_and_move, 10, FOR_WORKERS | WITH_COLLECTOR},
     {"safepoint", safepoint, 2, FOR_WORKERS | WITH_COLLECTOR},
     {"collect_refused", collect_refused, 1, FOR_WORKERS | WITHOUT_COLLECTOR},

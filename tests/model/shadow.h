@@ -122,9 +122,8 @@ enum known {
     KNOWN_PROFILE = 2, /* two threads that write one profile meet in its unfinished file */
     KNOWN_CLAIM = 4,   /* a claim by a child that cannot attach says EINVAL */
     KNOWN_SAMPLED = 8, /* a pin table that ARENA_PROFILE samples is not believed: what is pinned is collected */
-    KNOWN_CANCEL = 16, /* an allocation in a full heap is a cancellation point */
-    KNOWN_GROWTH = 32, /* a thread whose first call is a buffer's growth crashes */
-    KNOWN_ALL = 63
+    KNOWN_GROWTH = 16, /* a thread whose first call is a buffer's growth crashes */
+    KNOWN_ALL = 31
 };
 
 /* How a round is run: chosen by the seed, or by the caller. */

@@ -202,7 +202,7 @@ static void run_threads(struct process_shadow *p, arena_t *a, uint64_t *seed)
         thread_start(p, i);
     while (!atomic_load(&R->stop)) {
         int i = (int)(rnd(seed) % THREADS);
-        if (rnd(seed) % 4 == 0 && !(R->set.known & KNOWN_CANCEL)) {
+        if (rnd(seed) % 4 == 0) {
             pthread_cancel(threads[i]);
             atomic_fetch_add(&R->count.cancels, 1);
         }
