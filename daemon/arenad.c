@@ -253,6 +253,17 @@ static void tell_ready(const struct config *config)
     launcher_fd = -1;
 }
 
+/* Two heaps that one process opens want two places: of those that the name may have, the first that no other daemon here has. */
+static void choose_base(struct config *config, const struct listener *l)
+{
+    uint64_t place;
+    for (uint64_t nth = 0; config->base_by_name && (place = config_base_place(config->name, config->max, nth)) != 0; nth++)
+        if (!listen_base_is_taken(l, place, config->max)) {
+            config->base = place;
+            return;
+        }
+}
+
 static int run(struct config *config, struct server *s, struct listener *listener, bool kept)
 {
     struct stat st;
@@ -267,6 +278,7 @@ static int run(struct config *config, struct server *s, struct listener *listene
               "name=%s socket=%s max=%llu base=0x%llx epoch=%u spans=%llu", config->name, config->socket,
               (unsigned long long)s->core.heap.heap_bytes, (unsigned long long)s->core.heap.header->base,
               s->core.heap.header->epoch, (unsigned long long)s->core.spans);
+    listen_note_base(listener, s->core.heap.header->base, s->core.heap.heap_bytes);
     tell_ready(config);
     server_run(s);
     server_stop(s);
@@ -307,6 +319,8 @@ int main(int argc, char **argv)
         listen_adopt(&listener, handed.listen_fd, config.socket);
     } else if (listen_open(&listener, config.socket, config.socket_mode, config.socket_gid) < 0)
         return 1;
+    if (handed.listen_fd < 0)
+        choose_base(&config, &listener);
     if (open_regions(&config, &server.regions, &handed, &kept, why) < 0) {
         listen_remove(&listener);
         return cannot_start(&handed, why, 1);

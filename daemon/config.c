@@ -472,22 +472,23 @@ static int default_socket(struct config *config)
 }
 
 /* 0x550000000000 to 0x555555554000, where PIE programs begin, was free under every sanitizer and valgrind: 341 GiB. It is
- * divided into places of the heap's size; the heap "default" has the first, another one is chosen by its name. */
-static uint64_t default_base(const char *name, uint64_t max)
+ * divided into places of the heap's size; the heap "default" has the first, another one is chosen by its name. Where that
+ * range has no place for two, they lie from 0x600000000000 on: free in ordinary processes, not under sanitizers. */
+uint64_t config_base_place(const char *name, uint64_t max, uint64_t nth)
 {
-    const uint64_t from = 0x550000000000ULL, to = 0x555555554000ULL;
-    uint64_t size = 1ULL << 30, places;
+    uint64_t from = 0x550000000000ULL, to = 0x555555554000ULL, size = 1ULL << 30, first = 0;
     uint32_t hash = 2166136261u;
+    bool is_default = strcmp(name, "default") == 0;
     while (size < max)
         size *= 2;
-    places = (to - from) / size;
-    if (places == 0)
-        return 0x600000000000ULL; /* larger than that range: free in ordinary processes, not under sanitizers */
-    if (strcmp(name, "default") == 0 || places == 1)
-        return from;
+    if ((to - from) / size < 2 && !(is_default && nth == 0 && max <= to - from))
+        from = 0x600000000000ULL, to = 0x7a0000000000ULL;
+    uint64_t places = max <= to - from && (to - from) / size == 0 ? 1 : (to - from) / size;
     for (const char *p = name; *p; p++)
         hash = (hash ^ (unsigned char)*p) * 16777619u;
-    return from + (1 + hash % (places - 1)) * size;
+    if (!is_default && places > 1)
+        first = 1 + hash % (places - 1);
+    return nth < places ? from + (first + nth) % places * size : 0;
 }
 
 /* In the background the directory is left. A socket's path stays as it is where it would become too long. */
@@ -528,8 +529,9 @@ static int finish(struct config *config)
     int rc = check_numbers(config);
     if (rc < 0)
         return rc;
-    if (config->base == 0)
-        config->base = default_base(config->name, config->max);
+    config->base_by_name = config->base == 0;
+    if (config->base_by_name)
+        config->base = config_base_place(config->name, config->max, 0);
     if (log_level_parse(config->log_level) < 0)
         return refuse("log-level", config->log_level, "is none of error, warning, info, debug");
     rc = default_socket(config);

@@ -22,6 +22,7 @@ struct config {
     uint32_t allow_uid[CONFIG_UIDS_MAX], allow_gid[CONFIG_UIDS_MAX];
     uint32_t allow_uid_count, allow_gid_count;
     bool allow_any;
+    bool base_by_name; /* base was not given: another place does as well */
     bool socket_decides; /* a service manager's socket: with no allow list its mode says who may attach */
 };
 
@@ -70,6 +71,9 @@ int config_reload(struct config *config);
 /* The last such line; "": there was none. */
 const char *config_complaint(void);
 void config_free(struct config *config);
+
+/* The nth place that a heap of that name may be mapped at: the first is chosen by the name. 0: there are no more. */
+uint64_t config_base_place(const char *name, uint64_t max, uint64_t nth);
 
 /* "64M" -> bytes: 0 or -EINVAL */
 int size_parse(const char *text, uint64_t *ret);

@@ -1,5 +1,6 @@
 #include "daemon/listen.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <libgen.h>
@@ -247,6 +248,55 @@ void listen_replace(struct listener *l, int fd)
     shutdown(l->fd, SHUT_RDWR); /* a keeper has it too: who waits there is not to wait for ever */
     dup3(fd, l->fd, O_CLOEXEC);
     close(fd);
+}
+
+/* What a lock says, if somebody holds it. */
+static bool read_lock(int dir, const char *name, uint64_t *ret_base, uint64_t *ret_bytes)
+{
+    char text[64] = "";
+    unsigned long long base = 0, bytes = 0;
+    int fd = openat(dir, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
+    if (fd < 0)
+        return false;
+    bool held = flock(fd, LOCK_SH | LOCK_NB) < 0 && errno == EWOULDBLOCK;
+    bool read = held && pread(fd, text, sizeof text - 1, 0) > 0 && sscanf(text, "base %llx bytes %llu", &base, &bytes) == 2;
+    close(fd);
+    *ret_base = base;
+    *ret_bytes = bytes;
+    return read;
+}
+
+bool listen_base_is_taken(const struct listener *l, uint64_t base, uint64_t bytes)
+{
+    enum { LOOKED_AT = 4096 };
+    char copy[512], own[300];
+    bool taken = false;
+    snprintf(copy, sizeof copy, "%s", l->path);
+    snprintf(own, sizeof own, "%s.lock", basename(copy));
+    snprintf(copy, sizeof copy, "%s", l->path);
+    DIR *dir = opendir(dirname(copy));
+    struct dirent *entry;
+    for (int n = 0; dir && !taken && n < LOOKED_AT && (entry = readdir(dir)) != NULL; n++) {
+        size_t length = strlen(entry->d_name);
+        uint64_t its_base, its_bytes;
+        if (length < 6 || strcmp(entry->d_name + length - 5, ".lock") != 0 || strcmp(entry->d_name, own) == 0)
+            continue;
+        taken = read_lock(dirfd(dir), entry->d_name, &its_base, &its_bytes) && its_base < base + bytes &&
+                base < its_base + its_bytes;
+    }
+    if (dir)
+        closedir(dir);
+    return taken;
+}
+
+void listen_note_base(const struct listener *l, uint64_t base, uint64_t bytes)
+{
+    if (l->lock_fd < 0)
+        return;
+    char text[64];
+    int n = snprintf(text, sizeof text, "base %llx bytes %llu\n", (unsigned long long)base, (unsigned long long)bytes);
+    if (ftruncate(l->lock_fd, 0) < 0 || pwrite(l->lock_fd, text, (size_t)n, 0) != n)
+        log_event(LOG_LEVEL_WARNING, "start", "what=\"noting the base\" error=\"%s\"", strerror(errno));
 }
 
 void listen_remove(const struct listener *l)

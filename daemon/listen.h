@@ -39,6 +39,11 @@ int listen_look(struct listener *l);
 /* l->fd becomes what `fd` was, under the same number: nothing may wait for it meanwhile. */
 void listen_replace(struct listener *l, int fd);
 
+/* Is a place of the address space that of a heap which a living daemon with a socket in the same directory has noted? And: notes
+ * that of this one, in the lock beside the socket. */
+bool listen_base_is_taken(const struct listener *l, uint64_t base, uint64_t bytes);
+void listen_note_base(const struct listener *l, uint64_t base, uint64_t bytes);
+
 /* Removes the socket's file if it is ours. Any process that has the listener. */
 void listen_remove(const struct listener *l);
 

@@ -323,6 +323,35 @@ static void as_pid_1_it_waits_for_whoever_is_left_to_it(void **state)
     unlink(path);
 }
 
+/* Places by name alone meet by chance; two daemons by hand, with sockets side by side, have two. */
+static void each_daemon_by_hand_has_a_base_of_its_own(void **state)
+{
+    enum { DAEMONS = 12 };
+    static const char *const sizes[] = {"64M", "32G", "300G"};
+    (void)state;
+    for (int size = 0; size < 3; size++) {
+        unsigned long long bases[DAEMONS];
+        for (int i = 0; i < DAEMONS; i++) { /* the first two have no name */
+            char name[32] = "";
+            if (i > 1)
+                snprintf(name, sizeof name, "--name heap%d", i);
+            assert_int_equal(run(out, sizeof out, "%s/arenad --socket %s/s%d --max %s --log-file %s/log%d %s", programs_dir(), dir, i,
+                                 sizes[size], dir, i, name), 0);
+            assert_int_equal(run(out, sizeof out, "sed -n 's/.*event=serve .*base=\\([0-9a-fx]*\\).*/\\1/p' %s/log%d", dir, i), 0);
+            bases[i] = strtoull(out, NULL, 16);
+            assert_true(bases[i] != 0);
+        }
+        assert_true(bases[0] == (size < 2 ? 0x550000000000ULL : bases[0]));
+        unsigned long long apart = size == 0 ? 64ULL << 20 : size == 1 ? 32ULL << 30 : 300ULL << 30;
+        for (int i = 0; i < DAEMONS; i++)
+            for (int j = 0; j < i && (size != 1 || i < 10); j++) /* of 32G there are ten places, which sanitizers leave free */
+                if (bases[i] < bases[j] + apart && bases[j] < bases[i] + apart)
+                    fail_msg("%s: daemons %d and %d at %llx and %llx", sizes[size], i, j, bases[i], bases[j]);
+        for (int i = 0; i < DAEMONS; i++)
+            assert_int_equal(run(out, sizeof out, "%s/arenactl --socket %s/s%d stop; rm %s/log%d", programs_dir(), dir, i, dir, i), 0);
+    }
+}
+
 static void a_refused_reload_is_told_to_whoever_asked_for_it(void **state)
 {
     struct daemon d;
@@ -361,6 +390,7 @@ int main(void)
         cmocka_unit_test(a_pid_file_replaces_no_link_and_no_device),
         cmocka_unit_test(without_its_keeper_it_goes_on_says_so_and_ends_in_good_order),
         cmocka_unit_test(as_pid_1_it_waits_for_whoever_is_left_to_it),
+        cmocka_unit_test(each_daemon_by_hand_has_a_base_of_its_own),
         cmocka_unit_test(a_refused_reload_is_told_to_whoever_asked_for_it),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
