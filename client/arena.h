@@ -413,6 +413,9 @@ enum {
  * collector does not see them in the child, which must find them anew from a root. */
 int arena_safepoint(arena_t *a, int mode);
 
+/* The other threads of a process at a safepoint may go on with what is theirs alone: allocate, free it, have a transaction open,
+ * whose objects are roots. They use nothing that is published, publish nothing and commit nothing before it is left. */
+
 /* A collection leaves a pinned object, and all that it leads to, until it was unpinned as often as it was pinned, or this process
  * ends. A pin keeps nobody from freeing it. p: into any object that is not free. The rules for a process that declared ARENA_PINS:
  *  - what it finds in the heap or by a root it pins before it reads, frees or claims it or stores the reference anywhere,

@@ -14,7 +14,8 @@ PUBLIC int arena_buf_init(arena_buf_t *b, arena_t *a, size_t capacity)
 
 PUBLIC void arena_buf_fini(arena_buf_t *b)
 {
-    free_slow(b->arena, b->data, "arena_buf_fini");
+    if (b->data)
+        free_as(b->arena, b->data, "arena_buf_fini");
     *b = (arena_buf_t){.arena = b->arena};
 }
 

@@ -478,6 +478,7 @@ void reason_set(const char *text); /* what arena_reason() says to this thread */
 
 /* tx.c. A transaction is open on the thread: tx_room() before an object is taken, false: no private memory; tx_log() after. */
 void tx_init(struct arena *a);
+void tx_fini(struct arena *a);
 bool tx_room(struct mcache *mc);
 void tx_log(struct mcache *mc, void *object, uint16_t *word);
 void tx_freed(struct arena *a, const struct mcache *mc, unsigned tag); /* an object of an open one is it no more */
@@ -528,6 +529,11 @@ void watch_alloc(struct mcache *mc, void *object, size_t size);
 /* object.c. `call`: the function that was called, for messages. */
 void report_error(struct arena *a, const void *p, int error, const char *text);
 int free_slow(struct arena *a, void *p, const char *call);
+static inline void free_as(struct arena *a, void *p, const char *call)
+{
+    if (p && unlikely(!arena_inline_push(hot_of(a), hot_mcache(mcache_of(a)), p)))
+        free_slow(a, p, call);
+}
 void free_of_tx(struct arena *a, struct mcache *mc, unsigned tag, void *p, uint16_t *word); /* OWNED(tag), not committed */
 /* To the limbo: OWNED by it, from any standing that may be freed. False: a bad free, reported. */
 bool limbo_word(struct arena *a, void *p, uint16_t limbo, const char *call);

@@ -121,6 +121,7 @@ void pins_fini(struct arena *a)
     struct pin *pin, *next;
     if (!s)
         return;
+    tx_fini(a);
     HASH_ITER(hh, s->by_ref, pin, next)
         drop(s, pin);
     while (s->limbo) {
@@ -320,7 +321,7 @@ void limbo_or_free(struct arena *a, void *object, struct limbo_entry *entry, con
     uint32_t serial = collecting(a);
     if (!entry || !serial) {
         free(entry);
-        free_slow(a, object, call);
+        free_as(a, object, call);
         return;
     }
     if (!limbo_word(a, object, load_relaxed(&a->limbo), call)) {

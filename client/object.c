@@ -244,7 +244,7 @@ static void hand_back(struct arena *a, struct mcache *mc, void *p, const struct 
     pins_freed(a, object->offset); /* before anybody can have it */
     if (CLASS_IS_LARGE(object->span_class))
         large_free(a, object->first, object->word);
-    else if (mc && mc != &no_mcache)
+    else if (mc && mc->arena == a)
         mcache_push(mc, object->span_class, p, object->word);
     else
         lease_flush(a, object->span_class, &slot, 1);
@@ -495,6 +495,8 @@ void *object_move(struct arena *a, void *p, size_t used, size_t size, const char
     struct object object;
     struct limbo_entry *entry = NULL;
     struct look l;
+    if (!mcache_get(a)) /* a buffer may have come from another thread */
+        return NULL;
     int rc = object_find(&a->heap, (uint64_t)((uint8_t *)p - a->base), &object) ? 0 : -EINVAL;
     bool noscan = rc == 0 && CLASS_IS_NOSCAN(object.span_class);
     if (rc == 0 && !noscan)
@@ -518,7 +520,7 @@ void *object_move(struct arena *a, void *p, size_t used, size_t size, const char
         return NULL;
     }
     if (noscan)
-        free_slow(a, p, call);
+        free_as(a, p, call);
     else
         limbo_or_free(a, p, entry, call);
     if (unlikely(!load_relaxed(&a->fast_bytes)))

@@ -336,6 +336,17 @@ static void tx_free(struct transaction *tx)
     free(tx);
 }
 
+/* The heap is closed: the daemon frees what they had, or turns it. */
+void tx_fini(struct arena *a)
+{
+    struct transaction **lists[] = {&a->tx_open, &a->tx_late}, *tx;
+    for (int i = 0; i < 2; i++)
+        while ((tx = *lists[i]) != NULL) {
+            *lists[i] = tx->next;
+            tx_free(tx);
+        }
+}
+
 /* The leases of the log's large objects go back, before the commit: after it others may free them. */
 static int let_go_of_large(struct arena *a, const struct transaction *tx, const struct log *log)
 {

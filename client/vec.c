@@ -14,7 +14,8 @@ PUBLIC int arena_vec_init(arena_vec_t *v, arena_t *a, size_t item_size, size_t c
 
 PUBLIC void arena_vec_fini(arena_vec_t *v)
 {
-    free_slow(v->arena, v->items, "arena_vec_fini");
+    if (v->items)
+        free_as(v->arena, v->items, "arena_vec_fini");
     v->items = NULL;
     v->count = v->capacity = 0;
 }

@@ -2,6 +2,7 @@
  * give back what they do not use, fail without a loss, and die with their process. Method: one
  * daemon with a heap of 128 MiB; every result is compared with the same built over malloc. */
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -324,6 +325,53 @@ static void a_daemon_that_follows_finds_what_grew_and_shrank(void **state)
     temp_dir_remove(dir);
 }
 
+struct handed {
+    arena_buf_t b;
+    arena_vec_t v;
+};
+
+/* Its first calls of the library are these. */
+static void *goes_on(void *argument)
+{
+    struct handed *h = argument;
+    for (uint64_t i = 0; i < 5000; i++)
+        if (arena_buf_puts(&h->b, "text ") != 0 || arena_vec_push(&h->v, &i) != 0)
+            return "growth";
+    return NULL;
+}
+
+static void *detaches(void *argument)
+{
+    struct handed *h = argument;
+    char *text = arena_buf_detach(&h->b, NULL);
+    void *items = arena_vec_detach(&h->v, NULL);
+    if (!text || !items || strncmp(text, "text text ", 10) != 0)
+        return "detach";
+    arena_free(a, text);
+    arena_free(a, items);
+    return NULL;
+}
+
+static void buffers_go_from_thread_to_thread(void **state)
+{
+    void *(*const threads_do[])(void *) = {goes_on, goes_on, detaches};
+    struct handed h;
+    (void)state;
+    for (int small = 0; small < 2; small++) {
+        assert_int_equal(arena_buf_init(&h.b, a, small ? 0 : 10), 0);
+        assert_int_equal(arena_vec_init(&h.v, a, 8, small ? 0 : 2, 0), 0);
+        for (size_t i = 0; i < sizeof threads_do / sizeof threads_do[0]; i++) {
+            pthread_t thread;
+            void *what;
+            assert_int_equal(pthread_create(&thread, NULL, threads_do[i], &h), 0);
+            assert_int_equal(pthread_join(thread, &what), 0);
+            if (what)
+                fail_msg("%s", (char *)what);
+        }
+    }
+    assert_int_equal(check_of(&d), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -333,6 +381,7 @@ int main(void)
         cmocka_unit_test(a_large_buffer_with_a_neighbour_moves),
         cmocka_unit_test(a_full_heap_fails_without_a_loss),
         cmocka_unit_test(a_vector_holds_its_items),
+        cmocka_unit_test(buffers_go_from_thread_to_thread),
         cmocka_unit_test(death_while_growing_leaves_nothing),
         cmocka_unit_test(a_daemon_that_follows_finds_what_grew_and_shrank),
     };
