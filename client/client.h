@@ -345,7 +345,8 @@ static inline bool heap_is_stale(const struct arena *a) { return unlikely(load_r
 struct mcache *mcache_get(struct arena *a);
 void threads_start(void);
 struct thread *thread_self(void); /* NULL: it has no mcache of any heap */
-bool thread_is_ending(const struct thread *t); /* its thread-local memory may be gone. With registry_lock */
+/* Its thread-local memory may be gone, and speaks of the heap in that place as long as it is there. With registry_lock. */
+bool thread_is_ending(struct thread *t, uint32_t index);
 void threads_reap(bool everywhere); /* gives back what threads that are gone have left. Holds no lock of the caller's */
 uint32_t threads_stale(void); /* places of tls_mcaches that no heap may have, a bit each. With registry_lock */
 bool threads_after_fork(bool forking, uint32_t places); /* forking: by the thread that forked; returns whether it is that */

@@ -291,7 +291,7 @@ void stack_forget(struct arena *a)
     for (struct stack *k = stacks, *next; k; k = next) {
         next = k->next;
         if (k->arena == a) {
-            if (k->owner && !thread_is_ending(k->owner))
+            if (k->owner && !thread_is_ending(k->owner, a->index))
                 *k->tls = NULL;
             else if (!k->owner && tls_stacks[a->index] == k)
                 tls_stacks[a->index] = NULL;

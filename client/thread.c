@@ -416,22 +416,28 @@ void threads_forget(uint32_t index)
 {
     for (struct thread *t = living, *next; t; t = next) {
         next = t->next;
-        t->mcaches[index] = NULL;
         if (thread_lives(t)) { /* and goes on to, until it gets registry_lock */
             store_relaxed(&t->tls[index], &no_mcache);
+            t->mcaches[index] = NULL;
             continue;
         }
         list_remove(t);
         list_add(&ending, t);
         t->ending = true;
     }
-    for (struct thread *t = ending; t; t = t->next) {
-        t->mcaches[index] = NULL;
-        t->stale |= 1u << index;
-    }
+    for (struct thread *t = ending; t; t = t->next)
+        if (t->mcaches[index]) {
+            t->mcaches[index] = NULL;
+            t->stale |= 1u << index;
+        }
 }
 
-bool thread_is_ending(const struct thread *t) { return t->ending; }
+bool thread_is_ending(struct thread *t, uint32_t index)
+{
+    if (t->ending)
+        t->stale |= 1u << index;
+    return t->ending;
+}
 
 uint32_t threads_stale(void)
 {

@@ -67,9 +67,9 @@ uint32_t fork_generation(void)
 {
     return 1;
 }
-bool thread_is_ending(const struct thread *t)
+bool thread_is_ending(struct thread *t, uint32_t index)
 {
-    (void)t;
+    (void)t, (void)index;
     return false;
 }
 pthread_mutex_t registry_lock;
