@@ -24,12 +24,23 @@
  * Cost: "fast" is no lock, no system call and no atomic read-modify-write. A "slow path" takes a lock of this process's
  * and moves a batch of objects; one in many of them makes a round trip to the daemon (10-70 us).
  *
- * fork: the child has the mapping, and is a client of its own from its first call on. What the parent owned stays the
- * parent's: the child can read it and cannot free it. exec: the new program has nothing; the old one's memory is
- * reclaimed when the process ends. Threads: each has caches of its own, given back when it ends. No call is a cancellation
- * point, also not one that waits: a pthread_cancel that comes meanwhile acts after it, and a transaction that is open then
- * is aborted with the thread. (Not with PTHREAD_CANCEL_ASYNCHRONOUS.) The library keeps at most two descriptors a heap; a
- * program that closes all that it does not know leaves it without. It is not unloaded by dlclose.
+ * fork: the child has the mapping, and is a client of its own from its first call on; one that only calls arena_close, execs or
+ * ends is none. What the parent owned stays the parent's: the child can read it and cannot free it. The child uses no lock,
+ * cache or connection of its parent's, whatever the parent's other threads were in the middle of. Handlers of
+ * pthread_atfork may call every function, in any order with ours. _Fork and clone are forks too, where the child may call
+ * malloc; there it calls arena_stack before it uses frames again. (Before Linux 4.14: fork alone.) After vfork: nothing but exec.
+ *
+ * exec: the new program has nothing. What the old one owned is free when the new one attaches, or when the process ends.
+ *
+ * Threads: each has caches of its own, given back when it ends. Destructors of thread-specific data may call every function in
+ * every round; what a thread takes in the last one is given back by the next thread that comes, arena_trim or arena_close. No
+ * call is a cancellation point, also not one that waits: a pthread_cancel that comes meanwhile acts after it, and a transaction
+ * that is open then is aborted with the thread. (Not with PTHREAD_CANCEL_ASYNCHRONOUS.) Heaps do not wait for one another's
+ * daemons.
+ *
+ * Descriptors: one a heap, the connection's; while arena_open runs four. It is close-on-exec and high, and looked at before it
+ * is used: one that the program has closed is a lost connection, and whatever else has its number by then is not touched. The
+ * library is not unloaded by dlclose.
  *
  * What nothing can know: a receiver that takes a published object off a queue and dies before it claims it leaves it
  * SHARED; only the collector finds that. A free after the object was allocated again is not caught, nor are racing frees

@@ -1,6 +1,6 @@
 /* The library inside: what a process keeps of a heap that it has mapped.
  *
- *   alloc  ->  mcache.c   the thread's magazines, in its mcache segment; no lock
+ *   alloc  ->  mcache.c   the thread's magazines, in its mcache; no lock
  *              lease.c    the process's leased spans; a lock a span class
  *              conn.c     the connection to the daemon; one lock
  *   and on the same level as lease.c: large.c, a cache of freed large objects
@@ -8,9 +8,9 @@
  *                returns.c spans that were let go, until the daemon is told
  *
  * Lock order: the connection's, then a span class's or the large cache's, then that of the returns. So no lock is held over
- * a wait for the daemon but the connection's own; who holds another takes that one only by conn_trylock(). In private
- * memory, except the magazines; a forked child throws all of it away and begins anew (fork.c). sync: says who may touch a
- * field.
+ * a wait for the daemon but the connection's own; who holds another takes that one only by conn_trylock(). registry_lock is
+ * taken before none of them and held over no wait. All in private memory; a forked child throws it away and begins anew
+ * (fork.c). sync: says who may touch a field.
  */
 #ifndef CLIENT_CLIENT_H
 #define CLIENT_CLIENT_H
@@ -69,7 +69,7 @@ struct mcache {
     uint32_t own;           /* OWNED(tag) */
     uint16_t cached;        /* CACHED(tag) */
     uint16_t owned;         /* what an allocation stores: OWNED(tag), or OWNED(x) in a transaction */
-    uint32_t number;        /* of the slot in the segment */
+    uint32_t number;        /* of its place among the heap's */
     uint32_t trim_seen;     /* the last call to give back that it has answered. sync: atomic [TR1] */
     struct arena *arena;
     struct transaction *tx; /* private memory; NULL: none is open */
