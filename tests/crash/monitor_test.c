@@ -1,6 +1,7 @@
 /* Goal: what the daemon holds for others is bounded, whatever they ask for and leave unread, and an empty heap costs little
  * however large it may become. Method: hundreds of raw monitors and clients; the daemon's private memory in /proc. */
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -84,6 +85,19 @@ static void make_spans(struct raw *r, uint32_t spans)
     }
 }
 
+/* Large replies that lie unread, of connections that are not cut off yet. */
+static unsigned unread_now(const struct raw *r, int count)
+{
+    static struct pollfd p[2000];
+    unsigned unread = 0;
+    for (int i = 0; i < count; i++)
+        p[i] = (struct pollfd){.fd = r[i].fd, .events = POLLIN};
+    assert_true(poll(p, (nfds_t)count, 0) >= 0);
+    for (int i = 0; i < count; i++)
+        unread += i % 3 && (p[i].revents & (POLLIN | POLLHUP)) == POLLIN;
+    return unread;
+}
+
 static void monitors_that_do_not_read_hold_so_much_and_are_cut_off(void **state)
 {
     enum { MONITORS = 1500, SPANS = 1000 };
@@ -102,6 +116,7 @@ static void monitors_that_do_not_read_hold_so_much_and_are_cut_off(void **state)
         ask(&honest, INFO_SPANS);
         assert_int_equal(raw_receive(&honest), MSG_ROWS);
         assert_true(m.body_bytes > INFO_REPLY / 2);
+        assert_in_range(unread_now(r, MONITORS), 0, INFO_UNREAD_ALL / (INFO_REPLY / 2));
     }
     is_at_most(memory_of_daemon("VmHWM"), before + INFO_UNREAD_ALL + (24 << 20));
     while (log_count("does not read what it asked for") < INFO_UNREAD_ALL / INFO_REPLY)
@@ -178,6 +193,58 @@ static void clients_that_come_back_need_no_memory_by_the_size_of_the_heap(void *
     assert_int_equal(check_of(&d), 0);
 }
 
+static void come_back(struct raw *r, uint8_t *id)
+{
+    close(r->fd);
+    r->fd = raw_connect(d.socket);
+    hello_fields(0);
+    m.tag = r->tag;
+    m.heap_id = id;
+    m.heap_id_bytes = 16;
+    assert_int_equal(raw_send(r->fd, MSG_HELLO, 1), 0);
+    assert_int_equal(raw_receive(r), MSG_WELCOME);
+}
+
+static void resume(struct raw *r, const uint32_t *spans, uint32_t count, uint32_t flags)
+{
+    hello_fields(0);
+    m.flags = flags;
+    m.list_count = count;
+    memcpy(m.list, spans, count * sizeof *spans);
+    assert_int_equal(raw_send(r->fd, MSG_RESUME, 2), 0);
+    assert_int_equal(raw_receive(r), MSG_OK);
+}
+
+static void a_list_that_was_begun_and_given_up_does_not_count(void **state)
+{
+    struct raw r;
+    uint32_t spans[2];
+    uint8_t id[16];
+    (void)state;
+    daemon_start(&d, "64M", NULL);
+    raw_greet(&r, d.socket);
+    memcpy(id, m.heap_id, sizeof id);
+    raw_close_fds(&r);
+    for (int i = 0; i < 2; i++) {
+        m.epoch = r.epoch;
+        m.span_class = 3;
+        m.pages = 1;
+        m.flags = 0;
+        m.list_count = 0;
+        assert_int_equal(raw_send(r.fd, MSG_LEASE, 5), 0);
+        assert_int_equal(raw_receive(&r), MSG_GRANT);
+        assert_int_equal(m.list_count, 1);
+        spans[i] = m.list[0];
+    }
+    come_back(&r, id);
+    resume(&r, spans, 2, 0);
+    come_back(&r, id);
+    resume(&r, spans, 1, RESUME_LAST);
+    assert_int_equal(stat_of(&d, "spans_leased"), 1);
+    close(r.fd);
+    assert_int_equal(check_of(&d), 0);
+}
+
 /* What was used, and no more: also after all that can be asked for was. */
 static void an_empty_heap_of_a_terabyte_costs_little(void **state)
 {
@@ -205,6 +272,7 @@ int main(void)
         TEST(monitors_that_do_not_read_hold_so_much_and_are_cut_off),
         TEST(monitors_that_read_are_all_answered),
         TEST(clients_that_come_back_need_no_memory_by_the_size_of_the_heap),
+        TEST(a_list_that_was_begun_and_given_up_does_not_count),
         TEST(an_empty_heap_of_a_terabyte_costs_little),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
