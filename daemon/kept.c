@@ -6,9 +6,9 @@
  *     daemon --kept_add--> [ inodes + pidfds | inodes + pidfds | ... ] --kept_take--> its successor
  *                            held by the kernel while the keeper, or the store, holds both ends
  *
- * The keeper does nothing for it. Under a service manager both ends are in its store instead. When the queue is full, or half of it may be dead, the living ones are put behind it, and
- * what was before them is taken out. die: in the middle of that some pidfds are lost: clients that cannot be told
- * after a restart, and no more than that. */
+ * The keeper does nothing for it. Under a service manager both ends are in its store instead. When the queue is full, or
+ * half of it may be dead, the living ones are put behind it, and what was before them is taken out. die: in the middle of
+ * that some pidfds are lost: clients that cannot be told after a restart, and no more than that. */
 #include "daemon/kept.h"
 
 #include <errno.h>
@@ -76,7 +76,8 @@ static int put(const struct kept *k, uint32_t count)
     uint64_t inodes[BATCH];
     char control[CMSG_SPACE(BATCH * sizeof(int))] = {0};
     struct iovec iov = {inodes, count * sizeof *inodes};
-    struct msghdr h = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = CMSG_SPACE(count * sizeof(int))};
+    struct msghdr h = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control,
+                       .msg_controllen = CMSG_SPACE(count * sizeof(int))};
     struct cmsghdr *cmsg = CMSG_FIRSTHDR(&h);
     cmsg->cmsg_level = SOL_SOCKET;
     cmsg->cmsg_type = SCM_RIGHTS;

@@ -235,7 +235,8 @@ int peer_identify(struct connection *c, bool fallback, const char **ret_why)
     if (error == EMFILE || error == ENFILE)
         return -EMFILE;
     if (pidfd < 0 && !c->pid) {
-        *ret_why = "its pid namespace is not seen from the daemon's: that needs Linux 6.5, or a pid namespace that both share";
+        *ret_why = "its pid namespace is not seen from the daemon's: that needs Linux 6.5, or a pid namespace that both "
+                   "share";
         return -ESRCH;
     }
     if (pidfd < 0) {

@@ -1,8 +1,8 @@
 /* The order of service: who has something to say stands in a line, and is served once when its turn comes.
  *
  *     add --> front  --+
- *       \---> line   --+--> take        front first, then line; when both are empty the round is over, and next becomes line
- *        \--> next   --/
+ *       \---> line   --+--> take        front first, then line; when both are empty the round is over,
+ *        \--> next   --/                 and next becomes line
  *
  *   1. Who has been served in this round goes to next: nobody is served twice in a round.
  *   2. Who was served neither in this round nor in the one before goes to the front: it waits for no flood.

@@ -131,7 +131,8 @@ static bool attach_raw(const char *socket_path)
                       MAP_SHARED | MAP_NORESERVE | MAP_FIXED_NOREPLACE, fds[0], 0);
     void *map = mmap(NULL, m.map_bytes, PROT_READ, MAP_SHARED, fds[1], 0);
     void *state = mmap(NULL, m.state_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fds[2], 0);
-    if (heap == MAP_FAILED || map == MAP_FAILED || state == MAP_FAILED || !ask_spans(fd, 14, 1, NULL, 0) || /* 64 bytes, scan */
+    if (heap == MAP_FAILED || map == MAP_FAILED || state == MAP_FAILED ||
+        !ask_spans(fd, 14, 1, NULL, 0) || /* 64 bytes, scan */
         hear(fd, NULL, NULL) != MSG_GRANT || m.list_count == 0)
         return false;
     block_mark(heap + ((uint64_t)m.list[0] << PAGE_SHIFT), 64, 0, false);

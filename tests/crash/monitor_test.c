@@ -261,7 +261,8 @@ static void a_list_that_was_begun_and_given_up_does_not_count(void **state)
 /* What was used, and no more: also after all that can be asked for was. */
 static void an_empty_heap_of_a_terabyte_costs_little(void **state)
 {
-    static const char *const commands[] = {"stat", "clients", "classes", "spans", "roots", "map", "check", "limits", "why", "trim"};
+    static const char *const commands[] = {"stat", "clients", "classes", "spans",  "roots",
+                                           "map",  "check",   "limits",  "why", "trim"};
     char out[65536];
     (void)state;
     daemon_start(&d, "1T", NULL);

@@ -423,6 +423,8 @@ static void check_magazines(void)
 void world_final(void)
 {
     const char *why = clients_check(&world_core);
+    if (!why)
+        why = roots_check(&world_core, &(struct roots_look){0}, world_heap.root_slots);
     if (why)
         ex_violation("%s", why);
     for (unsigned i = 1; i <= options.clients; i++)
