@@ -287,6 +287,20 @@ static int has_nearly_all(void *argument)
     return got < 26 * MIB;
 }
 
+/* A limit is reached, and not the heap's end: nobody else is asked, and its own threads have what is missing. */
+static void what_threads_hoard_that_work_is_had_by_one_that_meets_a_limit(void **state)
+{
+    (void)state;
+    daemon_start(&d, "1G", "--limit-client-bytes", "96M", NULL);
+    heap = open_heap(&d);
+    threads_begin(24, hoard_and_work); /* 3 MiB each may be kept of such a heap */
+    uint64_t got = can_have(heap, 30000);
+    if (got < 80 * MIB)
+        fail_msg("it got %llu KiB", (unsigned long long)got >> 10);
+    threads_end(24);
+    arena_close(heap);
+}
+
 static void idle_threads_leave_nearly_all_of_a_small_heap_to_others(void **state)
 {
     static const size_t sizes[] = {64, 1000, 4000, 100000};
@@ -570,6 +584,7 @@ int main(void)
         TEST(ten_processes_share_a_heap_of_1_mib),
         TEST(ten_processes_of_which_nine_sleep_share_a_heap_of_1_mib),
         TEST(what_threads_hoard_that_work_is_had_by_one_that_needs_it),
+        TEST(what_threads_hoard_that_work_is_had_by_one_that_meets_a_limit),
         TEST(idle_threads_leave_nearly_all_of_a_small_heap_to_others),
         TEST(what_another_process_frees_can_be_had_at_once),
         TEST(a_thread_that_waits_for_the_daemon_holds_nobody_up),
