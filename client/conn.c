@@ -247,21 +247,21 @@ static int send_out(struct arena *a, uint32_t type, uint32_t id, int flags)
     return conn_is_there(c) ? packet_send(c->fd, c->packet, (size_t)bytes, NULL, 0, flags) : -EPIPE;
 }
 
-/* Receives until the reply to `id` is there. 0, the error in it, or -EPIPE: lost. patience NULL: waits for nothing, and returns
- * -EAGAIN. */
+/* Receives until the reply to `id` is there, by a connection that was there a moment ago. 0, the error in it, or -EPIPE: lost.
+ * patience NULL: waits for nothing, and returns -EAGAIN. */
 static int receive_in(struct arena *a, uint32_t id, uint32_t expect, struct patience *patience)
 {
     struct connection *c = &a->conn;
     char why[MSG_TEXT_MAX + 1];
     for (;;) {
-        if (!conn_is_there(c))
-            return -EPIPE;
         ssize_t got = packet_receive(c->fd, c->packet, sizeof c->packet, NULL, 0, NULL, patience ? 0 : MSG_DONTWAIT);
         if (got == -EAGAIN) { /* SO_RCVTIMEO: the daemon is there and says nothing */
             if (!patience)
                 return -EAGAIN;
             if (!conn_waits(patience))
                 return -ETIMEDOUT;
+            if (!conn_is_there(c))
+                return -EPIPE;
             continue;
         }
         if (got <= 0)
@@ -519,7 +519,7 @@ bool conn_ahead_arrived(struct arena *a)
 {
     struct connection *c = &a->conn;
     if (c->fd >= 0 && c->ahead.id && !c->ahead.arrived) {
-        int rc = receive_in(a, c->ahead.id, MSG_GRANT, NULL);
+        int rc = conn_is_there(c) ? receive_in(a, c->ahead.id, MSG_GRANT, NULL) : -EPIPE;
         if (rc != -EAGAIN && !c->ahead.arrived)
             drop(c);
     }
@@ -532,7 +532,9 @@ int conn_ahead(struct arena *a, unsigned span_class)
     if (!c->ahead.id || c->ahead.span_class != span_class)
         return -ENOENT;
     struct patience patience = conn_patience(a);
-    int rc = c->ahead.arrived ? -c->ahead.error : receive_in(a, c->ahead.id, MSG_GRANT, &patience);
+    int rc = c->ahead.arrived ? -c->ahead.error : -EPIPE;
+    if (!c->ahead.arrived && conn_is_there(c))
+        rc = receive_in(a, c->ahead.id, MSG_GRANT, &patience);
     if (!c->ahead.arrived) /* lost, or given up */
         drop(c);
     c->ahead.id = 0;

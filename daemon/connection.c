@@ -215,6 +215,7 @@ static void connection_end(struct connection *c)
                   c->client->pid, c->client->uid);
         connection_leave(c);
     }
+    c->ended = true;
     for (int i = 0; i < QUEUED_MAX && c->client && !c->closing; i++) {
         ssize_t got = packet_receive(c->fd, buf, sizeof buf, NULL, 0, NULL, MSG_DONTWAIT);
         if (got == 0 || (got < 0 && got != -EMSGSIZE))

@@ -30,6 +30,7 @@ struct connection {
     bool greeted, monitor, closing, polling_write;
     bool looked;           /* greeted by a look: a HELLO may follow */
     bool welcomed;         /* as a new client, and nothing was sent or heard since */
+    bool ended;            /* it has hung up: what is still to be read is looked through for a BYE */
     bool counted;          /* in its user's account */
     uint8_t *listed_tags;  /* of transactions, a bit each; NULL: it lists none */
     struct packet *out_first, *out_last; /* replies that the socket did not take yet; while there are any, nothing is read */

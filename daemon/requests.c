@@ -687,7 +687,10 @@ void request_handle(struct connection *c, const uint8_t *packet, size_t bytes)
         connection_close(c, why);
         return;
     }
-    if (in.type != MSG_BYE && connection_hung_up(c)) /* who hangs up has given up what was not answered */
+    /* Who hangs up has given up what was not answered. A look costs: refills go without, as what they grant and are given is
+     * settled by the next RESUME, whenever they are done. */
+    bool by_resume = in.type == MSG_LEASE || in.type == MSG_LARGE || in.type == MSG_RELEASE || in.type == MSG_TX_TAGS;
+    if (in.type != MSG_BYE && (c->ended || (!by_resume && connection_hung_up(c))))
         return;
     c->welcomed = false;
     if (!c->greeted && in.type != MSG_HELLO) {
