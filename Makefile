@@ -240,7 +240,7 @@ ALL_TARGETS := test-later test-address test-thread test-clang lint test-valgrind
 THREAD_TESTS = $(UNIT_TESTS) $(addprefix $(B)/tests/e2e/,ring_test object_test attach_test)
 
 .PHONY: test-all $(ALL_TARGETS)
-test-all: ## every check: make test, long tests, sanitizers, clang, lint, valgrind
+test-all: ## every check: make test, long tests, sanitizers, clang, lint, valgrind, mutants, AArch64, systemd, packages
 	@$(MAKE) --no-print-directory deps-all
 	@$(MAKE) --no-print-directory test-run
 	@for target in $(ALL_TARGETS); do echo "== $$target"; $(MAKE) --no-print-directory $$target || exit 1; done
