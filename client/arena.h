@@ -477,7 +477,8 @@ int arena_stats(arena_t *a, struct arena_stats *out); /* the daemon counts the w
  * this heap, or inside one), EALREADY (free already) or EPERM (another process's, not published) or EACCES (this process is a
  * reader); with ARENA_DEBUG=escape also EFAULT, see arena_stack; with ARENA_DEBUG=pins also ENOLCK, see arena_pin. The default
  * prints the message, one line, and aborts, but for ENOLCK. With a handler that returns, the call has done nothing and the heap is
- * whole; after ENOLCK it goes on. fn NULL: the default again. */
+ * whole; after ENOLCK it goes on. fn NULL: the default again. While
+ * other threads may make such an error: from the default to a handler or back, not from one context to another. */
 typedef void arena_error_fn(void *context, int error, const void *p, const char *message);
 int arena_on_error(arena_t *a, arena_error_fn *fn, void *context);
 

@@ -245,8 +245,8 @@ struct arena {
     uint32_t attaching;   /* a thread attaches it for this generation. sync: registry_lock */
     uint32_t attached;    /* how often that was tried. sync: registry_lock */
     int attach_error;     /* how it ended. sync: registry_lock */
-    arena_error_fn *on_error;
-    void *on_error_context;
+    arena_error_fn *on_error; /* sync: atomic [EH1] */
+    void *on_error_context;   /* sync: atomic, before it */
     /* each with a lock of its own */
     struct connection conn;
     struct returns returns;

@@ -38,12 +38,19 @@ static void bad_object(struct arena *a, const void *p, int error, const char *ca
     report_error(a, p, error, text);
 }
 
+/* False: there is no handler. */
+static bool handle(struct arena *a, const void *p, int error, const char *text)
+{
+    arena_error_fn *fn = load_acquire(&a->on_error); /* [EH1] */
+    if (fn)
+        fn(load_relaxed(&a->on_error_context), error, p, text);
+    return fn != NULL;
+}
+
 void report_error(struct arena *a, const void *p, int error, const char *text)
 {
-    if (a->on_error) {
-        a->on_error(a->on_error_context, error, p, text);
+    if (handle(a, p, error, text))
         return;
-    }
     cancel_off(); /* it is said before the end */
     fprintf(stderr, "%s\n", text);
     abort();
@@ -51,8 +58,8 @@ void report_error(struct arena *a, const void *p, int error, const char *text)
 
 PUBLIC int arena_on_error(arena_t *a, arena_error_fn *fn, void *context)
 {
-    a->on_error = fn;
-    a->on_error_context = context;
+    store_relaxed(&a->on_error_context, context);
+    store_release(&a->on_error, fn); /* [EH1] the context first */
     return 0;
 }
 
@@ -192,9 +199,7 @@ static void debug_pinned(struct arena *a, const void *p, const struct object *o,
     snprintf(text, sizeof text, "pins: %s(%p) at %s: %s that this process has not pinned: unless a lock keeps it where it was found, a "
              "collection may free it", call, p, at,
              standing == STANDS_MINE ? "publishes an object" : "uses a published object");
-    if (a->on_error)
-        a->on_error(a->on_error_context, ENOLCK, p, text);
-    else {
+    if (!handle(a, p, ENOLCK, text)) {
         cancel_off();
         fprintf(stderr, "%s\n", text);
         cancel_on();

@@ -75,7 +75,7 @@ static int daemon_answers(arena_t *a, int64_t left_ms)
 {
     struct patience patience = conn_patience(a);
     patience.left_ms = left_ms < patience.left_ms ? left_ms : patience.left_ms;
-    struct pollfd poll_fd = {.fd = a->conn.fd, .events = 0};
+    struct pollfd poll_fd = {.events = 0};
     if (forked(a))
         return arena_reattach(a);
     if (!conn_trylock(a))

@@ -92,7 +92,7 @@ void log_detach(void)
  * redirected since. */
 static bool stderr_is_journal(void)
 {
-    const char *stream = getenv("JOURNAL_STREAM");
+    const char *stream = secure_getenv("JOURNAL_STREAM");
     unsigned long long device, inode;
     struct stat st;
     return stream && sscanf(stream, "%llu:%llu", &device, &inode) == 2 && fstat(2, &st) == 0 &&
