@@ -11,6 +11,12 @@
  *   2. Hints and entries of the map behind all pages that were ever backed: only the worker backs those, and it does one thing
  *      at a time.
  *   3. State words behind those that the loop has claimed: it claims before it backs, and waits for the piece under way.
+ *
+ * Tried, and not taken: a userfaultfd over a client's mappings (missing pages, SIGBUS, user mode only). A read of a hole is a
+ * SIGBUS then and makes no memory; to register costs 2 us, and a fault of a backed page what it cost before (2-3 us, no
+ * difference beyond the noise). But it binds only who wants to be bound: a client may map its descriptor once more. A system
+ * call that reads into a hole fails with EFAULT, a fork's child has lost it, and it takes a descriptor of every process.
+ *
  * Regions on hugetlbfs are left alone: a piece of a page cannot be given back there. Loop thread, but for strays_clear(). */
 #ifndef DAEMON_STRAYS_H
 #define DAEMON_STRAYS_H
