@@ -17,7 +17,7 @@
 
 #include "tests/e2e/harness.h"
 
-enum { STACK_BYTES = 256 << 10, MANY = 10000, FEW = 8 };
+enum { STACK_BYTES = 2 << 20, MANY = 10000, FEW = 8 };
 
 static struct daemon d;
 static arena_t *a;
@@ -150,6 +150,8 @@ static void *ends_at_once(void *argument)
 static void threads_that_end_without_destructors_are_found(void **state)
 {
     (void)state;
+    if (LESS > 1)
+        skip(); /* a sanitizer keeps books of threads too */
     open_it();
     for (int i = 0; i < 20; i++) {
         pthread_t thread;
