@@ -3,7 +3,8 @@
  *
  * When a thread ends is not told: destructors of thread-specific data run in rounds, in any order, and others' may use the heap
  * after ours has run for the last time. So:
- *  - Ours gives everything back in each round, and sets its key again for the next one.
+ *  - Ours gives everything back in each round, and sets its key again for the next one, up to the last but one: in the last
+ *    round ThreadSanitizer may have put away what it needs to see a lock taken.
  *  - From its first round on the thread is `ending`: it may get an mcache again at any time until it is gone.
  *  - That it is gone tells a robust mutex, which each thread holds as long as it lives: the system marks it. What such a thread
  *    has left is given back by others (threads_reap()): the next thread that comes, arena_trim, arena_close, and an allocation
@@ -327,6 +328,8 @@ static void forget_closed(struct thread *t)
     t->stale = 0;
 }
 
+enum { LAST_ROUND = PTHREAD_DESTRUCTOR_ITERATIONS - 1 };
+
 static void on_thread_exit(void *value)
 {
     (void)value;
@@ -344,7 +347,7 @@ static void on_thread_exit(void *value)
     pthread_mutex_unlock(&registry_lock);
     for (uint32_t i = 0; t && i < HEAPS_MAX; i++)
         leave_heap(t, i);
-    if (t && me.rounds < PTHREAD_DESTRUCTOR_ITERATIONS)
+    if (t && me.rounds < LAST_ROUND)
         pthread_setspecific(key, t);
     else if (t) {
         registry_enter();
