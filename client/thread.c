@@ -20,6 +20,8 @@
 #include "client/client.h"
 #include "client/stack.h"
 
+enum { LAST_ROUND = PTHREAD_DESTRUCTOR_ITERATIONS - 1 };
+
 /* What the library keeps of a thread; never freed, used again. sync: registry_lock */
 struct thread {
     pthread_mutex_t life;      /* robust; held by its thread for life */
@@ -222,7 +224,7 @@ static int thread_register(void)
         list_add(&spare, t);
         return -ENOMEM;
     }
-    int rc = pthread_setspecific(key, t);
+    int rc = me.rounds < LAST_ROUND ? pthread_setspecific(key, t) : 0; /* then others give back what it takes */
     if (rc) {
         pthread_mutex_unlock(&t->life);
         list_add(&spare, t);
@@ -327,8 +329,6 @@ static void forget_closed(struct thread *t)
         }
     t->stale = 0;
 }
-
-enum { LAST_ROUND = PTHREAD_DESTRUCTOR_ITERATIONS - 1 };
 
 static void on_thread_exit(void *value)
 {
