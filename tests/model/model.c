@@ -84,8 +84,6 @@ static void choose(uint64_t *s, uint64_t round)
     snprintf(set->debug, sizeof set->debug, "%s", given("debug", value) ? value : debugs[rnd(s) % 8]);
     const char *const profiles[] = {"", "", "", "", "on", "1"};
     snprintf(set->profile, sizeof set->profile, "%s", given("profile", value) ? value : profiles[rnd(s) % 6]);
-    if (set->collector && set->known & KNOWN_SAMPLED)
-        set->profile[0] = 0;
 }
 
 static void put_environment(const char *name, const char *value)

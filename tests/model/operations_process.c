@@ -67,8 +67,6 @@ static void forked(struct ctx *c)
 /* Its other threads are anywhere; what they had is as if they had been killed. */
 static void executed(struct ctx *c)
 {
-    if (R->set.known & KNOWN_EXEC)
-        return;
     atomic_fetch_add(&R->count.execs, 1);
     worker_exec_again((int)(c->p - R->process));
 }

@@ -116,8 +116,6 @@ static void *thread_main(void *argument)
     c->in_tx = false;
     drop_tx_slots(c); /* of one that was cancelled */
     gate_shared();
-    if (R->set.known & KNOWN_GROWTH)
-        arena_free(c->a, arena_alloc(c->a, 16));
     pthread_cleanup_push(thread_ends, c);
     for (uint64_t life = 500 + below(c, 8000); life > 0 && !atomic_load(&R->stop) && !atomic_load(&all_end); life--) {
         thread_may_end(c);
@@ -340,7 +338,7 @@ static bool child_attaches(struct ctx *c)
         return true;
     }
     may_fail(c, error, "a child's first allocation");
-    if (!(R->set.known & KNOWN_CLAIM) && error != ENOMEM) {
+    if (error != ENOMEM) {
         int rc = arena_claim(c->a, arena_ptr(c->a, R->pillar[0]));
         CHECK(rc == -error || rc == -ENOTCONN || rc == -EDQUOT, "a claim by a child that is no client: %s", strerror(-rc));
     }
