@@ -20,6 +20,9 @@
 #include "client/site.h"
 #include "client/stack.h"
 
+/* What a fork copies while another thread is at it is a moment between two of that thread's stores, where the later one is
+ * a release. The lists that a child walks are linked so [FK3]: it finds an entry whole, or not at all. */
+
 /* owner: the process's id; its complement while a thread begins anew; 0 in a page that was wiped. sync: atomic */
 struct fork_page {
     uint32_t owner;
@@ -40,7 +43,7 @@ static void begin_anew(bool forking)
             return;
         if (seen == ~me)
             sched_yield();
-        else if (cas_acq_rel(&page->owner, &seen, ~me))
+        else if (cas_acq_rel(&page->owner, &seen, ~me)) /* [FK1] */
             break;
     }
     generation++;

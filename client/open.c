@@ -357,7 +357,7 @@ static int place(struct arena *a)
             a->index = i;
             a->tls_at = (uint64_t)((char *)&tls_mcaches[i] - thread_pointer());
             a->opens = 1;
-            store_release(&heaps[i], a); /* a fork finds it whole */
+            store_release(&heaps[i], a); /* [FK3] */
             return 0;
         }
     return -EMFILE;
@@ -510,7 +510,7 @@ uint32_t opens_after_fork(void)
     uint32_t open = 0;
     turns = NULL;
     for (uint32_t i = 0; i < HEAPS_MAX; i++)
-        if (heaps[i]) {
+        if (load_acquire(&heaps[i])) { /* [FK3] */
             heaps[i]->busy = 0;
             open |= 1u << i;
         }

@@ -327,7 +327,7 @@ static void start_thread(struct profile *p)
 static void at_exit(void)
 {
     registry_enter();
-    for (struct profile *p = profiles; p; p = p->next)
+    for (struct profile *p = load_acquire(&profiles); p; p = p->next) /* [FK3] */
         if (!forked(p->arena))
             profile_write(p, NULL);
     pthread_mutex_unlock(&registry_lock);
@@ -385,7 +385,7 @@ void profile_start(struct arena *a)
     pthread_once(&once, exit_init);
     registry_enter();
     p->next = profiles;
-    store_release(&profiles, p); /* a fork finds it whole */
+    store_release(&profiles, p); /* [FK3] */
     pthread_mutex_unlock(&registry_lock);
 }
 
@@ -394,7 +394,7 @@ static void unlink_profile(struct profile *p)
     registry_enter();
     for (struct profile **at = &profiles; *at; at = &(*at)->next)
         if (*at == p) {
-            store_release(at, p->next);
+            store_release(at, p->next); /* [FK3] */
             break;
         }
     pthread_mutex_unlock(&registry_lock);

@@ -245,7 +245,7 @@ PUBLIC arena_stack_t *arena_stack(arena_t *a)
     registry_enter();
     k->s.handles = HANDLE_BASE(++stack_count);
     k->next = stacks;
-    store_release(&stacks, k); /* a fork finds it whole */
+    store_release(&stacks, k); /* [FK3] */
     *k->tls = k;
     pthread_mutex_unlock(&registry_lock);
     return &k->s;
@@ -256,7 +256,7 @@ static void unlink_stack(struct stack *k)
     struct stack **at = &stacks;
     while (*at != k)
         at = &(*at)->next;
-    store_release(at, k->next); /* a fork finds it linked, or not */
+    store_release(at, k->next); /* [FK3] */
 }
 
 static void free_stack(struct stack *k)
@@ -307,7 +307,7 @@ void stack_forget_own(uint32_t index) { tls_stacks[index] = NULL; }
  * it empty. Which one that is tells only the thread that forked. */
 void stacks_after_fork(bool forking)
 {
-    for (struct stack *k = stacks, *next; k; k = next) {
+    for (struct stack *k = load_acquire(&stacks), *next; k; k = next) { /* [FK3] */
         next = k->next;
         if (forking && tls_stacks[k->arena->index] != k) {
             unlink_stack(k);

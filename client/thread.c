@@ -76,7 +76,7 @@ static bool mcaches_reserve(struct arena *a)
         void *p = mmap(NULL, (uint64_t)MCACHE_BYTES * slots, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (p != MAP_FAILED) {
             a->mcache_slots = slots;
-            store_release(&a->mcache_base, (uint8_t *)p); /* a fork between the two finds neither, or both */
+            store_release(&a->mcache_base, (uint8_t *)p); /* [FK3] a fork between the two finds neither, or both */
             return true;
         }
     }
@@ -213,7 +213,7 @@ static int thread_register(void)
         list_remove(t);
     else if ((t = calloc(1, sizeof *t)) != NULL) {
         t->all = all;
-        store_release(&all, t);
+        store_release(&all, t); /* [FK3] */
     } else
         return -ENOMEM;
     memset(t->mcaches, 0, sizeof t->mcaches);
@@ -462,7 +462,7 @@ bool threads_after_fork(bool forking, uint32_t places)
         pthread_mutex_unlock(&me.thread->life);
     living = ending = spare = NULL;
     living_count = since_looked = 0;
-    for (struct thread *t = all; t; t = t->all)
+    for (struct thread *t = load_acquire(&all); t; t = t->all) /* [FK3] */
         list_add(&spare, t);
     lost_places = forking ? 0 : places;
     if (forking) {

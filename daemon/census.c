@@ -99,7 +99,7 @@ static void doubt_root(struct census *census, const struct root *root)
     const struct heap *h = &census->core->heap;
     struct object object;
     bool found = object_find(h, root->ref, &object) && !object.remainder;
-    uint16_t word = found ? load_acquire(object.word) : WORD_FREE;
+    uint16_t word = found ? load_acquire(object.word) : WORD_FREE; /* [PB1] */
     if (word == WORD_SHARED || (word_is_owned(word) && tag_is_committed(h, word_tag(word))))
         return;
     doubt(census, "root \"%s\" leads to %s", root->name,
