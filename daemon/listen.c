@@ -203,6 +203,13 @@ static void tell(struct listener *l, const char *why)
     l->told = true;
 }
 
+static void write_note(const struct listener *l)
+{
+    size_t n = strlen(l->noted);
+    if (ftruncate(l->lock_fd, 0) < 0 || pwrite(l->lock_fd, l->noted, n, 0) != (ssize_t)n)
+        log_event(LOG_LEVEL_WARNING, "start", "what=\"noting the base\" error=\"%s\"", strerror(errno));
+}
+
 /* Of a manager's socket only the name is known. */
 static int look_at_handed(struct listener *l)
 {
@@ -229,6 +236,7 @@ int listen_look(struct listener *l)
         if (l->lock_fd >= 0)
             close(l->lock_fd);
         l->lock_fd = fd;
+        write_note(l);
     }
     bool bound = is_there(l->path, l->own);
     int fd = bound ? -1 : make(l, why);
@@ -289,14 +297,12 @@ bool listen_base_is_taken(const struct listener *l, uint64_t base, uint64_t byte
     return taken;
 }
 
-void listen_note_base(const struct listener *l, uint64_t base, uint64_t bytes)
+void listen_note_base(struct listener *l, uint64_t base, uint64_t bytes)
 {
     if (l->lock_fd < 0)
         return;
-    char text[64];
-    int n = snprintf(text, sizeof text, "base %llx bytes %llu\n", (unsigned long long)base, (unsigned long long)bytes);
-    if (ftruncate(l->lock_fd, 0) < 0 || pwrite(l->lock_fd, text, (size_t)n, 0) != n)
-        log_event(LOG_LEVEL_WARNING, "start", "what=\"noting the base\" error=\"%s\"", strerror(errno));
+    snprintf(l->noted, sizeof l->noted, "base %llx bytes %llu\n", (unsigned long long)base, (unsigned long long)bytes);
+    write_note(l);
 }
 
 void listen_remove(const struct listener *l)

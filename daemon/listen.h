@@ -23,6 +23,7 @@ struct listener {
     int64_t gid;              /* group of the file; -1: the process's */
     struct listen_file own;   /* of fd: a daemon that a keeper starts has the first one's, though a later one made another */
     struct listen_file *file; /* the last that was made. sync: the keeper's process reads it after the daemon's has ended */
+    char noted[64];           /* what the lock says */
     bool told;                /* that something else stands there; until it is put right */
 };
 
@@ -42,7 +43,7 @@ void listen_replace(struct listener *l, int fd);
 /* Is a place of the address space that of a heap which a living daemon with a socket in the same directory has noted? And: notes
  * that of this one, in the lock beside the socket. */
 bool listen_base_is_taken(const struct listener *l, uint64_t base, uint64_t bytes);
-void listen_note_base(const struct listener *l, uint64_t base, uint64_t bytes);
+void listen_note_base(struct listener *l, uint64_t base, uint64_t bytes);
 
 /* Removes the socket's file if it is ours. Any process that has the listener. */
 void listen_remove(const struct listener *l);

@@ -187,7 +187,7 @@ static int writer_and_the_map(void *argument)
     int fd, fds[4];
     (void)argument;
     become_other();
-    if (hello(&fd, 0, fds) != 4)
+    if (hello(&fd, 0, fds) != 3)
         return 10;
     return try_to_write(fds[1], other_user);
 }
