@@ -552,6 +552,7 @@ static void without_peer_pidfds_a_shared_pid_namespace_is_asked_for(void **state
 
 int main(void)
 {
+    unsetenv("TMPDIR"); /* where another user can go */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(pid_namespaces_of_daemon_client_and_both, setup, teardown),
         cmocka_unit_test_setup_teardown(mount_and_ipc_namespaces_where_dev_shm_is_of_no_use, setup, teardown),

@@ -186,6 +186,7 @@ static void a_reload_cuts_off_who_lost_access_and_nobody_else(void **state)
 
 int main(void)
 {
+    unsetenv("TMPDIR"); /* where another user can go */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(a_process_is_a_member_of_the_groups_that_it_has, setup, teardown),
         cmocka_unit_test_setup_teardown(numbers_that_nobody_can_have_are_refused, setup, teardown),
