@@ -263,7 +263,7 @@ test-valgrind: ## the daemon's unit tests and the library's objects under valgri
 test-valgrind: $(UNIT_TESTS) $(VALGRIND_E2E) all
 	@export ARENA_BUILD=$(B); for test in $(filter $(B)/tests/daemon/%,$(UNIT_TESTS)) $(VALGRIND_E2E); do echo "$$test"; \
 	    CMOCKA_TEST_ABORT=1 valgrind -q --error-exitcode=9 --leak-check=full --show-leak-kinds=definite \
-	    --vex-iropt-register-updates=allregs-at-mem-access $$test \
+	    --vex-iropt-register-updates=allregs-at-mem-access --suppressions=tests/lint/valgrind.supp $$test \
 	    >$(B)/valgrind.log 2>&1 || { cat $(B)/valgrind.log; exit 1; }; done
 
 LINT_SRC     = $(SHM_SRC) $(PROTO_SRC) $(CLIENT_SRC) $(CTL_SRC) $(DAEMON_MAIN) $(DAEMON_SRC)
