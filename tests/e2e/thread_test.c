@@ -62,8 +62,10 @@ static void uses_the_heap(void)
         arena_stack_t *s = arena_stack(a);
         failed |= !s || !arena_frame_alloc(s, 100);
     }
-    if (begins)
-        failed |= arena_tx_begin(a) != 0 || !arena_alloc(a, 64);
+    if (begins) {
+        int rc = arena_tx_begin(a); /* that of the round before may be open: nobody has told the library of its end */
+        failed |= (rc != 0 && rc != -EALREADY) || !arena_alloc(a, 64);
+    }
 }
 
 static void destructor(void *value)
