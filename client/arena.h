@@ -376,7 +376,7 @@ int arena_tx_begin(arena_t *a);
  * before was done, this one was not, and the transaction is over. */
 int arena_tx_commit(arena_t *a, const char *root, arena_ref_t expected, arena_ref_t desired);
 
-/* Frees all of it. -EINVAL no transaction. After a commit that said -EINPROGRESS it asks first (a round trip): -EALREADY that
+/* Frees all of it. -EINVAL no transaction. -ESTALE it is over, with its heap. After a commit that said -EINPROGRESS it asks first (a round trip): -EALREADY that
  * commit was done, all is published - -ENOTCONN nobody can say yet: still open. */
 int arena_tx_abort(arena_t *a);
 
@@ -464,7 +464,7 @@ struct arena_gc_stats {
 /* Asks for a collection and waits for its end; another one that runs ends first. Clients that pin run on meanwhile. By a
  * connection of its own: other threads' calls go on. stats may be NULL. About a second a GiB of small objects.
  * -EBUSY a client has declared nothing: see stats. -EAGAIN it was given up: the daemon is being stopped, or a client pinned
- * without end. -EINVAL flags. -EACCES a reader. -ENOTCONN no daemon, or it died, or said nothing for timeout_ms (counted anew
+ * without end. -EINVAL flags. -EACCES a reader. -ESTALE another heap is there: that one is not collected. -ENOTCONN no daemon, or it died, or said nothing for timeout_ms (counted anew
  * when a collection begins): none is begun for this call any more, one that runs goes on; what was freed is free, what was
  * not stays, ask again. -ENOMEM, there or here. die: harmless at any instruction, on both sides. */
 int arena_gc(arena_t *a, unsigned flags, struct arena_gc_stats *stats);

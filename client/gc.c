@@ -674,6 +674,21 @@ static int exchange(struct arena *a, int fd, struct fd_id id, struct asked *x, u
     return rc < 0 || x->m.type != expect ? -EPROTO : 0;
 }
 
+/* Is it this heap's daemon that is at the socket? Where another's is, the client's own connection tells whether this heap is of
+ * the past: its daemon may live on without a socket. */
+static int look(struct arena *a, int fd, struct fd_id id, struct asked *x)
+{
+    x->m = (struct msg){.version_min = PROTO_VERSION, .version = PROTO_VERSION, .layout = LAYOUT_VERSION, .flags = HELLO_LOOK};
+    int rc = exchange(a, fd, id, x, MSG_HELLO, MSG_WELCOME);
+    if (rc < 0 || (x->m.heap_id_bytes == 16 && memcmp(x->m.heap_id, a->heap.header->heap_id, 16) == 0))
+        return rc;
+    conn_lock(a);
+    a->conn.out.mode = a->conn.out.value = 0; /* any reply will do */
+    rc = conn_call(a, MSG_MODE, MSG_OK);
+    conn_unlock(a);
+    return rc == -ESTALE ? rc : -ENOTCONN;
+}
+
 /* Asks as a monitor, by a connection of its own: this process's other threads go on meanwhile. A collection whose asker has
  * hung up is not begun. */
 static int ask(struct arena *a, struct asked *x, unsigned flags, struct arena_gc_stats *out)
@@ -686,8 +701,11 @@ static int ask(struct arena *a, struct asked *x, unsigned flags, struct arena_gc
     if (fd < 0)
         return -ENOTCONN;
     struct fd_id id = fd_id(fd);
-    x->m = (struct msg){.version_min = PROTO_VERSION, .version = PROTO_VERSION, .layout = LAYOUT_VERSION, .flags = HELLO_MONITOR};
-    int rc = exchange(a, fd, id, x, MSG_HELLO, MSG_OK);
+    int rc = look(a, fd, id, x);
+    x->m = (struct msg){.id = x->m.id, .version_min = PROTO_VERSION, .version = PROTO_VERSION, .layout = LAYOUT_VERSION,
+                        .flags = HELLO_MONITOR};
+    if (rc == 0)
+        rc = exchange(a, fd, id, x, MSG_HELLO, MSG_OK);
     x->m.flags = flags & ARENA_GC_DRY_RUN ? GC_DRY_RUN : 0;
     x->m.cursor = 0;
     if (rc == 0)
@@ -715,6 +733,8 @@ PUBLIC int arena_gc(arena_t *a, unsigned flags, struct arena_gc_stats *stats)
         return -EINVAL;
     if (a->read_only)
         return -EACCES;
+    if (heap_is_stale(a))
+        return -ESTALE;
     struct asked *x = malloc(sizeof *x);
     if (!x)
         return -ENOMEM;

@@ -547,6 +547,10 @@ PUBLIC void *arena_realloc(arena_t *a, void *p, size_t size)
     }
     if (!mcache_get(a))
         return NULL;
+    if (heap_is_stale(a)) {
+        errno = ESTALE;
+        return NULL;
+    }
     if (object_at(a, p, &object, why) < 0) {
         bad_object(a, p, EINVAL, call, "%s", why);
         errno = EINVAL;

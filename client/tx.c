@@ -283,6 +283,8 @@ PUBLIC int arena_tx_begin(arena_t *a)
     uint16_t tag = 0;
     if (!mc)
         return -errno;
+    if (heap_is_stale(a))
+        return -ESTALE;
     if (mc->tx)
         return refused(-EALREADY, "a transaction is open on this thread");
     late_look(a);
@@ -524,6 +526,8 @@ PUBLIC int arena_tx_commit(arena_t *a, const char *root, arena_ref_t expected, a
     if (!mc)
         return -errno;
     struct transaction *tx = mc->tx;
+    if (heap_is_stale(a))
+        return -ESTALE;
     if (!tx)
         return refused(-EINVAL, "no transaction is open on this thread");
     if (root && root_name_check(root) < 0)
@@ -579,9 +583,10 @@ PUBLIC int arena_tx_abort(arena_t *a)
     if (!mc)
         return -errno;
     if (!mc->tx)
-        return refused(-EINVAL, "no transaction is open on this thread");
+        return heap_is_stale(a) ? -ESTALE : refused(-EINVAL, "no transaction is open on this thread");
     late_look(a);
-    return abort_tx(mc, true);
+    int rc = abort_tx(mc, true);
+    return heap_is_stale(a) ? -ESTALE : rc; /* it is over all the same: nobody has what it had */
 }
 
 void tx_thread_exit(struct mcache *mc)

@@ -99,6 +99,8 @@ static void every_call_of_every_thread_says_estale(void **state)
     daemon_start(&d, "64M", NULL);
     arena_t *a = other.a = open_heap(&d);
     char *p = arena_alloc_flags(a, 100, ARENA_SHARED), *q = arena_alloc(a, 100);
+    assert_int_equal(arena_tx_begin(a), 0);
+    assert_non_null(arena_alloc(a, 100));
     assert_int_equal(arena_root_set(a, "old", arena_ref(a, p)), 0);
     pthread_create(&thread, NULL, other_thread, NULL);
     while (atomic_load(&other.go) != 1)
@@ -122,6 +124,17 @@ static void every_call_of_every_thread_says_estale(void **state)
     assert_int_equal(arena_publish(a, q), -ESTALE);
     assert_int_equal(arena_claim(a, p), -ESTALE);
     assert_int_equal(arena_tx_begin(a), -ESTALE);
+    assert_int_equal(arena_tx_commit(a, NULL, 0, 0), -ESTALE);
+    assert_int_equal(arena_tx_abort(a), -ESTALE);
+    assert_int_equal(arena_tx_abort(a), -ESTALE); /* without one too */
+    assert_int_equal(arena_tx_commit(a, NULL, 0, 0), -ESTALE);
+    assert_int_equal(arena_tx_begin(a), -ESTALE);
+    assert_null(arena_realloc(a, q, 90));
+    assert_int_equal(errno, ESTALE);
+    assert_int_equal(arena_pin(a, q), -ESTALE);
+    assert_int_equal(arena_unpin(a, q), -ESTALE);
+    assert_int_equal(arena_safepoint(a, ARENA_SAFEPOINT), -ESTALE);
+    assert_int_equal(arena_gc(a, 0, NULL), -ESTALE);
     assert_int_equal(arena_stats(a, &stats), -ESTALE);
     assert_int_equal(arena_trim(a), -ESTALE);
     arena_free(a, q); /* what may be left to clean up still can be */
@@ -133,6 +146,30 @@ static void every_call_of_every_thread_says_estale(void **state)
     assert_non_null(arena_alloc(b, 100));
     arena_close(b);
     assert_int_equal(check_of(&d), 0);
+}
+
+/* A client that does not know yet that its heap is of the past asks for a collection, and one of the new heap's has an object
+ * that nothing leads to. */
+static void a_collection_of_a_heap_that_is_gone_does_not_collect_the_next(void **state)
+{
+    (void)state;
+    struct arena_gc_stats stats = {.size = sizeof stats};
+    daemon_start(&d, "16M", NULL);
+    arena_t *a = open_heap(&d);
+    daemon_stop(&d);
+    daemon_again(&d, "16M", NULL);
+    arena_t *b = open_heap(&d);
+    char *p = arena_alloc_flags(b, 100, ARENA_SHARED);
+    assert_int_equal(arena_safepoint(b, ARENA_SAFEPOINT), 0); /* it might be collected */
+    assert_int_equal(arena_gc(a, 0, &stats), -ESTALE);
+    assert_int_equal(stats.objects, 0);
+    assert_null(arena_alloc(a, 100)); /* it has learned of it */
+    assert_int_equal(errno, ESTALE);
+    assert_int_equal(arena_safepoint(b, ARENA_RUNS), 0);
+    assert_int_equal(arena_claim(b, p), 0); /* it is there */
+    assert_int_equal(arena_gc(b, ARENA_GC_SAFEPOINT, &stats), 0);
+    arena_close(a);
+    arena_close(b);
 }
 
 static int waits_for_a_root(void *argument)
@@ -448,6 +485,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(every_call_of_every_thread_says_estale),
+        TEST(a_collection_of_a_heap_that_is_gone_does_not_collect_the_next),
         TEST(a_wait_for_a_root_of_a_heap_that_is_gone_ends),
         TEST(a_keeper_keeps_a_heap_that_cannot_be_trusted_and_does_not_serve_it),
         TEST(spoiled_files_are_named_kept_and_not_served),
