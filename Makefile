@@ -261,7 +261,7 @@ VALGRIND_E2E = $(B)/tests/e2e/object_test $(B)/tests/e2e/grow_test
 # the registers as they are at each access: daemon/gc_test goes on after a fault
 test-valgrind: ## the daemon's unit tests and the library's objects under valgrind
 test-valgrind: $(UNIT_TESTS) $(VALGRIND_E2E) all
-	@export ARENA_BUILD=$(B); for test in $(filter $(B)/tests/daemon/%,$(UNIT_TESTS)) $(VALGRIND_E2E); do echo "$$test"; \
+	@export ARENA_BUILD=$(B) TEST_RUNNER=valgrind; for test in $(filter $(B)/tests/daemon/%,$(UNIT_TESTS)) $(VALGRIND_E2E); do echo "$$test"; \
 	    CMOCKA_TEST_ABORT=1 valgrind -q --error-exitcode=9 --leak-check=full --show-leak-kinds=definite \
 	    --vex-iropt-register-updates=allregs-at-mem-access --suppressions=tests/lint/valgrind.supp $$test \
 	    >$(B)/valgrind.log 2>&1 || { cat $(B)/valgrind.log; exit 1; }; done
