@@ -319,6 +319,8 @@ void limbo_or_free(struct arena *a, void *object, struct limbo_entry *entry, con
 {
     fence_seq_cst(); /* [GC1] the copy is there, or the flag is seen */
     uint32_t serial = collecting(a);
+    if (serial && !entry && limbo_prepare(a, &entry) < 0) /* another thread has declared itself meanwhile, and a collection runs */
+        return; /* it stays until the process ends, or a collection finds it */
     if (!entry || !serial) {
         free(entry);
         free_as(a, object, call);
