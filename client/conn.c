@@ -535,8 +535,10 @@ int conn_ahead(struct arena *a, unsigned span_class)
     int rc = c->ahead.arrived ? -c->ahead.error : -EPIPE;
     if (!c->ahead.arrived && conn_is_there(c))
         rc = receive_in(a, c->ahead.id, MSG_GRANT, &patience);
-    if (!c->ahead.arrived) /* lost, or given up */
+    if (!c->ahead.arrived) { /* lost, or given up: then all patience is spent */
         drop(c);
+        c->waited_out |= rc == -ETIMEDOUT;
+    }
     c->ahead.id = 0;
     return rc;
 }
