@@ -373,11 +373,12 @@ int arena_tx_begin(arena_t *a);
  * nor of this transaction: still open. -EDQUOT, -ENOSPC too many roots: still open. -ENOTCONN nobody has answered: it was
  * not done and will not be, still open. -EINPROGRESS in doubt: the daemon has begun with it and stands still; a commit or an
  * abort later tells: a commit with the same arguments is 0 if either of the two was done; with others -EALREADY says that the one
- * before was done, this one was not, and the transaction is over. */
+ * before was done, this one was not, and the transaction is over. Until one of the two is called an allocation of this thread asks
+ * too, and has errno ENOTCONN where nobody can say yet, EALREADY where it was done: what was new would be published at once. */
 int arena_tx_commit(arena_t *a, const char *root, arena_ref_t expected, arena_ref_t desired);
 
-/* Frees all of it. -EINVAL no transaction. -ESTALE it is over, with its heap. After a commit that said -EINPROGRESS it asks first (a round trip): -EALREADY that
- * commit was done, all is published - -ENOTCONN nobody can say yet: still open. */
+/* Frees all of it. -EINVAL no transaction. -ESTALE it is over, with its heap. After a commit that said -EINPROGRESS it asks first
+ * (a round trip): -EALREADY that commit was done, all is published - -ENOTCONN nobody can say yet: still open. */
 int arena_tx_abort(arena_t *a);
 
 /* ---- references ------------------------------------------------------------------------------------------------ */

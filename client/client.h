@@ -477,15 +477,15 @@ int64_t now_ms(void); /* monotonic */
 void conn_init(struct connection *c, int fd);
 void reason_set(const char *text); /* what arena_reason() says to this thread */
 
-/* tx.c. A transaction is open on the thread: tx_room() before an object is taken, false: no private memory; tx_log() after. */
+/* tx.c. A transaction is open on the thread: tx_room() before an object is taken, 0 or why there is none; tx_log() after. */
 void tx_init(struct arena *a);
 void tx_fini(struct arena *a);
-bool tx_room(struct mcache *mc);
+int tx_room(struct mcache *mc);
 void tx_log(struct mcache *mc, void *object, uint16_t *word);
 void tx_freed(struct arena *a, const struct mcache *mc, unsigned tag); /* an object of an open one is it no more */
 int tx_adopt(struct mcache *mc, void *object); /* an object of the process's becomes the open one's; or there is none */
 /* An object of the process's, so far, becomes that of the open transaction `tag` of any thread: 0, -ENOMEM, -EBUSY it is
- * being committed. */
+ * being committed, or that is in doubt. */
 int tx_move(struct arena *a, unsigned tag, void *object, uint16_t *word);
 bool tx_turn_late(struct arena *a); /* true: some still wait for the end of a snapshot */
 void tx_thread_exit(struct mcache *mc);

@@ -68,8 +68,9 @@ void *object_fit(struct arena *a, void *p, size_t used, const char *call)
     struct mcache *mc = mcache_get(a);
     if (!mc)
         return NULL;
-    if (mc->tx && !tx_room(mc)) {
-        errno = refused(ENOMEM, "no private memory to note an object of a transaction");
+    int rc = mc->tx ? tx_room(mc) : 0;
+    if (rc < 0) {
+        errno = -rc;
         return NULL;
     }
     size_t capacity = arena_usable_size(a, p);

@@ -184,8 +184,9 @@ void *large_alloc(struct arena *a, struct mcache *mc, size_t size, size_t alignm
         errno = ESTALE;
         return NULL;
     }
-    if (mc->tx && !(flags & ARENA_SHARED) && !tx_room(mc)) {
-        errno = refused(ENOMEM, "no private memory to note an object of a transaction");
+    int rc = mc->tx && !(flags & ARENA_SHARED) ? tx_room(mc) : 0;
+    if (rc < 0) {
+        errno = -rc;
         return NULL;
     }
     trim_if_asked(mc);
@@ -196,7 +197,7 @@ void *large_alloc(struct arena *a, struct mcache *mc, size_t size, size_t alignm
     if (pages < 2)
         pages = 2; /* the cache chains in the entries of two pages */
     struct scrape scrape = {0};
-    int rc = obtain(mc, flags & ARENA_NOSCAN, pages, align, &scrape, &first);
+    rc = obtain(mc, flags & ARENA_NOSCAN, pages, align, &scrape, &first);
     uint64_t exact = (size + PAGE_SIZE - 1) >> PAGE_SHIFT;
     if ((rc == -ENOMEM || rc == -EDQUOT) && exact > 1 && exact < pages) /* the rounding may be what is too much */
         rc = obtain(mc, flags & ARENA_NOSCAN, exact, align, &scrape, &first);

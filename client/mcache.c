@@ -235,8 +235,9 @@ static void *take(struct mcache *mc, unsigned span_class, uint16_t to)
         return NULL;
     }
     bool logged = mc->tx && to == mc->owned;
-    if (unlikely(logged && !tx_room(mc))) {
-        errno = refused(ENOMEM, "no private memory to note an object of a transaction");
+    int rc = unlikely(logged) ? tx_room(mc) : 0;
+    if (unlikely(rc < 0)) {
+        errno = -rc;
         return NULL;
     }
     trim_if_asked(mc);

@@ -7,7 +7,8 @@
  *  1. An entry {object, word} is acted on only if the page entry of the object still leads to that word, and the word is
  *     OWNED(x). Then the object is one of this transaction: only its own allocations make a word OWNED(x), and while it is
  *     OWNED(x) its span stays as it is.
- *  2. Each object that is OWNED(x) has an entry: room is made before the object is taken, or there is no object.
+ *  2. Each object that is OWNED(x) has an entry: room is made before the object is taken, or there is no object. While a
+ *     commit is in doubt none becomes OWNED(x): it might be published at once, unpinned, and a collection's.
  *  3. When the log is full and much was freed, what is dead or named twice is dropped. So its size is in proportion to
  *     what lives.
  *  4. Only a commit and an abort act on it. What a collection keeps for later (gc.c) is OWNED by another tag: see 1.
@@ -37,7 +38,7 @@ struct log {
 struct transaction {
     uint16_t tag;
     bool in_doubt;           /* a commit was not answered: it may have been done. In tx_late: its thread has ended */
-    bool closed;             /* to objects that other threads move. sync: tx_lock */
+    bool closed;             /* to objects that other threads move: while a commit is under way or in doubt. sync: tx_lock */
     struct log log;          /* in the order of allocation, until it is compacted. sync: its thread */
     struct log moved;        /* objects of it that other threads have moved. sync: tx_lock */
     uint64_t freed;          /* of its objects since the log was compacted, by its thread; */
@@ -46,6 +47,8 @@ struct transaction {
     char root[ROOT_NAME];
     struct transaction *next; /* of tx_open or tx_late. sync: tx_lock */
 };
+
+static int reopen(struct arena *a, struct transaction *tx);
 
 /* ---- the log ---------------------------------------------------------------------------------------------------------------------- */
 
@@ -93,16 +96,19 @@ static bool make_room(const struct arena *a, unsigned tag, struct log *log, uint
     return true;
 }
 
-bool tx_room(struct mcache *mc)
+int tx_room(struct mcache *mc)
 {
     struct transaction *tx = mc->tx;
-    if (likely(tx->log.count < tx->log.capacity))
-        return true;
+    int rc = likely(!tx->in_doubt) ? 0 : reopen(mc->arena, tx);
+    if (rc < 0 || likely(tx->log.count < tx->log.capacity))
+        return rc;
     uint64_t others = load_relaxed(&mc->arena->tx_freed_by_others);
     uint64_t freed = tx->freed + (others - tx->freed_by_others);
     tx->freed = 0;
     tx->freed_by_others = others;
-    return make_room(mc->arena, tx->tag, &tx->log, freed);
+    if (make_room(mc->arena, tx->tag, &tx->log, freed))
+        return 0;
+    return refused(-ENOMEM, "no private memory to note an object of a transaction");
 }
 
 void tx_log(struct mcache *mc, void *object, uint16_t *word)
@@ -123,10 +129,9 @@ int tx_adopt(struct mcache *mc, void *object)
 {
     struct object o;
     struct arena *a = mc->arena;
-    if (!mc->tx)
-        return 0;
-    if (!tx_room(mc))
-        return -ENOMEM;
+    int rc = mc->tx ? tx_room(mc) : 0;
+    if (!mc->tx || rc < 0)
+        return rc;
     if (!object_find(&a->heap, (uint64_t)((uint8_t *)object - a->base), &o))
         return -EINVAL;
     uint16_t seen = load_relaxed(o.word);
@@ -380,6 +385,19 @@ static int settle(struct arena *a, struct transaction *tx, bool waits)
     return rc == 0 && tag_state(&a->heap, tx->tag) == TAG_TX_COMMITTED ? -EALREADY : 0;
 }
 
+/* Something new is to be of a transaction whose commit was in doubt: 0 if that was not done. If it was, whatever bears the tag is
+ * published from its first moment on, so there is nothing new; the commit or the abort that follows tells the caller. */
+static int reopen(struct arena *a, struct transaction *tx)
+{
+    int rc = settle(a, tx, true);
+    if (rc == 0)
+        set_closed(a, tx, false);
+    if (rc != -EALREADY)
+        return rc;
+    tx->in_doubt = true;
+    return refused(rc, "the commit that was in doubt was done: nothing more can be of its transaction");
+}
+
 /* Frees what a log names; the thread is in no transaction any more. */
 static void free_log(struct arena *a, struct mcache *mc, unsigned tag, const struct log *log)
 {
@@ -558,7 +576,7 @@ PUBLIC int arena_tx_commit(arena_t *a, const char *root, arena_ref_t expected, a
         committed(mc);
         return 0;
     }
-    set_closed(a, tx, false);
+    set_closed(a, tx, tx->in_doubt); /* what may be published already takes in no copy */
     if (rc == -EINVAL && root)
         refused_root(a, root, desired, tx->tag);
     return rc == -EPERM ? -EINVAL : rc;

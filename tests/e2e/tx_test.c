@@ -14,6 +14,8 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
+#include "client/client.h"
+#include "shm/ticket.h"
 #include "tests/e2e/harness.h"
 
 static struct daemon d;
@@ -590,7 +592,13 @@ static void another_commit_after_one_in_doubt_says_which_was_done(void **state)
 {
     bool doubt;
     (void)state;
-    void *p = commit_in_doubt(&doubt), *q = arena_alloc(a, 64);
+    void *p = commit_in_doubt(&doubt), *q;
+    while (!(q = arena_alloc(a, 64)) && errno == ENOTCONN)
+        ;
+    if (!q) { /* it was done */
+        assert_int_equal(errno, EALREADY);
+        q = p;
+    }
     int rc = arena_tx_commit(a, "second", 0, arena_ref(a, q));
     while (rc == -ENOTCONN)
         rc = arena_tx_commit(a, "second", 0, arena_ref(a, q));
@@ -600,6 +608,43 @@ static void another_commit_after_one_in_doubt_says_which_was_done(void **state)
     assert_int_equal(standing_of(p), SHARED); /* both are of the one transaction */
     assert_int_equal(standing_of(q), SHARED);
     assert_int_equal(arena_tx_abort(a), -EINVAL); /* and it is over */
+}
+
+/* The daemon has taken the request up, as far as the map tells, and stands still. It has read nothing: so it was not done. */
+static void while_a_commit_is_in_doubt_nothing_new_is_of_its_transaction(void **state)
+{
+    pid_t serving = daemon_serving(&d);
+    (void)state;
+    open_impatient();
+    void *other = arena_alloc(a, 64);
+    begin();
+    void *p = arena_alloc(a, 64);
+    kill(serving, SIGSTOP);
+    a->heap.tickets[a->tag] = TICKET_TAKEN(a->conn.next_id + 1);
+    assert_int_equal(arena_tx_commit(a, "first", 0, arena_ref(a, p)), -EINPROGRESS);
+    for (int i = 0; i < 2; i++) {
+        assert_null(arena_alloc(a, i ? 100000 : 64));
+        assert_int_equal(errno, ENOTCONN);
+    }
+    assert_null(arena_realloc(a, p, 4000));
+    assert_int_equal(errno, ENOTCONN);
+    arena_free(a, other); /* what is not of it may be freed */
+    kill(serving, SIGCONT);
+    void *q = NULL, *large = NULL;
+    while (!q || !large) {
+        q = q ? q : arena_alloc(a, 64);
+        large = large ? large : arena_alloc(a, 100000);
+        assert_true((q && large) || errno == ENOTCONN);
+    }
+    assert_false(has_root("first"));
+    int rc;
+    while ((rc = arena_tx_commit(a, "first", 0, arena_ref(a, p))) == -ENOTCONN)
+        ;
+    assert_int_equal(rc, 0);
+    assert_int_equal(standing_of(p), SHARED);
+    assert_int_equal(standing_of(q), SHARED);
+    assert_int_equal(standing_of(large), SHARED);
+    assert_int_equal(check_of(&d), 0);
 }
 
 static void the_same_commit_after_one_in_doubt_is_done_once(void **state)
@@ -680,6 +725,7 @@ int main(void)
         TEST(what_changes_hands_inside_is_not_undone),
         TEST(a_thread_that_ends_aborts_its_own),
         TEST(another_commit_after_one_in_doubt_says_which_was_done),
+        TEST(while_a_commit_is_in_doubt_nothing_new_is_of_its_transaction),
         TEST(the_same_commit_after_one_in_doubt_is_done_once),
         TEST(an_abort_after_one_in_doubt_aborts_or_says_that_it_was_done),
         TEST(a_thread_that_ends_in_doubt_leaves_nothing),
