@@ -248,7 +248,7 @@ void large_free(struct arena *a, uint64_t first, uint16_t *word)
 
 uint64_t large_bytes(const struct arena *a, uint64_t first, uint64_t bytes)
 {
-    return is_leased(a, first) ? (uint64_t)noted_pages(a, first) << PAGE_SHIFT : bytes;
+    return is_leased(a, first) && !forked(a) ? (uint64_t)noted_pages(a, first) << PAGE_SHIFT : bytes;
 }
 
 /* A call has reached the daemon, by a connection on which nothing old can be read: the map's count is the span's. With

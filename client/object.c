@@ -408,7 +408,8 @@ PUBLIC int arena_claim(arena_t *a, void *p)
 PUBLIC size_t arena_usable_size(arena_t *a, const void *p)
 {
     struct object object;
-    return p && object_find(&a->heap, (uint64_t)((const uint8_t *)p - a->base), &object) && !object.remainder ? object.size : 0;
+    char why[100];
+    return p && object_at(a, p, &object, why) == 0 ? object.size : 0;
 }
 
 PUBLIC void *arena_calloc(arena_t *a, size_t count, size_t size)

@@ -10,6 +10,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "client/client.h"
+#include "shm/ticket.h"
 #include "tests/e2e/harness.h"
 
 static struct daemon d;
@@ -372,6 +374,39 @@ static void buffers_go_from_thread_to_thread(void **state)
     assert_int_equal(check_of(&d), 0);
 }
 
+/* The daemon has taken the request up, as far as the map tells, and stands still: it may cut the object at any moment. */
+static void what_a_cut_in_doubt_may_take_is_not_usable(void **state)
+{
+    enum { BEFORE = 1 << 20, AFTER = 300000 };
+    struct arena_options o = ARENA_OPTIONS_INIT;
+    arena_t *impatient;
+    int rc;
+    (void)state;
+    o.timeout_ms = 300;
+    arena_close(a);
+    while (arena_open(&impatient, d.socket, &o) != 0) /* on a busy machine it may not have answered by then */
+        ;
+    char *p;
+    while (!(p = arena_alloc(impatient, BEFORE)))
+        assert_int_equal(errno, ENOTCONN);
+    assert_true(arena_usable_size(impatient, p) >= BEFORE);
+    pid_t serving = daemon_serving(&d);
+    kill(serving, SIGSTOP);
+    impatient->heap.tickets[impatient->tag] = TICKET_TAKEN(impatient->conn.next_id + 1);
+    assert_ptr_equal(arena_realloc(impatient, p, AFTER), p); /* smaller never fails */
+    assert_true(arena_usable_size(impatient, p) >= AFTER);
+    assert_true(arena_usable_size(impatient, p) < BEFORE);
+    kill(serving, SIGCONT);
+    while ((rc = arena_publish(impatient, p)) == -ENOTCONN) /* it asks */
+        ;
+    assert_int_equal(rc, 0);
+    assert_true(arena_usable_size(impatient, p) >= BEFORE); /* it was not cut */
+    arena_free(impatient, p);
+    arena_close(impatient);
+    assert_int_equal(arena_open(&a, d.socket, NULL), 0);
+    assert_int_equal(check_of(&d), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -382,6 +417,7 @@ int main(void)
         cmocka_unit_test(a_full_heap_fails_without_a_loss),
         cmocka_unit_test(a_vector_holds_its_items),
         cmocka_unit_test(buffers_go_from_thread_to_thread),
+        cmocka_unit_test(what_a_cut_in_doubt_may_take_is_not_usable),
         cmocka_unit_test(death_while_growing_leaves_nothing),
         cmocka_unit_test(a_daemon_that_follows_finds_what_grew_and_shrank),
     };
