@@ -28,7 +28,7 @@
  * ends is none. What the parent owned stays the parent's: the child can read it and cannot free it. The child uses no lock,
  * cache or connection of its parent's, whatever the parent's other threads were in the middle of. Handlers of
  * pthread_atfork may call every function, in any order with ours. _Fork and clone are forks too, where the child may call
- * malloc; there it calls arena_stack before it uses frames again. (Before Linux 4.14: fork alone.) After vfork: nothing but exec.
+ * malloc. (Before Linux 4.14: fork alone.) After vfork: nothing but exec.
  *
  * exec: the new program has nothing. What the old one owned is free when the new one attaches, or when the process ends.
  *
@@ -259,8 +259,8 @@ static inline void *arena_vec_at(const arena_vec_t *v, size_t i) /* NULL: beyond
  *     ...
  *     arena_frame_pop(s, f);                             // and all that was allocated since, inner frames too
  *
- * A frame costs a few instructions, no lock, and neither a word nor a call of the allocator. In a forked child it is empty:
- * frames of before the fork are gone, popping them does nothing. ARENA_DEBUG=stack in the environment, read by arena_open,
+ * A frame costs a few instructions, no lock, and neither a word nor a call of the allocator. In a forked child, however it was
+ * made, it is empty: frames of before the fork are gone, popping them does nothing, and the pointer to it is good. ARENA_DEBUG=stack in the environment, read by arena_open,
  * moves it at every arena_frame_alloc and fills the old place with 0xdb, so that a stale pointer is found at once;
  * ARENA_DEBUG=escape (or stack,escape) searches at every pop for what still leads into the popped frames - a pointer,
  * reference or handle in an object of the heap that is this process's or published, in an outer frame, in a root - and
@@ -270,7 +270,7 @@ struct arena_stack { /* private memory. sync: its thread, through the functions 
     char *base;      /* where its bytes are now */
     size_t top;      /* bytes in use */
     size_t limit;    /* an allocation up to here needs no look; the guard area is behind it */
-    size_t pop_max;  /* a pop of a frame that begins above it takes a look: never, but for a debug mode or a forked child */
+    size_t pop_max;  /* a pop of a frame from there on takes a look: never, but for a debug mode or a forked child */
     uint64_t handles; /* of offset 0 */
 };
 typedef struct arena_stack arena_stack_t;
@@ -300,7 +300,7 @@ static inline arena_frame_t arena_frame_push(const arena_stack_t *s) { return s-
 
 static inline void arena_frame_pop(arena_stack_t *s, arena_frame_t frame)
 {
-    if (__builtin_expect(frame > s->pop_max, 0)) {
+    if (__builtin_expect(frame >= s->pop_max, 0)) {
         arena_frame_pop_slow(s, frame);
         __asm__ volatile(""); /* not a jump: the caller is to be found on the way back */
     } else
@@ -317,15 +317,17 @@ static inline void *arena_frame_alloc(arena_stack_t *s, size_t size)
     return s->base + top;
 }
 
-/* The same without any compare, for frames of at most ARENA_FRAME_SMALL bytes in all: they fit into the guard area, which
- * is always there. So it never fails and never moves the stack. At most four such frames may be inside one another without
+/* The same without a look at what room there is, for frames of at most ARENA_FRAME_SMALL bytes in all: they fit into the
+ * guard area, which is always there. So it never fails and never moves the stack. At most four such frames may be inside one another without
  * an arena_frame_alloc between them (a function that calls no other, and what it is called by); ARENA_DEBUG=stack aborts
  * at the fifth. size: a constant; a bigger one is compared. */
 static inline void *arena_frame_alloc_small(arena_stack_t *s, size_t size)
 {
-    size_t top = s->top;
     if (size > ARENA_FRAME_SMALL)
         return arena_frame_alloc(s, size);
+    if (__builtin_expect(!s->base, 0)) /* a fork's child: it is empty */
+        arena_frame_pop_slow(s, (arena_frame_t)-1);
+    size_t top = s->top;
     s->top = top + ((size + 15) & ~(size_t)15);
     return s->base + top;
 }

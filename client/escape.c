@@ -180,7 +180,7 @@ static void look_at_stack(const struct gone *g, struct escape *e)
 {
     const char *kind;
     for (size_t at = STACK_BOTTOM; at < g->frame; at += 8) {
-        const uint64_t *place = (const uint64_t *)(void *)(g->k->s.base + at);
+        const uint64_t *place = (const uint64_t *)(void *)(g->k->s->base + at);
         size_t found = leads_to(g, load_relaxed(place), &kind);
         if (found && !told_before(e, place, load_relaxed(place)))
             tell(g, kind, found, place, "an outer frame at", site_in_stack(g->k, at));
@@ -222,7 +222,7 @@ static void look_at_heap(const struct gone *g, struct escape *e)
             uint8_t *object = base + i * size;
             bool mine =
                 word_is_owned(word) && (word_tag(word) == a->tag || tx_is_mine(a, word_tag(word)));
-            if ((mine || word == WORD_SHARED) && object != (uint8_t *)g->k->s.base)
+            if ((mine || word == WORD_SHARED) && object != (uint8_t *)g->k->s->base)
                 look_at_object(g, e, object, size, !mine);
         }
         page += span.page_count;
@@ -248,13 +248,13 @@ static void look_at_roots(const struct gone *g, struct escape *e)
 void escape_check_pop(struct stack *k, size_t frame)
 {
     struct escape *e = escape_of(k->arena);
-    uint64_t at = (uint64_t)(uintptr_t)k->s.base + frame;
+    uint64_t at = (uint64_t)(uintptr_t)k->s->base + frame;
     struct gone g = {.k = k,
                      .frame = frame,
-                     .bytes = k->s.top - frame,
+                     .bytes = k->s->top - frame,
                      .pointer = at,
                      .ref = at - (uint64_t)(uintptr_t)k->arena->base,
-                     .handle = k->s.handles + frame,
+                     .handle = k->s->handles + frame,
                      .popped_at = site_here()};
     if (!e || !k->size)
         return;

@@ -564,7 +564,10 @@ PUBLIC int arena_safepoint(arena_t *a, int mode)
     if (forked(a) && (rc = arena_reattach(a)) < 0)
         return rc;
     before = load_relaxed(&a->gc_mode);
-    if (mode != GC_RUNS && before == GC_RUNS && (rc = stack_collect(a)) < 0) /* while it may still allocate */
+    bool enters = mode == GC_SAFEPOINT && before != GC_SAFEPOINT;
+    if ((enters || (mode == GC_PINS && before == GC_RUNS)) && (rc = stack_collect(a)) < 0) /* while it may still allocate */
+        return rc;
+    if (enters && (rc = stacks_keep(a)) < 0)
         return rc;
     if (mode == GC_PINS && (rc = limbo_tag(a)) < 0)
         return rc;
@@ -576,6 +579,8 @@ PUBLIC int arena_safepoint(arena_t *a, int mode)
         set_mode(a, rc == 0 ? mode : before);
     else if (before == GC_PINS || mode == GC_PINS) /* the rules of both: born pinned, as before */
         set_mode(a, GC_PINS);
+    if (rc != -EINPROGRESS && load_relaxed(&a->gc_mode) != GC_SAFEPOINT)
+        stacks_let_go(a);
     late_settle(a);
     return rc;
 }

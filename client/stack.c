@@ -4,21 +4,66 @@
  *
  * The bytes are an object OWNED by the process, never by a transaction that happens to be open. A
  * copy is made whole before the old object is freed. die: both are OWNED, and the pass frees them.
+ *
+ * Forks: a child, however it was made, holds its parent's pointer to a stack, and the inline functions would write into the
+ * parent's frames. What they look at (struct arena_stack) is therefore memory that a fork wipes. Zeros lead each of them into
+ * a slow path, and there its thread, nobody else, begins it anew (entered()).
+ *
+ * All stacks of the process lie in chunks, which stay: one part of a chunk is wiped, the other is found by the same index.
+ * A child finds by index, without a list, what another thread may have been in the middle of.
  */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "client/escape.h"
 #include "client/stack.h"
 
-static __thread struct stack *tls_stacks[HEAPS_MAX];
-static struct stack *stacks; /* sync: registry_lock */
-static uint32_t stack_count; /* sync: registry_lock */
+enum { WIPED_BYTES = 64 << 10, WIPED_EACH = 64, CHUNK_STACKS = WIPED_BYTES / WIPED_EACH, CHUNKS_MAX = 128 };
+_Static_assert(sizeof(struct arena_stack) <= WIPED_EACH, "what a fork wipes of a stack");
+_Static_assert(CHUNK_STACKS * CHUNKS_MAX >= MCACHES_MAX * HEAPS_MAX, "a stack for each thread and heap");
 
-static struct stack *stack_of(arena_stack_t *s)
+/* Behind WIPED_BYTES, aligned to as much. */
+struct chunk {
+    struct stack stacks[CHUNK_STACKS];
+};
+
+static __thread struct stack *tls_stacks[HEAPS_MAX];
+/* sync: registry_lock; looked at without it by who begins anew after a fork. A chunk is set before a stack of it counts */
+static struct chunk *chunks[CHUNKS_MAX];
+static uint32_t stacks_made;
+static struct stack *spare;  /* sync: registry_lock */
+static uint32_t stack_count; /* for handles. sync: registry_lock */
+
+static struct stack *stack_of(const arena_stack_t *s)
 {
-    return (struct stack *)(void *)s;
+    uintptr_t at = (uintptr_t)s, wiped = at & ~(uintptr_t)(WIPED_BYTES - 1);
+    struct chunk *c = (struct chunk *)(wiped + WIPED_BYTES);
+    return &c->stacks[(at - wiped) / WIPED_EACH];
+}
+
+static struct stack *stack_number(uint32_t i) { return &chunks[i / CHUNK_STACKS]->stacks[i % CHUNK_STACKS]; }
+
+/* Without memory of its own: the guard is in the scratch, and the first allocation makes it grow. By its thread; by the one
+ * that forked. */
+static void begin(struct stack *k)
+{
+    k->s->top = STACK_BOTTOM;
+    k->s->limit = 0;
+    k->s->pop_max = 0;
+    k->s->handles = k->handles;
+    k->s->base = k->scratch;
+}
+
+/* What each slow path begins with: in a forked child the stack is empty from here on. */
+static struct stack *entered(arena_stack_t *s)
+{
+    fork_generation();
+    struct stack *k = stack_of(s);
+    if (unlikely(!s->base))
+        begin(k);
+    return k;
 }
 
 static bool is_debugged(const struct stack *k)
@@ -67,21 +112,21 @@ static int move_to(struct stack *k, size_t size)
     int rc = k->size ? limbo_prepare(k->arena, &entry) : 0;
     if (rc < 0)
         return rc;
-    char *from = k->s.base, *to = alloc_own(k->arena, size);
+    char *from = k->s->base, *to = alloc_own(k->arena, size);
     if (!to) {
         rc = -errno;
         free(entry);
         return rc;
     }
-    memcpy(to, from, k->s.top);
+    memcpy(to, from, k->s->top);
     if (is_debugged(k))
-        memset(to + k->s.top, 0, size - k->s.top);
-    k->s.base = to;
+        memset(to + k->s->top, 0, size - k->s->top);
+    k->s->base = to;
     k->owner = thread_self();
     if (k->size)
         leave(k, from, k->size, entry);
     k->size = size;
-    k->s.limit = is_debugged(k) ? 0 : real_limit(k);
+    k->s->limit = is_debugged(k) ? 0 : real_limit(k);
     return 0;
 }
 
@@ -97,10 +142,9 @@ static int grow(struct stack *k, size_t need)
 
 PUBLIC int arena_stack_shrink(arena_stack_t *s)
 {
-    fork_generation(); /* in a child it is empty from here on */
-    struct stack *k = stack_of(s);
+    struct stack *k = entered(s);
     size_t size = k->size;
-    while (size > STACK_FIRST && k->s.top <= size / 4 && k->s.top + ARENA_FRAME_GUARD <= size / 2)
+    while (size > STACK_FIRST && k->s->top <= size / 4 && k->s->top + ARENA_FRAME_GUARD <= size / 2)
         size /= 2;
     return size < k->size ? move_to(k, size) : 0;
 }
@@ -111,16 +155,17 @@ int stack_collect(struct arena *a)
     if (!k)
         return 0;
     if (k->size) {
-        arena_stack_shrink(&k->s); /* or it is as it was */
+        arena_stack_shrink(k->s); /* or it is as it was */
         return 0;
     }
     /* a forked child's, still in private memory: the collector reads the heap alone */
-    return k->s.top > STACK_BOTTOM ? grow(k, k->s.top + ARENA_FRAME_GUARD) : 0;
+    return k->s->top > STACK_BOTTOM ? grow(k, k->s->top + ARENA_FRAME_GUARD) : 0;
 }
 
 PUBLIC size_t arena_stack_size(const arena_stack_t *s)
 {
-    return ((const struct stack *)(const void *)s)->size;
+    fork_generation();
+    return stack_of(s)->size;
 }
 
 PUBLIC int arena_stack_set_max(arena_t *a, size_t bytes)
@@ -137,21 +182,20 @@ PUBLIC int arena_stack_set_max(arena_t *a, size_t bytes)
 static void check_guard(struct stack *k)
 {
     size_t room = k->size ? k->size : sizeof k->scratch;
-    if (k->s.top <= room)
+    if (k->s->top <= room)
         return;
     fprintf(stderr,
             "arena_frame_alloc_small: the guard of a stack is overrun by %zu bytes: more than %d "
             "small frames inside "
             "one another without an arena_frame_alloc\n",
-            k->s.top - room, ARENA_FRAME_GUARD / ARENA_FRAME_SMALL);
+            k->s->top - room, ARENA_FRAME_GUARD / ARENA_FRAME_SMALL);
     abort();
 }
 
 __attribute__((noinline)) PUBLIC void *arena_frame_alloc_slow(arena_stack_t *s, size_t size)
 {
-    fork_generation(); /* in a child it is empty from here on */
-    struct stack *k = stack_of(s);
-    size_t bytes = size ? (size + 15) & ~(size_t)15 : 16, top = k->s.top;
+    struct stack *k = entered(s);
+    size_t bytes = size ? (size + 15) & ~(size_t)15 : 16, top = k->s->top;
     if (size >= STACK_MAX_MAX) {
         errno = ENOMEM;
         return NULL;
@@ -166,8 +210,8 @@ __attribute__((noinline)) PUBLIC void *arena_frame_alloc_slow(arena_stack_t *s, 
         errno = -rc;
         return NULL;
     }
-    k->s.top = top + bytes;
-    void *p = k->s.base + top;
+    k->s->top = top + bytes;
+    void *p = k->s->base + top;
     if (k->arena->debug & DEBUG_ESCAPE)
         escape_note_frame(k, top, top + bytes);
     return p;
@@ -175,16 +219,17 @@ __attribute__((noinline)) PUBLIC void *arena_frame_alloc_slow(arena_stack_t *s, 
 
 __attribute__((noinline)) PUBLIC void arena_frame_pop_slow(arena_stack_t *s, arena_frame_t frame)
 {
-    fork_generation(); /* in a child it is empty from here on */
-    struct stack *k = stack_of(s);
+    struct stack *k = entered(s);
     check_guard(k);
-    if (frame >= k->s.top) /* of before a fork; or popped already */
+    if (frame >= k->s->top) /* of before a fork; or popped already */
         return;
+    if (frame < STACK_BOTTOM) /* pushed in a child before its stack was begun anew */
+        frame = STACK_BOTTOM;
     if (k->arena->debug & DEBUG_ESCAPE)
         escape_check_pop(k, frame);
     if (is_debugged(k))
-        memset(k->s.base + frame, 0xdb, k->s.top - frame);
-    k->s.top = frame;
+        memset(k->s->base + frame, 0xdb, k->s->top - frame);
+    k->s->top = frame;
 }
 
 static void *escape(arena_stack_t *s, uint64_t at, size_t size, unsigned flags)
@@ -208,114 +253,212 @@ PUBLIC void *arena_escape_handle(arena_stack_t *s, arena_handle_t handle, size_t
     return escape(s, handle - s->handles, size, flags);
 }
 
+/* ---- safepoints of other threads ------------------------------------------------------------- */
+
+static void *copy_make(struct arena *a)
+{
+    void *copy = alloc_own(a, sizeof(((struct stack *)NULL)->scratch));
+    return copy ? memset(copy, 0, sizeof(((struct stack *)NULL)->scratch)) : NULL;
+}
+
+/* Pointers into a frame are its thread's, so the frames stay where they are: what the collector reads is a copy. */
+static void copy_frames(struct stack *k)
+{
+    size_t top = load_relaxed(&k->s->top);
+    size_t bytes = top < sizeof k->scratch ? top : sizeof k->scratch;
+    memcpy(k->kept, k->scratch, bytes);
+    memset((char *)k->kept + bytes, 0, sizeof k->scratch - bytes);
+}
+
+/* die: copies that are OWNED, which the pass frees */
+int stacks_keep(struct arena *a)
+{
+    void *copy = NULL;
+    bool again = true;
+    while (again) {
+        again = false;
+        registry_enter();
+        for (uint32_t i = 0; i < stacks_made && !again; i++) {
+            struct stack *k = stack_number(i);
+            if (k->arena != a || k == tls_stacks[a->index] || k->size || load_relaxed(&k->s->top) <= STACK_BOTTOM)
+                continue;
+            if (k->kept || copy) {
+                if (!k->kept) {
+                    k->kept = copy;
+                    copy = NULL;
+                }
+                copy_frames(k);
+            } else
+                again = true;
+        }
+        pthread_mutex_unlock(&registry_lock);
+        if (again && (copy = copy_make(a)) == NULL)
+            return -errno;
+    }
+    arena_free(a, copy);
+    return 0;
+}
+
+void stacks_let_go(struct arena *a)
+{
+    for (;;) {
+        void *copy = NULL;
+        registry_enter();
+        for (uint32_t i = 0; i < stacks_made && !copy; i++) {
+            struct stack *k = stack_number(i);
+            if (k->arena == a && k->kept) {
+                copy = k->kept;
+                k->kept = NULL;
+            }
+        }
+        pthread_mutex_unlock(&registry_lock);
+        if (!copy)
+            return;
+        arena_free(a, copy);
+    }
+}
+
 /* ---- a stack's life ------------------------------------------------------------------------- */
 
-/* Without memory of its own: the guard is in the scratch, and the first allocation makes it grow.
- */
-static void empty(struct stack *k)
+static struct chunk *chunk_make(void)
 {
-    k->size = 0;
-    k->s.base = k->scratch;
-    k->s.top = STACK_BOTTOM;
-    k->s.limit = 0;
-    k->site_count = 0;
-    memset(k->old, 0, sizeof k->old);
+    size_t bytes = WIPED_BYTES + sizeof(struct chunk), all = bytes + WIPED_BYTES;
+    uint8_t *p = mmap(NULL, all, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED)
+        return NULL;
+    uint8_t *at = p + (-(uintptr_t)p & (WIPED_BYTES - 1));
+    if (fork_wipes() && madvise(at, WIPED_BYTES, MADV_WIPEONFORK) != 0) {
+        munmap(p, all);
+        return NULL;
+    }
+    struct chunk *c = (struct chunk *)(void *)(at + WIPED_BYTES);
+    for (uint32_t i = 0; i < CHUNK_STACKS; i++)
+        c->stacks[i].s = (struct arena_stack *)(void *)(at + (size_t)i * WIPED_EACH);
+    return c;
+}
+
+/* One for this thread; NULL: no private memory. With registry_lock. */
+static struct stack *stack_take(struct arena *a)
+{
+    struct stack *k = spare;
+    if (k)
+        spare = k->next_spare;
+    else {
+        uint32_t c = stacks_made / CHUNK_STACKS;
+        if (c == CHUNKS_MAX || (!chunks[c] && (chunks[c] = chunk_make()) == NULL))
+            return NULL;
+        k = stack_number(stacks_made++);
+    }
+    *k = (struct stack){.s = k->s, .arena = a, .handles = HANDLE_BASE(++stack_count)};
+    begin(k);
+    return k;
+}
+
+/* With registry_lock. */
+static void stack_put(struct stack *k)
+{
+    k->arena = NULL;
+    k->next_spare = spare;
+    spare = k;
 }
 
 PUBLIC arena_stack_t *arena_stack(arena_t *a)
 {
     struct stack *k = tls_stacks[a->index];
     if (k) {
-        fork_generation(); /* in a child it is empty from here on */
-        return &k->s;
+        entered(k->s);
+        return k->s;
     }
     if (!mcache_get(a)) /* from here on the thread's end is noticed */
         return NULL;
-    k = calloc(1, sizeof *k);
-    if (!k)
-        return NULL;
-    k->arena = a;
-    empty(k);
-    k->s.pop_max = is_debugged(k) ? 0 : SIZE_MAX;
-    if (grow(k, STACK_FIRST) < 0) {
-        free(k);
+    registry_enter();
+    k = stack_take(a);
+    pthread_mutex_unlock(&registry_lock);
+    if (!k) {
+        errno = refused(ENOMEM, "no private memory for a stack");
         return NULL;
     }
+    if (grow(k, STACK_FIRST) < 0) {
+        registry_enter();
+        stack_put(k);
+        pthread_mutex_unlock(&registry_lock);
+        return NULL;
+    }
+    k->s->pop_max = is_debugged(k) ? 0 : SIZE_MAX;
     k->tls = &tls_stacks[a->index];
-    registry_enter();
-    k->s.handles = HANDLE_BASE(++stack_count);
-    k->next = stacks;
-    store_release(&stacks, k); /* [FK3] */
     *k->tls = k;
-    pthread_mutex_unlock(&registry_lock);
-    return &k->s;
-}
-
-static void unlink_stack(struct stack *k)
-{
-    struct stack **at = &stacks;
-    while (*at != k)
-        at = &(*at)->next;
-    store_release(at, k->next); /* [FK3] */
-}
-
-static void free_stack(struct stack *k)
-{
-    free(k->sites);
-    free(k);
+    return k->s;
 }
 
 void stack_thread_exit(struct arena *a, struct thread *t)
 {
+    struct stack *k = NULL;
+    struct stack_site *sites = NULL;
+    void *objects[STACK_QUARANTINE + 2] = {NULL};
     registry_enter();
-    struct stack *k = stacks;
-    while (k && (k->arena != a || k->owner != t))
-        k = k->next;
-    if (k)
-        unlink_stack(k);
+    for (uint32_t i = 0; i < stacks_made && !k; i++)
+        if (stack_number(i)->arena == a && stack_number(i)->owner == t)
+            k = stack_number(i);
+    if (k) {
+        memcpy(objects, k->old, sizeof k->old);
+        objects[STACK_QUARANTINE] = k->size ? k->s->base : NULL;
+        objects[STACK_QUARANTINE + 1] = k->kept;
+        sites = k->sites;
+        stack_put(k);
+    }
     if (k && t == thread_self())
         tls_stacks[a->index] = NULL;
     pthread_mutex_unlock(&registry_lock);
-    if (!k)
-        return;
-    if (k->size) {
-        arena_free(a, k->s.base);
-        for (int i = 0; i < STACK_QUARANTINE; i++)
-            arena_free(a, k->old[i]);
-    }
-    free_stack(k);
+    for (size_t i = 0; i < sizeof objects / sizeof *objects; i++)
+        arena_free(a, objects[i]);
+    free(sites);
 }
 
 void stack_forget(struct arena *a)
 {
-    for (struct stack *k = stacks, *next; k; k = next) {
-        next = k->next;
-        if (k->arena == a) {
-            if (k->owner && !thread_is_ending(k->owner, a->index))
-                *k->tls = NULL;
-            else if (!k->owner && tls_stacks[a->index] == k)
-                tls_stacks[a->index] = NULL;
-            unlink_stack(k);
-            free_stack(k);
-        }
+    for (uint32_t i = 0; i < stacks_made; i++) {
+        struct stack *k = stack_number(i);
+        if (k->arena != a)
+            continue;
+        if (k->owner && k->tls && !thread_is_ending(k->owner, a->index))
+            *k->tls = NULL;
+        else if (!k->owner && tls_stacks[a->index] == k)
+            tls_stacks[a->index] = NULL;
+        free(k->sites);
+        stack_put(k);
     }
 }
 
 void stack_forget_own(uint32_t index) { tls_stacks[index] = NULL; }
 
-/* The bytes are the parent's, and so is what other threads had. Whoever holds this thread's finds
- * it empty. Which one that is tells only the thread that forked. */
+static bool is_own(const struct stack *k)
+{
+    for (uint32_t i = 0; i < HEAPS_MAX; i++)
+        if (tls_stacks[i] == k)
+            return true;
+    return false;
+}
+
+/* The bytes are the parent's, and so is what other threads had. Whoever holds this thread's finds it empty. Which one that
+ * is tells only the thread that forked. What others were in the middle of is neither read nor freed. */
 void stacks_after_fork(bool forking)
 {
-    for (struct stack *k = load_acquire(&stacks), *next; k; k = next) { /* [FK3] */
-        next = k->next;
-        if (forking && tls_stacks[k->arena->index] != k) {
-            unlink_stack(k);
-            free_stack(k);
+    while (stacks_made && !chunks[(stacks_made - 1) / CHUNK_STACKS])
+        stacks_made--;
+    spare = NULL;
+    for (uint32_t i = 0; i < stacks_made; i++) {
+        struct stack *k = stack_number(i);
+        if (!k->arena || (forking && !is_own(k))) {
+            stack_put(k);
             continue;
         }
-        empty(k);
+        k->size = 0;
         k->owner = NULL;
-        k->s.pop_max = 0;
+        k->kept = NULL;
+        k->sites = NULL;
+        k->site_count = k->site_capacity = 0;
+        memset(k->old, 0, sizeof k->old);
+        if (forking || !fork_wipes())
+            begin(k);
     }
 }

@@ -1,5 +1,5 @@
 /* The stack inside. Its bytes are one object of the heap; the rest is private memory of the
- * process, and a thread's. */
+ * process, and a thread's. Of that a fork's child finds struct arena_stack wiped. */
 #ifndef CLIENT_STACK_H
 #define CLIENT_STACK_H
 
@@ -27,12 +27,14 @@ struct stack_site {
 };
 
 struct stack {
-    struct arena_stack s; /* what the inline functions see */
-    struct arena *arena;
+    struct arena_stack *s; /* what the inline functions see; constant */
+    struct arena *arena;   /* NULL: nobody's. sync: registry_lock */
+    uint64_t handles;      /* as in s, where a fork wipes it */
     size_t size;        /* of the object at s.base; 0: it is the scratch */
     struct thread *owner;
     struct stack **tls; /* where its thread finds it */
-    struct stack *next; /* of all stacks of the process. sync: registry_lock */
+    struct stack *next_spare; /* of those that are nobody's. sync: registry_lock */
+    void *kept; /* an object, a copy of the scratch: while a safepoint lasts. sync: registry_lock */
     struct stack_site *sites;
     size_t site_count, site_capacity;
     void *old[STACK_QUARANTINE];
@@ -49,5 +51,9 @@ void stacks_after_fork(bool forking);
 
 /* A collection, or what counts as one: this thread's may shrink, and a forked child's comes to the heap. */
 int stack_collect(struct arena *a);
+/* At a safepoint that this thread declares: what a forked child's other threads have in private memory is copied to the heap,
+ * for as long as it lasts. 0 or a negative errno. */
+int stacks_keep(struct arena *a);
+void stacks_let_go(struct arena *a);
 
 #endif

@@ -86,6 +86,7 @@ static void objects_check_and_free(arena_t *a)
         if (objects[i]) {
             assert_true(object_holds(objects[i], size_of(i)));
             arena_free(a, objects[i]);
+            objects[i] = NULL;
         }
 }
 
@@ -442,6 +443,215 @@ static void what_only_a_childs_small_frames_lead_to_is_kept(void **state)
     arena_close(a);
 }
 
+static arena_stack_t *inherited;
+static arena_frame_t outer; /* its parent's */
+static void *parents;       /* in it */
+static arena_handle_t parents_handle;
+
+static int writes(char *p, size_t size) { return p ? (memset(p, 0xee, size), 0) : 1; }
+
+static int goes_on_with_frames(arena_t *a)
+{
+    (void)a;
+    arena_frame_t f = arena_frame_push(inherited);
+    if (writes(arena_frame_alloc(inherited, 300), 300))
+        return 1;
+    arena_frame_pop(inherited, f);
+    f = arena_frame_push(inherited);
+    if (writes(arena_frame_alloc(inherited, 5000), 5000))
+        return 2;
+    arena_frame_pop(inherited, f);
+    return 0;
+}
+
+static int goes_on_with_small_frames(arena_t *a)
+{
+    arena_frame_t f[4];
+    for (int i = 0; i < 4; i++) {
+        f[i] = arena_frame_push(inherited);
+        if (writes(arena_frame_alloc_small(inherited, 128), 128))
+            return 1;
+    }
+    for (int i = 4; i-- > 0;)
+        arena_frame_pop(inherited, f[i]);
+    return goes_on_with_frames(a);
+}
+
+static int goes_on_with_pops(arena_t *a)
+{
+    arena_frame_pop(inherited, outer);
+    arena_frame_pop(inherited, 16);
+    return goes_on_with_small_frames(a);
+}
+
+static int goes_on_with_old_pointers(arena_t *a)
+{
+    if (arena_frame_ptr(inherited, parents_handle) || arena_escape(inherited, parents, 64, 0) ||
+        arena_escape_handle(inherited, parents_handle, 64, 0))
+        return 10;
+    return goes_on_with_small_frames(a);
+}
+
+static int goes_on_with_new_pointers(arena_t *a)
+{
+    arena_frame_t f = arena_frame_push(inherited);
+    char *p = arena_frame_alloc_small(inherited, 64);
+    strcpy(p, "mine");
+    arena_handle_t handle = arena_frame_ref(inherited, p);
+    char *copy = arena_escape(inherited, p, 64, 0);
+    if (arena_frame_ptr(inherited, handle) != p || !copy || strcmp(copy, "mine") != 0 || (char *)arena_frame_alloc(inherited, 64) == p)
+        return 10;
+    p = arena_frame_ptr(inherited, handle);
+    if (!p || strcmp(p, "mine") != 0)
+        return 11;
+    arena_frame_pop(inherited, f);
+    return arena_frame_ptr(inherited, handle) ? 12 : goes_on_with_small_frames(a);
+}
+
+static int goes_on_after_the_heap(arena_t *a) { return uses_the_heap(a) || goes_on_with_small_frames(a); }
+static int goes_on_shrinking(arena_t *a)
+{
+    return arena_stack_shrink(inherited) || arena_stack_size(inherited) || goes_on_with_small_frames(a);
+}
+static int goes_on_collecting(arena_t *a) { return arena_gc(a, ARENA_GC_DRY_RUN, NULL) == -EBUSY ? goes_on_with_small_frames(a) : 10; }
+
+static int goes_on_beside_threads(arena_t *a)
+{
+    pthread_t thread;
+    void *result;
+    if (pthread_create(&thread, NULL, thread_uses_the_heap, a) != 0)
+        return 20;
+    int rc = 0;
+    for (int i = 0; i < 100 && rc == 0; i++)
+        rc = goes_on_with_small_frames(a);
+    pthread_join(thread, &result);
+    return rc ? rc : (int)(intptr_t)result;
+}
+
+static int has_a_child_that_goes_on(arena_t *a)
+{
+    int rc = child(way_now, goes_on_with_small_frames, a);
+    arena_frame_t f = arena_frame_push(inherited);
+    char *p = arena_frame_alloc_small(inherited, 64);
+    strcpy(p, "the child's");
+    rc = rc ? rc : child(way_now, goes_on_with_pops, a);
+    rc = rc ? rc : child(way_now, goes_on_with_new_pointers, a);
+    if (rc == 0 && strcmp(p, "the child's") != 0)
+        rc = 30;
+    arena_frame_pop(inherited, f);
+    return rc ? rc : goes_on_with_frames(a);
+}
+
+/* The parent's are in shared memory: compared byte by byte, with what is free above them. */
+static void a_child_that_goes_on_with_the_stack_it_has_writes_into_no_frame_of_its_parents(void **state)
+{
+    static int (*const children[])(arena_t *) = {goes_on_with_frames, goes_on_with_small_frames, goes_on_with_pops, goes_on_with_old_pointers,
+                                                 goes_on_with_new_pointers, goes_on_after_the_heap, goes_on_shrinking, goes_on_collecting,
+                                                 goes_on_beside_threads, has_a_child_that_goes_on, closes_after_use};
+    (void)state;
+    arena_t *a = open_heap(&d);
+    inherited = arena_stack(a);
+    outer = arena_frame_push(inherited);
+    for (int round = 0; round < 2; round++) { /* with room above its frames, and at the edge */
+        parents = arena_frame_alloc(inherited, round ? inherited->limit - inherited->top : 200);
+        parents_handle = arena_frame_ref(inherited, parents);
+        size_t size = arena_stack_size(inherited), top = arena_frame_push(inherited);
+        char *before = malloc(size);
+        memset(inherited->base, 0x5a, size);
+        memset(before, 0x5a, size);
+        for (int w = 0; w < WAYS; w++)
+            for (size_t i = 0; i < sizeof children / sizeof *children; i++) {
+                way_now = &ways[w];
+                int rc = child(way_now, children[i], a);
+                if (rc)
+                    print_error("child %zu by %s: %d\n", i, ways[w].name, rc);
+                assert_int_equal(rc, 0);
+                assert_memory_equal(inherited->base, before, size);
+                assert_int_equal(arena_frame_push(inherited), top);
+            }
+        free(before);
+    }
+    arena_frame_pop(inherited, outer);
+    arena_close(a);
+    stat_await(&d, "objects_used", 0);
+    assert_int_equal(check_of(&d), 0);
+}
+
+static void *collects_at_a_safepoint(void *a)
+{
+    return (void *)(intptr_t)arena_gc(a, ARENA_GC_SAFEPOINT, NULL);
+}
+
+static void *declares_in_turn(void *a)
+{
+    int rc = arena_safepoint(a, ARENA_SAFEPOINT);
+    rc = rc ? rc : arena_safepoint(a, ARENA_SAFEPOINT);
+    rc = rc ? rc : arena_safepoint(a, ARENA_PINS);
+    rc = rc ? rc : arena_safepoint(a, ARENA_SAFEPOINT);
+    rc = rc ? rc : arena_gc(a, 0, NULL);
+    return (void *)(intptr_t)(rc ? rc : arena_safepoint(a, ARENA_RUNS));
+}
+
+static int in_another_thread(void *(*fn)(void *), arena_t *a)
+{
+    pthread_t thread;
+    void *result;
+    if (pthread_create(&thread, NULL, fn, a) != 0 || pthread_join(thread, &result) != 0)
+        return -1;
+    return (int)(intptr_t)result;
+}
+
+static uint64_t owned(arena_t *a)
+{
+    struct arena_stats stats = {.size = sizeof stats};
+    return arena_stats(a, &stats) == 0 ? stats.objects_owned : 0;
+}
+
+static int has_small_frames_at_anothers_safepoint(arena_t *a)
+{
+    void *(*const others[])(void *) = {collects_at_a_safepoint, declares_in_turn};
+    uint64_t before = owned(a);
+    for (int i = 0; i < 2; i++) {
+        char *p = arena_alloc(a, 64);
+        strcpy(p, "in use");
+        arena_publish(a, p);
+        arena_frame_t f = arena_frame_push(inherited);
+        void **frame = arena_frame_alloc_small(inherited, sizeof *frame);
+        *frame = p;
+        int rc = in_another_thread(others[i], a);
+        if (rc != 0)
+            return 1;
+        if (*frame != p || arena_ref(a, frame) != 0) /* where it was */
+            return 2;
+        if (strcmp(p, "in use") != 0 || arena_claim(a, p) != 0)
+            return 3;
+        if (arena_publish(a, p) != 0)
+            return 4;
+        arena_frame_pop(inherited, f); /* now nothing leads there */
+        struct arena_gc_stats stats = {.size = sizeof stats};
+        if (arena_gc(a, ARENA_GC_SAFEPOINT, &stats) != 0 || stats.objects == 0 || arena_claim(a, p) == 0)
+            return 5;
+        if (owned(a) != before) /* the copy has gone */
+            return 6;
+    }
+    return 0;
+}
+
+static void what_only_small_frames_of_another_thread_lead_to_is_kept(void **state)
+{
+    (void)state;
+    arena_t *a = open_heap(&d);
+    inherited = arena_stack(a);
+    assert_int_equal(arena_safepoint(a, ARENA_SAFEPOINT), 0);
+    for (int w = 0; w < WAYS; w++) {
+        int rc = child(&ways[w], has_small_frames_at_anothers_safepoint, a);
+        if (rc)
+            print_error("by %s: %d\n", ways[w].name, rc);
+        assert_int_equal(rc, 0);
+    }
+    arena_close(a);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -451,6 +661,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_program_that_execs_itself_leaves_nothing_behind),
         cmocka_unit_test(a_vfork_and_exec_leaves_the_parent_as_it_was),
         cmocka_unit_test(what_only_a_childs_small_frames_lead_to_is_kept),
+        cmocka_unit_test(a_child_that_goes_on_with_the_stack_it_has_writes_into_no_frame_of_its_parents),
+        cmocka_unit_test(what_only_small_frames_of_another_thread_lead_to_is_kept),
     };
     if (argc == 4 && strcmp(argv[1], "execs") == 0)
         return execs(argv[2], atoi(argv[3]));
