@@ -73,7 +73,7 @@ void ex_free(void *p);
 #define free(p)                              ex_free(p)
 #define mmap(at, bytes, ...)                 ex_alloc(1, (bytes))
 #define munmap(p, bytes)                     ex_free(p)
-#define madvise(p, bytes, advice)            ((void)(p))
+#define madvise(p, bytes, advice)            ({ (void)(p); 0; })
 #define nanosleep(pause, left)               ((void)(pause))
 #endif
 
