@@ -134,6 +134,23 @@ static void release(struct arena *a, struct central *c, enum lease_list list, co
         let_go(a, c, list);
 }
 
+/* Too much memory that is worked through is leased. In a small heap that is less than a span of many classes, so what other
+ * classes have goes too, where nobody is at it: who leases in one class after the other would keep a span of each. */
+static void release_full(struct arena *a, struct central *c)
+{
+    const uint64_t *full = &a->keep.full_bytes;
+    uint64_t bound = keep_now(a, load_relaxed(&a->keep.full_limit));
+    release(a, c, LEASE_FULL, full, bound);
+    for (unsigned i = 2; i < SPAN_CLASS_COUNT && keep_is_small(a) && load_relaxed(full) > bound; i++) {
+        struct central *other = &a->central[i];
+        if (other == c || pthread_mutex_trylock(&other->lock) != 0)
+            continue;
+        if (other->ready)
+            release(a, other, LEASE_FULL, full, bound);
+        pthread_mutex_unlock(&other->lock);
+    }
+}
+
 /* A quarter of the class was flushed and not taken again. */
 static bool is_shrinking(const struct central *c)
 {
@@ -391,7 +408,7 @@ static void write_request(struct arena *a, struct central *c, uint32_t flags)
     enum { LIST_MOST = 512 };
     struct msg *out = &a->conn.out;
     /* worked through, long ago: to the daemon's `empty` */
-    release(a, c, LEASE_FULL, &a->keep.full_bytes, keep_now(a, load_relaxed(&a->keep.full_limit)));
+    release_full(a, c);
     out->span_class = (uint32_t)(c - a->central);
     out->pages = ask_pages(a, c);
     out->flags = flags;
@@ -479,6 +496,8 @@ static void taken(struct arena *a, struct central *c, uint32_t got)
         ask_ahead(a, c);
     if (keep_is_small(a) && load_relaxed(&a->keep.free_bytes) / 2 > keep_most(a))
         release_free(a, c); /* one span may be more than is kept: others use what is FREE in it */
+    if (keep_is_small(a) && load_relaxed(&a->keep.full_bytes) / 2 > keep_most(a))
+        release_full(a, c); /* and what they free in it is everybody's at once */
 }
 
 int lease_refill(struct arena *a, unsigned span_class, struct arena_slot *out, uint32_t want)

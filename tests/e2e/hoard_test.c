@@ -200,6 +200,44 @@ static void ten_processes_of_which_nine_sleep_share_a_heap_of_1_mib(void **state
     ten_processes(true);
 }
 
+/* A message of each of some sizes, of which a span holds one or few: what another process frees them in is soon leased by a
+ * sender that leases in other classes since, and sleeps. */
+static int send_of_each_size(void *argument)
+{
+    const int *fds = argument;
+    arena_t *a = open_heap(&d);
+    for (size_t size = 4096; size <= 32768; size += 4096) {
+        void *p = arena_alloc(a, size);
+        arena_ref_t ref = arena_ref(a, p);
+        if (!p || arena_publish(a, p) || write(fds[1], &ref, sizeof ref) != sizeof ref)
+            return 1;
+    }
+    close(fds[1]);
+    pause();
+    return 0;
+}
+
+static void a_sender_that_sleeps_keeps_no_more_than_is_written_down(void **state)
+{
+    enum { SPAN_MOST = 40 << 10, KEPT_MOST = MIB / (4 * 4) /* few clients count as four */ };
+    int fds[2];
+    arena_ref_t ref;
+    (void)state;
+    daemon_start(&d, "1M", NULL);
+    assert_int_equal(pipe(fds), 0);
+    pid_t pid = spawn(send_of_each_size, fds);
+    close(fds[1]);
+    arena_t *a = open_heap(&d);
+    while (read(fds[0], &ref, sizeof ref) == sizeof ref)
+        arena_free(a, arena_ptr(a, ref));
+    close(fds[0]);
+    arena_trim(a); /* its own */
+    assert_true(stat_of(&d, "bytes_leased") <= KEPT_MOST + SPAN_MOST); /* the last span may be more than is kept */
+    kill(pid, SIGKILL);
+    reap(pid);
+    arena_close(a);
+}
+
 /* ---- threads of one process ----------------------------------------------------------------------------------------- */
 
 static arena_t *heap;
@@ -583,6 +621,7 @@ int main(void)
         TEST(one_message_under_way_never_meets_a_full_heap),
         TEST(ten_processes_share_a_heap_of_1_mib),
         TEST(ten_processes_of_which_nine_sleep_share_a_heap_of_1_mib),
+        TEST(a_sender_that_sleeps_keeps_no_more_than_is_written_down),
         TEST(what_threads_hoard_that_work_is_had_by_one_that_needs_it),
         TEST(what_threads_hoard_that_work_is_had_by_one_that_meets_a_limit),
         TEST(idle_threads_leave_nearly_all_of_a_small_heap_to_others),
