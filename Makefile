@@ -139,8 +139,8 @@ $(B)/tests/fuzz/%_replay: $(B)/obj/tests/fuzz/%_fuzz.o $(B)/obj/tests/fuzz/repla
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -pthread -o $@ $^ $(LIB_LIBS)
 
-# core_fuzz.c stands in for the loop and the sockets: all of the daemon but those
-FUZZ_CORE   := $(filter-out daemon/server.c daemon/connection.c daemon/collector.c daemon/backing.c daemon/strays.c daemon/worker.c,$(DAEMON_SRC)) $(SHM_SRC)
+# core_fuzz.c stands in for the loop, threads and what is seen of processes: all of the daemon but those
+FUZZ_CORE   := $(filter-out $(addprefix daemon/,server.c collector.c backing.c strays.c worker.c peer.c allow.c),$(DAEMON_SRC)) $(SHM_SRC)
 $(B)/tests/fuzz/core_replay: $(call obj,tests/fuzz/core_fuzz.c tests/fuzz/replay.c $(FUZZ_CORE)) $(PROTO_OBJ)
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -pthread -o $@ $^ $(DAEMON_LIBS)
@@ -204,7 +204,7 @@ demo-run: all $(EXAMPLES)
 
 DEPS        := gcc libc6-dev pkg-config libuv1-dev libmsgpack-dev libcmocka-dev libsystemd-dev libinih-dev uthash-dev \
                libcjson-dev libncurses-dev libdw-dev
-DEPS_ALL    := $(DEPS) g++ clang clang-format clang-tidy cppcheck valgrind libclang-rt-14-dev libboost-dev libjemalloc2 \
+DEPS_ALL    := $(DEPS) g++ clang llvm clang-format clang-tidy cppcheck valgrind libclang-rt-14-dev libboost-dev libjemalloc2 \
                libmimalloc2.0 libtcmalloc-minimal4 gnuplot-nox debhelper lintian abigail-tools systemd dbus \
                libnss-systemd strace gdb scdoc mandoc
 DEPS_DEB    := $(filter-out libcmocka-dev,$(DEPS)) debhelper lintian scdoc
@@ -275,16 +275,32 @@ lint: ## cppcheck and clang-tidy
 	    -I. -D_GNU_SOURCE -DARENA_VERSION=\"$(VERSION)\" -std=gnu11 2>/dev/null || { echo "$$0: clang-tidy"; exit 1; }'
 
 FUZZ_SECONDS ?= 60
+FUZZ_COVERED  = $(addprefix daemon/,requests.c clients.c mcentral.c reclaim.c scavenge.c gc.c connection.c) shm/root.c
+FUZZ_CC       = clang $(CPPFLAGS) -std=gnu11 $(WARN) -g -O1
 .PHONY: fuzz
-fuzz: ## libFuzzer on every target: FUZZ_SECONDS= each (clang)
+fuzz: ## libFuzzer on every target: FUZZ_SECONDS= each (clang); then how much of the daemon the core's inputs reach (llvm-cov)
 	@mkdir -p $(B)/fuzz
 	@for target in $(patsubst tests/fuzz/%_fuzz.c,%,$(wildcard tests/fuzz/*_fuzz.c)); do \
 	    more=; [ $$target != core ] || more="$(FUZZ_CORE) $(DAEMON_LIBS)"; \
-	    clang $(CPPFLAGS) -std=gnu11 $(WARN) -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
+	    $(FUZZ_CC) -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
 	        -o $(B)/fuzz/$$target tests/fuzz/$${target}_fuzz.c $(PROTO_SRC) $$more $(LIB_LIBS) && \
 	    mkdir -p $(B)/fuzz/corpus-$$target && \
 	    $(B)/fuzz/$$target -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -print_final_stats=1 \
 	        -artifact_prefix=$(B)/fuzz/$$target- $(B)/fuzz/corpus-$$target tests/fuzz/corpus/$$target || exit 1; done
+	@$(MAKE) --no-print-directory fuzz-coverage
+
+# by the kept inputs and by those that `make fuzz` has found here
+.PHONY: fuzz-coverage
+fuzz-coverage:
+	@mkdir -p $(B)/fuzz/corpus-core
+	@$(FUZZ_CC) -fprofile-instr-generate -fcoverage-mapping -o $(B)/fuzz/core-covered tests/fuzz/core_fuzz.c tests/fuzz/replay.c \
+	    $(PROTO_SRC) $(FUZZ_CORE) $(DAEMON_LIBS) $(LIB_LIBS)
+	@for corpus in tests/fuzz/corpus/core $(B)/fuzz/corpus-core; do [ -z "$$(ls $$corpus)" ] || \
+	    LLVM_PROFILE_FILE=$(B)/fuzz/core-%p.profraw $(B)/fuzz/core-covered $$corpus >/dev/null 2>$(B)/fuzz/core-covered.log || \
+	    { tail -3 $(B)/fuzz/core-covered.log; exit 1; }; done
+	@llvm-profdata merge -o $(B)/fuzz/core.profdata $(B)/fuzz/core-*.profraw && rm $(B)/fuzz/core-*.profraw
+	@llvm-cov report $(B)/fuzz/core-covered -instr-profile=$(B)/fuzz/core.profdata $(FUZZ_COVERED) | \
+	    awk '/^TOTAL|\.c / { printf "%-22s %5d lines, %5d missed: %7s\n", $$1, $$8, $$9, $$10 }'
 
 # ---- AArch64 -----------------------------------------------------------------------------------
 # Cross-compiled with Debian's own arm64 libraries, which are unpacked into a folder (tests/aarch64/sysroot.sh): no foreign
