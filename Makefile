@@ -115,7 +115,7 @@ $(B)/obj/tests/%_inline_test.o: tests/%_test.c
 $(B)/tests/e2e/ctl_test: TEST_LIBS += $(call PKG,libs,libcjson)
 
 # a client that speaks the protocol itself
-RAW_TESTS   := $(addprefix $(B)/tests/crash/,hostile_test keep_test monitor_test turn_test hello_test hangup_test)
+RAW_TESTS   := $(addprefix $(B)/tests/crash/,hostile_test keep_test monitor_test turn_test hello_test hangup_test pays_test)
 $(RAW_TESTS): $(call obj,tests/crash/raw.c)
 
 RELAY_TESTS := $(addprefix $(B)/tests/crash/,answer_test given_up_test)

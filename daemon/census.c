@@ -487,7 +487,7 @@ static void limits_row(struct census *census)
     const struct limits *l = &census->core->limits;
     msgpack_packer pk;
     msgpack_packer_init(&pk, &census->rows, msgpack_sbuffer_write);
-    msgpack_pack_map(&pk, 13);
+    msgpack_pack_map(&pk, 17);
     put_number(&pk, "turn_words_most", census->core->turn_most.words);
     put_number(&pk, "turn_entries_most", census->core->turn_most.entries);
     put_number(&pk, "turn_backed_most", census->core->turn_most.backed);
@@ -501,6 +501,11 @@ static void limits_row(struct census *census)
     put_number(&pk, "uid_clients", l->uid_clients);
     put_number(&pk, "roots", l->roots);
     put_number(&pk, "uid_roots", l->uid_roots);
+    put_number(&pk, "uid_connections",
+               l->uid_connections || !l->uid_clients ? l->uid_connections : (uint64_t)l->uid_clients + CONNECTIONS_SPARE);
+    put_number(&pk, "client_transactions", l->client_transactions);
+    put_number(&pk, "uid_transactions", l->uid_transactions);
+    put_number(&pk, "transactions", l->transactions);
     census->row_count++;
 }
 
@@ -517,9 +522,11 @@ static void user_rows(struct census *census)
         }
         msgpack_packer pk;
         msgpack_packer_init(&pk, &census->rows, msgpack_sbuffer_write);
-        msgpack_pack_map(&pk, 5);
+        msgpack_pack_map(&pk, 7);
         put_number(&pk, "uid", account->uid);
         put_number(&pk, "clients", account->clients);
+        put_number(&pk, "connections", account->connections);
+        put_number(&pk, "transactions", account->transactions);
         put_number(&pk, "roots", account->roots);
         put_number(&pk, "bytes_charged", account->charged_pages << PAGE_SHIFT);
         put_number(&pk, "spans_charged", account->charged_spans);

@@ -25,10 +25,13 @@ struct uid_account *account_of(struct core *core, uint32_t uid)
 int account_connect(struct core *core, uint32_t uid)
 {
     struct uid_account *account = account_of(core, uid);
-    uint64_t most = core->limits.uid_clients ? (uint64_t)core->limits.uid_clients + CONNECTIONS_SPARE : 0;
+    const struct limits *l = &core->limits;
     if (!account)
         return -ENOMEM;
-    int rc = limit_check(core, "limit-user-clients", most, account->connections, 1);
+    int rc = l->uid_connections ? limit_check(core, "limit-user-connections", l->uid_connections, account->connections, 1)
+             : l->uid_clients   ? limit_check(core, "limit-user-clients", (uint64_t)l->uid_clients + CONNECTIONS_SPARE,
+                                              account->connections, 1)
+                                : 0;
     account->connections += rc == 0;
     return rc;
 }
@@ -96,7 +99,11 @@ int client_attach(struct core *core, const struct tag *identity, struct client *
     struct uid_account *account = account_of(core, identity->uid);
     if (!account)
         return -ENOMEM;
-    int rc = limit_check(core, "limit-user-clients", core->limits.uid_clients, account->clients, 1);
+    enum { DYING_SPARE = 4096 }; /* the pass rests while a collection runs, and whoever comes and goes must not take all tags */
+    uint64_t most = core->limits.uid_clients;
+    int rc = limit_check(core, "limit-user-clients", most, account->clients, 1);
+    if (rc == 0)
+        rc = limit_check(core, "limit-user-clients", most ? most + DYING_SPARE : 0, (uint64_t)account->clients + account->dying, 1);
     if (rc == 0)
         rc = limit_check(core, "limit-clients", core->limits.clients, core->client_count, 1);
     if (rc < 0)
@@ -134,6 +141,7 @@ void client_die(struct core *core, struct client *client)
         return;
     client->state = CLIENT_DYING;
     client->account->clients--;
+    client->account->dying++;
     count_client(core, -1);
     core->heap.header->reclaimed_clients++;
     tag_set_state(&core->heap, client->tag, TAG_CLIENT_DYING);
@@ -205,11 +213,14 @@ static int tx_remember(struct client *client, unsigned tag)
 
 int client_tx_tags(struct core *core, struct client *client, uint32_t count, uint32_t *out)
 {
-    enum { TX_TAGS_CLIENT = 1024, TX_TAGS_ALL = TAG_COUNT * 3 / 4 }; /* the rest stays for clients */
+    enum { TX_TAGS_ALL = TAG_COUNT * 3 / 4 }; /* the rest stays for clients, whatever is configured */
+    const struct limits *l = &core->limits;
+    uint64_t all = l->transactions && l->transactions < TX_TAGS_ALL ? l->transactions : TX_TAGS_ALL;
     uint32_t got = 0;
     while (got < count) {
-        if (limit_check(core, "transactions of a client", TX_TAGS_CLIENT, client->tx_count, 1) < 0 ||
-            limit_check(core, "transactions of the heap", TX_TAGS_ALL, core->tx_tag_count, 1) < 0)
+        if (limit_check(core, "limit-client-transactions", l->client_transactions, client->tx_count, 1) < 0 ||
+            limit_check(core, "limit-user-transactions", l->uid_transactions, client->account->transactions, 1) < 0 ||
+            limit_check(core, "limit-transactions", all, core->tx_tag_count, 1) < 0)
             return got ? (int)got : -EDQUOT;
         unsigned tag = tag_take(core);
         if (!tag || tx_remember(client, tag) < 0)
@@ -217,6 +228,7 @@ int client_tx_tags(struct core *core, struct client *client, uint32_t count, uin
         struct tag value = {.state = TAG_TX, .owner = client->tag, .pid = client->pid, .uid = client->uid};
         tag_write(&core->heap, tag, &value);
         core->tx_tag_count++;
+        client->account->transactions++;
         out[got++] = tag;
     }
     return (int)got;
@@ -411,6 +423,7 @@ void clients_rebuild(struct core *core)
         if (state == TAG_CLIENT_DYING) {
             client->state = CLIENT_DYING;
             client->account->clients--;
+            client->account->dying++;
             count_client(core, -1);
             reclaim_add(core, tag);
         }
@@ -422,6 +435,9 @@ void clients_rebuild(struct core *core)
         unsigned owner_tag = h->tags[tag].owner;
         struct client *owner = owner_tag < TAG_COUNT ? core->clients[owner_tag] : NULL;
         core->tx_tag_count++;
+        struct uid_account *account = account_of(core, h->tags[tag].uid);
+        ASSERT(account);
+        account->transactions++;
         if (state == TAG_TX_DYING || state == TAG_TX_PUBLISHING)
             reclaim_add(core, tag);
         else if (!owner || owner->state == CLIENT_DYING) { /* the daemon died within client_die() */
@@ -458,6 +474,7 @@ void clients_free(struct core *core)
     core->clients = NULL;
     HASH_ITER(hh, core->accounts, account, next) {
         HASH_DEL(core->accounts, account);
+        free(account->spans);
         free(account);
     }
 }

@@ -51,8 +51,12 @@ struct config {
     KEY("limit-user-spans", COUNT, limits.uid_spans, 1, "0", "number of spans charged to one user")                    \
     KEY("limit-clients", COUNT, limits.clients, 1, "8192", "clients")                                                  \
     KEY("limit-user-clients", COUNT, limits.uid_clients, 1, "4096", "clients of one user")                             \
+    KEY("limit-user-connections", COUNT, limits.uid_connections, 1, "0", "connections of one user; 0: its clients and 32")   \
     KEY("limit-roots", COUNT, limits.roots, 1, "65536", "named roots")                                                 \
     KEY("limit-user-roots", COUNT, limits.uid_roots, 1, "65536", "named roots made by one user")                       \
+    KEY("limit-client-transactions", COUNT, limits.client_transactions, 1, "1024", "tags for transactions of one client") \
+    KEY("limit-user-transactions", COUNT, limits.uid_transactions, 1, "8192", "tags for transactions of one user")       \
+    KEY("limit-transactions", COUNT, limits.transactions, 1, "24576", "tags for transactions")                         \
     KEY("log-level", STRING, log_level, 1, "info", "error, warning, info or debug")                                    \
     KEY("log-file", STRING, log_file, 0, "", "file that the log is added to; opened again by a reload")                 \
     KEY("pid-file", STRING, pid_file, 0, "", "file for the pid that is to be signalled")                                \

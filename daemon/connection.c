@@ -425,7 +425,7 @@ static bool accept_one(struct server *s)
     }
     if (rc == 0 && account_connect(&s->core, c->uid) < 0) {
         char text[160];
-        snprintf(text, sizeof text, "limit-user-clients is reached: user %u has %llu connections", c->uid,
+        snprintf(text, sizeof text, "%s is reached: user %u has %llu connections", s->core.refusal.limit, c->uid,
                  (unsigned long long)s->core.refusal.used);
         log_event(LOG_LEVEL_WARNING, "refuse", "pid=%u uid=%u why=\"%s\"", c->pid, c->uid, text);
         refuse_fd(fd, EDQUOT, text);

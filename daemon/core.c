@@ -67,15 +67,10 @@ static int rebuild_span(struct core *core, uint64_t first, char *ret_why)
     struct client *charged = record->charged < TAG_COUNT ? core->clients[record->charged] : NULL;
     if (!charged)
         store_relaxed(&record->charged, 0);
-    else {
-        charged->charged_pages += span.page_count;
-        charged->charged_spans++;
-    }
-    struct uid_account *account = record->uid == UINT32_MAX ? NULL : account_of(core, record->uid);
-    if (account) {
-        account->charged_pages += span.page_count;
-        account->charged_spans++;
-    }
+    struct uid_account *account = account_of(core, record->uid);
+    if (!account || account_spans(account, span.span_class) < 0)
+        return -ENOMEM;
+    span_charged(account, charged, span.page_count);
     core->dspans[first] = (struct dspan){.next = SPAN_END, .prev = SPAN_END};
     if (lessee) {
         lessee->leased_pages += span.page_count;

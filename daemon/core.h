@@ -31,6 +31,8 @@ struct limits {
     uint32_t client_spans, uid_spans;
     uint32_t clients, uid_clients;
     uint32_t roots, uid_roots;
+    uint32_t uid_connections; /* 0: uid_clients and CONNECTIONS_SPARE */
+    uint32_t client_transactions, uid_transactions, transactions; /* tags for them */
 };
 
 /* Which of them refused last, for the reply to an -EDQUOT: as `limit` is called in the config. */
@@ -85,11 +87,15 @@ struct client {
 /* A span class's central list. Spans on `nonempty` are unleased and had a FREE object when last counted; on `empty` are
  * those without, and the leased ones. Both are oldest first. */
 struct mcentral {
-    uint32_t nonempty_first, nonempty_last;
     uint32_t empty_first, empty_last;
-    uint32_t returned_first, returned_last;
     uint64_t nonempty_count, empty_count, returned_count;
     uint64_t refills;
+};
+
+/* Of a class, the spans of one user that its clients may lease. */
+struct user_spans {
+    uint32_t nonempty_first, nonempty_last;
+    uint32_t returned_first, returned_last;
 };
 
 /* The circular pass over all spans on behalf of dead tags; see reclaim.c */
@@ -214,8 +220,11 @@ void mcentral_list_leased(struct core *core, const struct span_info *span);
  * free, -EPERM, -ECANCELED. */
 int mcentral_extend(struct core *core, struct client *client, uint32_t request, uint64_t first, uint32_t pages);
 
-/* Charges a span to a client and its user (NULL: to nobody). */
-void span_charge(struct core *core, uint64_t first, struct client *client);
+/* Notes a span that the map says is charged to a user and to a client of it (NULL: it is gone). */
+void span_charged(struct uid_account *account, struct client *client, uint32_t pages);
+
+/* Makes a user's lists of spans of a class, for its first one: 0 or -ENOMEM. They stay. */
+int account_spans(struct uid_account *account, unsigned span_class);
 
 const char *mcentral_check(struct core *core, uint64_t first);
 
@@ -229,9 +238,9 @@ void mcentral_set_idle(struct core *core, const struct span_info *span);
  * cursor has not come to the end. */
 bool scavenge_turn(struct core *core, uint32_t spans, uint32_t words);
 
-/* Backs returned spans of a class again, about `pages` pages of them: -EAGAIN when that is under way, -ENOMEM: there are
+/* Backs returned spans of a user's and a class again, about `pages` pages of them: -EAGAIN when that is under way, -ENOMEM: there are
  * none, or memory cannot be had. */
-int scavenge_back(struct core *core, unsigned span_class, uint32_t pages);
+int scavenge_back(struct core *core, struct uid_account *account, unsigned span_class, uint32_t pages);
 
 /* What a page's span says of memory behind its pages, and the count of them all. */
 static inline void span_set_returned(struct core *core, struct span *record, uint16_t mask)
@@ -325,10 +334,26 @@ int client_root(struct core *core, struct client *client, uint32_t request, cons
 struct uid_account {
     uint32_t uid;
     uint32_t clients, roots, connections;
+    uint32_t dying;        /* clients whose tags the pass has not freed yet */
+    uint32_t transactions; /* tags for them, also those that the pass has not freed yet */
     uint64_t unread; /* bytes of replies to INFO that its connections have not read */
     uint64_t charged_pages, charged_spans;
+    uint8_t spans_at[SPAN_CLASS_COUNT]; /* by class: 1 + the place of its lists in `spans`; 0: it never had any */
+    uint8_t spans_count;
+    struct user_spans *spans;
     UT_hash_handle hh;
 };
+/* NULL: it never had any. Good until the user's next span is cut. */
+static inline struct user_spans *user_spans(const struct uid_account *account, unsigned span_class)
+{
+    return account->spans_at[span_class] ? &account->spans[account->spans_at[span_class] - 1] : NULL;
+}
+static inline bool user_has_nonempty(const struct uid_account *account, unsigned span_class)
+{
+    const struct user_spans *spans = user_spans(account, span_class);
+    return spans && spans->nonempty_first != SPAN_END;
+}
+
 /* -EDQUOT if `more` on top of `used` is more than `most` (0: no limit), noted as the refusal of `limit`; else 0. */
 static inline int limit_check(struct core *core, const char *limit, uint64_t most, uint64_t used, uint64_t more)
 {
@@ -338,7 +363,7 @@ static inline int limit_check(struct core *core, const char *limit, uint64_t mos
     return -EDQUOT;
 }
 
-/* A connection of a user, client or not: with limit-user-clients a few more than that. -EDQUOT, -ENOMEM. */
+/* A connection of a user, client or not. -EDQUOT, -ENOMEM. */
 enum { CONNECTIONS_SPARE = 32 };
 int account_connect(struct core *core, uint32_t uid);
 void account_disconnect(struct core *core, uint32_t uid);
@@ -365,8 +390,8 @@ bool reclaim_turn(struct core *core, uint32_t words);
 /* ---- sweep.c --------------------------------------------------------------------------------------------------------------- */
 
 /* Looks at hints from the cursor on, counts what they point at, until `spans` spans or TURN_WORDS words were counted, `hints`
- * hint bytes seen, or `want` (a class, 0: none) has a nonempty span. Returns the spans counted. */
-uint32_t sweep_some(struct core *core, uint32_t spans, uint32_t hints, unsigned want);
+ * hint bytes seen, or the user (NULL: nobody in particular) has a nonempty span of class `want`. Returns the spans counted. */
+uint32_t sweep_some(struct core *core, uint32_t spans, uint32_t hints, const struct uid_account *account, unsigned want);
 void sweep_cycle(struct core *core); /* asks for one whole cycle, by turns */
 bool sweep_turn(struct core *core);
 

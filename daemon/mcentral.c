@@ -2,12 +2,20 @@
  * ones; `returned` those with free objects that must be backed again first (scavenge.c). A refill takes from nonempty
  * first, oldest first; then it sweeps; then it has returned ones backed; then it cuts new spans from the mheap.
  *
+ * Who allocates pays. A span is of one user from the moment it is cut until it is wholly free and uncut.
+ *   - Only that user's clients are leased it, so all objects that were ever allocated in it are that user's.
+ *   - The user is charged for all of it, also when the client that filled it is gone.
+ *   - Among the clients of one user the charge goes to whoever leased it last.
+ * For that nonempty and returned are lists of each user; `empty`, which nobody takes from, is of all.
+ * A span that users share would have to be divided by its objects, and a SHARED word does not say whose it is.
+ *
  * The lists are threaded through core->dspans by page number. The truth is in the map: a span with a lessee is on
  * `empty`, one without is where its count puts it, so a restarted daemon finds the same lists.
  */
 #include "daemon/core.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "shm/assert.h"
@@ -19,13 +27,19 @@ struct span_chain {
     uint64_t *count;
 };
 
-static struct span_chain chain_of(struct mcentral *c, enum span_list list)
+static struct span_chain chain_of(struct core *core, const struct span_info *span, enum span_list list)
 {
+    struct mcentral *c = &core->central[span->span_class];
+    struct user_spans *u = NULL;
+    if (list == LIST_NONEMPTY || list == LIST_RETURNED) { /* a large span has one object, and so is on neither */
+        ASSERT(span->span_class < SPAN_CLASS_COUNT);
+        u = user_spans(account_of(core, core->heap.spans[span->first].uid), span->span_class);
+    }
     switch (list) {
     case LIST_NONEMPTY:
-        return (struct span_chain){&c->nonempty_first, &c->nonempty_last, &c->nonempty_count};
+        return (struct span_chain){&u->nonempty_first, &u->nonempty_last, &c->nonempty_count};
     case LIST_RETURNED:
-        return (struct span_chain){&c->returned_first, &c->returned_last, &c->returned_count};
+        return (struct span_chain){&u->returned_first, &u->returned_last, &c->returned_count};
     default:
         return (struct span_chain){&c->empty_first, &c->empty_last, &c->empty_count};
     }
@@ -33,11 +47,11 @@ static struct span_chain chain_of(struct mcentral *c, enum span_list list)
 
 static bool is_chained(enum span_list list) { return list != LIST_NONE && list != LIST_BUSY; }
 
-static void list_remove(struct core *core, uint32_t first, struct mcentral *c)
+static void list_remove(struct core *core, const struct span_info *span)
 {
-    struct dspan *d = &core->dspans[first];
-    struct span_chain chain = chain_of(c, d->list);
+    struct dspan *d = &core->dspans[span->first];
     if (is_chained(d->list)) {
+        struct span_chain chain = chain_of(core, span, d->list);
         --*chain.count;
         *(d->prev == SPAN_END ? chain.first : &core->dspans[d->prev].next) = d->next;
         *(d->next == SPAN_END ? chain.last : &core->dspans[d->next].prev) = d->prev;
@@ -47,15 +61,15 @@ static void list_remove(struct core *core, uint32_t first, struct mcentral *c)
 
 /* Where on a list: fuller spans go to its front, from which refills take, so that the emptier ones get the time to become
  * wholly free. */
-static void list_add(struct core *core, const struct span_info *span, struct mcentral *c, enum span_list list)
+static void list_add(struct core *core, const struct span_info *span, enum span_list list)
 {
     uint32_t first = (uint32_t)span->first;
     struct dspan *d = &core->dspans[first];
-    struct span_chain chain = chain_of(c, list);
     ASSERT(d->list == LIST_NONE);
     d->list = (uint8_t)list;
     if (!is_chained(list))
         return;
+    struct span_chain chain = chain_of(core, span, list);
     bool front = d->free * 2u <= span->objects;
     ++*chain.count;
     d->prev = front ? SPAN_END : *chain.last;
@@ -66,50 +80,57 @@ static void list_add(struct core *core, const struct span_info *span, struct mce
 
 static void list_move(struct core *core, const struct span_info *span, enum span_list list)
 {
-    struct mcentral *c = &core->central[span->span_class];
     if (core->dspans[span->first].list == list)
         return;
-    list_remove(core, (uint32_t)span->first, c);
+    list_remove(core, span);
     if (list != LIST_NONE)
-        list_add(core, span, c, list);
+        list_add(core, span, list);
 }
 
 void mcentral_init(struct core *core)
 {
-    for (int i = 0; i < 256; i++) {
-        struct mcentral *c = &core->central[i];
-        c->nonempty_first = c->nonempty_last = c->empty_first = c->empty_last = c->returned_first = c->returned_last =
-            SPAN_END;
-    }
+    for (int i = 0; i < 256; i++)
+        core->central[i].empty_first = core->central[i].empty_last = SPAN_END;
+}
+
+int account_spans(struct uid_account *account, unsigned span_class)
+{
+    if (CLASS_IS_LARGE(span_class) || account->spans_at[span_class])
+        return 0;
+    struct user_spans *grown = realloc(account->spans, (account->spans_count + 1u) * sizeof *grown);
+    if (!grown)
+        return -ENOMEM;
+    account->spans = grown;
+    grown[account->spans_count] = (struct user_spans){SPAN_END, SPAN_END, SPAN_END, SPAN_END};
+    account->spans_at[span_class] = ++account->spans_count;
+    return 0;
 }
 
 /* ---- charges ------------------------------------------------------------------------------------------------------------------ */
 
-void span_charge(struct core *core, uint64_t first, struct client *client)
+void span_charged(struct uid_account *account, struct client *client, uint32_t pages)
 {
-    struct span *span = &core->heap.spans[first];
-    uint32_t pages = span->page_count;
-    struct client *old = span->charged ? core->clients[span->charged] : NULL;
-    struct uid_account *old_account = span->uid == UINT32_MAX ? NULL : account_of(core, span->uid);
-    if (old) {
-        old->charged_pages -= pages;
-        old->charged_spans--;
-    }
-    if (old_account) {
-        old_account->charged_pages -= pages;
-        old_account->charged_spans--;
-    }
+    account->charged_pages += pages;
+    account->charged_spans++;
     if (client) {
         client->charged_pages += pages;
         client->charged_spans++;
-        client->account->charged_pages += pages;
-        client->account->charged_spans++;
     }
-    store_relaxed(&span->charged, client ? client->tag : 0);
-    store_relaxed(&span->uid, client ? client->uid : UINT32_MAX);
 }
 
-/* EDQUOT if `pages` more pages in `spans` more spans are too many. ours: they are charged to the client's user already. */
+static void span_discharge(struct core *core, const struct span *span)
+{
+    struct uid_account *account = account_of(core, span->uid);
+    struct client *client = span->charged ? core->clients[span->charged] : NULL;
+    account->charged_pages -= span->page_count;
+    account->charged_spans--;
+    if (client) {
+        client->charged_pages -= span->page_count;
+        client->charged_spans--;
+    }
+}
+
+/* -EDQUOT if `pages` more pages in `spans` more spans are too many. ours: they are charged to the client's user already. */
 static int quota_check(struct core *core, const struct client *client, uint64_t pages, uint64_t spans, bool ours)
 {
     const struct limits *l = &core->limits;
@@ -127,13 +148,15 @@ static int quota_check(struct core *core, const struct client *client, uint64_t 
 
 /* ---- cutting and uncutting ------------------------------------------------------------------------------------------------------ */
 
-/* Cuts `pages` pages into a span, leased to `client`: words, entries, record, in this order. */
+/* Cuts `pages` pages into a span, leased and charged to `client`: words, entries, record, in this order. */
 static int cut(struct core *core, struct client *client, unsigned span_class, uint32_t pages, uint32_t align,
                uint64_t *ret_first)
 {
     uint32_t objects = CLASS_IS_LARGE(span_class) ? 1 : class_table[span_class].objects, unit;
     uint64_t first;
-    int rc = mheap_alloc(&core->mheap, pages, align, core->now_ns, &first);
+    int rc = account_spans(client->account, span_class);
+    if (rc == 0)
+        rc = mheap_alloc(&core->mheap, pages, align, core->now_ns, &first);
     if (rc < 0)
         return rc;
     rc = mheap_alloc_units(&core->mheap, span_units(objects), &client->next_unit, &unit);
@@ -143,7 +166,8 @@ static int cut(struct core *core, struct client *client, unsigned span_class, ui
     }
     for (uint32_t i = 0; i < pages && i < 16; i++)
         store_relaxed(&core->heap.hints[first + i], 0);
-    span_write(&core->heap, first, pages, span_class, unit, client->tag, 0, UINT32_MAX);
+    span_write(&core->heap, first, pages, span_class, unit, client->tag, client->tag, client->uid);
+    span_charged(client->account, client, pages);
     core->dspans[first] = (struct dspan){.next = SPAN_END, .prev = SPAN_END, .free = (uint16_t)objects};
     core->spans++;
     core->turn.words += objects;
@@ -160,7 +184,7 @@ static void uncut(struct core *core, const struct span_info *span)
     uint32_t unit = record->unit;
     ASSERT(record->lessee == 0);
     list_move(core, span, LIST_NONE);
-    span_charge(core, span->first, NULL);
+    span_discharge(core, record);
     core->cold_in_spans -= (uint64_t)__builtin_popcount(returned);
     span_clear(&core->heap, span->first);
     mheap_free_units(&core->mheap, unit, span_units(span->objects));
@@ -204,31 +228,36 @@ void mcentral_set_idle(struct core *core, const struct span_info *span)
 
 /* ---- cache_span, uncache_span ------------------------------------------------------------------------------------------------------ */
 
+/* die: charged to another client of the same user than the one that lists it when it resumes, or than nobody. */
 static void lease(struct core *core, struct client *client, const struct span_info *span)
 {
+    struct span *record = &core->heap.spans[span->first];
+    ASSERT(record->uid == client->uid);
     list_move(core, span, LIST_EMPTY);
     core->dspans[span->first].listed = 0;
     client->leased_pages += span->page_count;
     client->leased_spans++;
-    if (core->heap.spans[span->first].charged != client->tag)
-        span_charge(core, span->first, client);
+    if (record->charged != client->tag) {
+        span_discharge(core, record);
+        span_charged(client->account, client, span->page_count);
+        store_relaxed(&record->charged, client->tag);
+    }
     store_release(&core->heap.spans[span->first].lessee, client->tag); /* [LS1] */
 }
 
-/* Spans of `nonempty`, until `pages` pages' worth of free objects are found. */
+/* Spans of the user's `nonempty`, until `pages` pages' worth of free objects are found. */
 static int cache_nonempty(struct core *core, struct client *client, unsigned span_class, uint32_t pages, uint32_t *out,
                           uint32_t capacity, int count)
 {
-    struct mcentral *c = &core->central[span_class];
+    const struct user_spans *mine = user_spans(client->account, span_class);
     uint64_t want = (uint64_t)pages * class_table[span_class].objects / class_table[span_class].pages, got = 0;
     want += want == 0; /* less than a span was asked for */
-    while (c->nonempty_first != SPAN_END && (uint32_t)count < capacity && got < want) {
+    while (mine && mine->nonempty_first != SPAN_END && (uint32_t)count < capacity && got < want) {
         struct span_info span;
-        uint32_t first = c->nonempty_first;
+        uint32_t first = mine->nonempty_first;
         bool ok = span_at(&core->heap, first, &span);
         ASSERT(ok && span.span_class == span_class);
-        const struct span *record = &core->heap.spans[first];
-        if (record->charged != client->tag && quota_check(core, client, span.page_count, 1, record->uid == client->uid) < 0)
+        if (core->heap.spans[first].charged != client->tag && quota_check(core, client, span.page_count, 1, true) < 0)
             return count ? count : -EDQUOT;
         got += core->dspans[first].free;
         lease(core, client, &span);
@@ -247,12 +276,12 @@ int mcentral_cache_span(struct core *core, struct client *client, unsigned span_
         return -EINVAL;
     if (capacity > LEASE_SPANS_MAX)
         capacity = LEASE_SPANS_MAX;
-    if (c->nonempty_first == SPAN_END)
-        sweep_some(core, LEASE_SWEEP_SPANS, TURN_HINTS / 8, span_class);
+    if (!user_has_nonempty(client->account, span_class))
+        sweep_some(core, LEASE_SWEEP_SPANS, TURN_HINTS / 8, client->account, span_class);
     int count = cache_nonempty(core, client, span_class, pages, out, capacity, 0), rc = 0;
     if (count != 0)
         goto done;
-    if (c->returned_first != SPAN_END && scavenge_back(core, span_class, pages) == -EAGAIN)
+    if (scavenge_back(core, client->account, span_class, pages) == -EAGAIN)
         return -EAGAIN;
     for (uint32_t got = 0; got < pages && (uint32_t)count < capacity; got += info->pages) {
         struct span_info span;

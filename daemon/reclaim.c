@@ -100,10 +100,13 @@ static void retire(struct core *core, unsigned tag)
     }
     r->start[tag] = 0;
     r->dying_count--;
-    if (state == TAG_CLIENT_DYING)
+    if (state == TAG_CLIENT_DYING) {
+        core->clients[tag]->account->dying--;
         client_forget(core, tag);
-    else
+    } else {
+        account_of(core, core->heap.tags[tag].uid)->transactions--;
         core->tx_tag_count--;
+    }
     tag_set_state(&core->heap, tag, TAG_FREE);
     core->progress++;
 }

@@ -95,11 +95,11 @@ bool scavenge_turn(struct core *core, uint32_t spans, uint32_t words)
     return page < top;
 }
 
-int scavenge_back(struct core *core, unsigned span_class, uint32_t pages)
+int scavenge_back(struct core *core, struct uid_account *account, unsigned span_class, uint32_t pages)
 {
-    struct mcentral *c = &core->central[span_class];
+    const struct user_spans *c = user_spans(account, span_class);
     uint32_t asked = 0;
-    while (asked < pages && c->returned_first != SPAN_END) {
+    while (c && asked < pages && c->returned_first != SPAN_END) {
         struct span_info span;
         uint32_t first = c->returned_first;
         bool ok = span_at(&core->heap, first, &span);

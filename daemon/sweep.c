@@ -22,13 +22,13 @@ static uint64_t hint_next(const struct heap *h, uint64_t from, uint64_t to)
     return to;
 }
 
-uint32_t sweep_some(struct core *core, uint32_t spans, uint32_t hints, unsigned want)
+uint32_t sweep_some(struct core *core, uint32_t spans, uint32_t hints, const struct uid_account *account, unsigned want)
 {
     struct heap *h = &core->heap;
     uint32_t counted = 0;
     uint64_t words = 0, pages = 0;
     uint64_t to_go = core->mheap.top < hints ? core->mheap.top : hints;
-    while (to_go && counted < spans && words + pages < TURN_WORDS && !(want && core->central[want].nonempty_first != SPAN_END)) {
+    while (to_go && counted < spans && words + pages < TURN_WORDS && !(account && user_has_nonempty(account, want))) {
         if (core->sweep_cursor >= core->mheap.top)
             core->sweep_cursor = 0;
         uint64_t from = core->sweep_cursor;
@@ -56,7 +56,7 @@ uint32_t sweep_some(struct core *core, uint32_t spans, uint32_t hints, unsigned 
         pages += span.page_count;
         mcentral_place(core, &span, span_count_free(&span));
     }
-    if (want) { /* for a client; a pass of its own is bounded above */
+    if (account) { /* for a client; a pass of its own is bounded above */
         core->turn.words += words;
         core->turn.entries += pages;
     }
@@ -68,7 +68,7 @@ void sweep_cycle(struct core *core) { core->sweep_to_go = core->mheap.top; }
 bool sweep_turn(struct core *core)
 {
     if (core->sweep_to_go) {
-        sweep_some(core, TURN_SPANS, TURN_HINTS, 0);
+        sweep_some(core, TURN_SPANS, TURN_HINTS, NULL, 0);
         if (!core->sweep_to_go)
             core->sweep_serial++;
     }

@@ -176,15 +176,15 @@ int cmd_limits(struct ctl *ctl)
     {
         uint64_t value = row_number(limits, item->string);
         if (strncmp(item->string, "turn_", 5) == 0)
-            printf("%-18s %12" PRIu64 "\n", item->string, value);
+            printf("%-20s %12" PRIu64 "\n", item->string, value);
         else
-            printf("%-18s %12s\n", item->string, limit_text(value, strstr(item->string, "bytes")));
+            printf("%-20s %12s\n", item->string, limit_text(value, strstr(item->string, "bytes")));
     }
-    printf("\n%-20s %9s %9s %9s %9s\n", "USER", "CLIENTS", "BYTES", "SPANS", "ROOTS");
+    printf("\n%-20s %9s %9s %9s %9s %11s %12s\n", "USER", "CLIENTS", "BYTES", "SPANS", "ROOTS", "CONNECTIONS", "TRANSACTIONS");
     cJSON_ArrayForEach(row, users) printf(
-        "%-20s %9" PRIu64 " %9s %9" PRIu64 " %9" PRIu64 "\n", user_name(row_number(row, "uid")),
-        row_number(row, "clients"), human(row_number(row, "bytes_charged")),
-        row_number(row, "spans_charged"), row_number(row, "roots"));
+        "%-20s %9" PRIu64 " %9s %9" PRIu64 " %9" PRIu64 " %11" PRIu64 " %12" PRIu64 "\n", user_name(row_number(row, "uid")),
+        row_number(row, "clients"), human(row_number(row, "bytes_charged")), row_number(row, "spans_charged"),
+        row_number(row, "roots"), row_number(row, "connections"), row_number(row, "transactions"));
     cJSON_Delete(limits);
     cJSON_Delete(users);
     return CTL_OK;

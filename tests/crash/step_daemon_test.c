@@ -323,7 +323,7 @@ static void op_scavenge_spans(void)
         mheap_tick(&stepped.mheap);
     scavenge_turn(&stepped, 1000, 100000);
     answer(&stepped);
-    scavenge_back(&stepped, SPAN_CLASS(45, 0), 3);
+    scavenge_back(&stepped, client(tag_b)->account, SPAN_CLASS(45, 0), 3);
     answer(&stepped);
 }
 
