@@ -133,7 +133,8 @@ struct arena_stats {
  * arena_reason() says it each time. */
 int arena_open(arena_t **out, const char *socket, const struct arena_options *options);
 
-/* The last close says goodbye: what this process owns is freed. No other thread may be inside a call with `a`. */
+/* The last close says goodbye: what this process owns is freed. No other thread may be inside a call with `a`. -EBUSY: in an
+ * error handler, where the call that has called it goes on with the heap (arena_on_error). */
 int arena_close(arena_t *a);
 
 /* ---- objects -------------------------------------------------------------------------------------------------- */
@@ -480,8 +481,9 @@ int arena_stats(arena_t *a, struct arena_stats *out); /* the daemon counts the w
  * this heap, or inside one), EALREADY (free already) or EPERM (another process's, not published) or EACCES (this process is a
  * reader); with ARENA_DEBUG=escape also EFAULT, see arena_stack; with ARENA_DEBUG=pins also ENOLCK, see arena_pin. The default
  * prints the message, one line, and aborts, but for ENOLCK. With a handler that returns, the call has done nothing and the heap is
- * whole; after ENOLCK it goes on. fn NULL: the default again. While
- * other threads may make such an error: from the default to a handler or back, not from one context to another. */
+ * whole; after ENOLCK and EFAULT it goes on, and so does arena_free_batch with the next object. A handler may call every function,
+ * arena_close too, but where the call goes on. fn NULL: the default again. While other threads may make such an error: from the
+ * default to a handler or back, not from one context to another. */
 typedef void arena_error_fn(void *context, int error, const void *p, const char *message);
 int arena_on_error(arena_t *a, arena_error_fn *fn, void *context);
 

@@ -530,6 +530,8 @@ void watch_alloc(struct mcache *mc, void *object, size_t size);
 /* object.c. `call`: the function that was called, for messages. */
 void report_error(struct arena *a, const void *p, int error, const char *text);
 int free_slow(struct arena *a, void *p, const char *call);
+void free_of_batch(struct arena *a, void *p); /* others are to be freed after it */
+bool handler_may_close(const struct arena *a); /* false: in an error handler, of a call that goes on with the heap */
 static inline void free_as(struct arena *a, void *p, const char *call)
 {
     if (p && unlikely(!arena_inline_push(hot_of(a), hot_mcache(mcache_of(a)), p)))

@@ -349,7 +349,7 @@ PUBLIC void arena_free_batch(arena_t *a, void **objects, size_t count)
 {
     for (size_t i = 0; i < count; i++)
         if (unlikely(!arena_inline_push(hot_of(a), hot_mcache(mcache_of(a)), objects[i])))
-            free_slow(a, objects[i], "arena_free_batch");
+            free_of_batch(a, objects[i]);
 }
 
 PUBLIC int arena_trim(arena_t *a)

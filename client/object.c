@@ -38,13 +38,31 @@ static void bad_object(struct arena *a, const void *p, int error, const char *ca
     report_error(a, p, error, text);
 }
 
+/* The heap that a call of this thread's goes on with after its handler. */
+static __thread const struct arena *goes_on;
+
+bool handler_may_close(const struct arena *a) { return goes_on != a; }
+
 /* False: there is no handler. */
 static bool handle(struct arena *a, const void *p, int error, const char *text)
 {
     arena_error_fn *fn = load_acquire(&a->on_error); /* [EH1] */
-    if (fn)
-        fn(load_relaxed(&a->on_error_context), error, p, text);
-    return fn != NULL;
+    const struct arena *before = goes_on;
+    if (!fn)
+        return false;
+    if (error == EFAULT || error == ENOLCK) /* a pop, and whatever was not pinned */
+        goes_on = a;
+    fn(load_relaxed(&a->on_error_context), error, p, text);
+    goes_on = before;
+    return true;
+}
+
+void free_of_batch(struct arena *a, void *p)
+{
+    const struct arena *before = goes_on;
+    goes_on = a;
+    free_slow(a, p, "arena_free_batch");
+    goes_on = before;
 }
 
 void report_error(struct arena *a, const void *p, int error, const char *text)

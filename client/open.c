@@ -474,6 +474,8 @@ PUBLIC int arena_close(arena_t *a)
 {
     if (!a)
         return -EINVAL;
+    if (!handler_may_close(a))
+        return refused(-EBUSY, "arena_close: the call whose error is being handled goes on with the heap");
     cancel_off();
     bool foreign = forked(a); /* a child that was no client */
     struct turn turn = {.heap_id = a->heap.header->heap_id, .read_only = a->read_only};
