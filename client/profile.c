@@ -366,6 +366,7 @@ void profile_start(struct arena *a)
     p->sample_count = 0;
     p->tallies = NULL;
     pthread_mutex_init(&p->lock, NULL);
+    pthread_mutex_init(&p->file_lock, NULL);
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_cond_init(&p->wake, &monotonic);

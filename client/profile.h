@@ -87,6 +87,7 @@ struct profile {
     bool windows; /* false: always open */
     uint16_t tag; /* of sampled objects; 0: none could be had */
     pthread_mutex_t lock;
+    pthread_mutex_t file_lock; /* before `lock`: one thread at a time writes the file */
     struct sample *buckets[PROFILE_BUCKETS];
     uint32_t sample_count, dropped;
     struct tally *tallies;

@@ -89,6 +89,7 @@ static void put_all(FILE *f, struct profile *p)
     pthread_mutex_unlock(&p->lock);
 }
 
+/* Called with cancelling off and file_lock held: two threads that write one profile would meet in its unfinished file. */
 static int write_file(struct profile *p, const char *path)
 {
     char name[4096], unfinished[4200];
@@ -120,7 +121,9 @@ static int write_file(struct profile *p, const char *path)
 int profile_write(struct profile *p, const char *path)
 {
     cancel_off();
+    pthread_mutex_lock(&p->file_lock);
     int rc = write_file(p, path);
+    pthread_mutex_unlock(&p->file_lock);
     cancel_on();
     return rc;
 }

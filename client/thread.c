@@ -247,7 +247,7 @@ static struct mcache *thread_join(struct arena *a)
         errno = -rc;
     else if ((mc = a->free_mcaches) != NULL) {
         a->free_mcaches = mc->next_free;
-        mc->trim_seen = load_relaxed(&a->keep.trim_serial);
+        store_relaxed(&mc->trim_seen, load_relaxed(&a->keep.trim_serial)); /* it has nothing to give back */
     } else
         mc = mcache_map(a);
     if (mc) {

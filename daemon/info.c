@@ -297,7 +297,8 @@ bool info_turn(struct server *s)
     }
     for (int i = 0; i < INFO_WALKS; i++)
         through |= info->walk[i].through;
-    some = (through && answers(s)) || some;
+    if (through) /* a turn that has no room is no reason to be stuck: nothing would say when there is some */
+        some = answers(s) || !turn_has_room(&s->core) || some;
     info->stuck = !some;
     return info_waits(s);
 }

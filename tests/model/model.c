@@ -74,7 +74,6 @@ static void choose(uint64_t *s, uint64_t round)
     set->size_max = heap->size_max;
     set->slots = heap->slots;
     set->backing = heap->backing;
-    set->known = (uint32_t)number("known", KNOWN_ALL);
     set->collector = number("collector", rnd(s) % 2);
     set->kills = number("kills", rnd(s) % 5 != 0);
     set->stops = number("stops", rnd(s) % 2);

@@ -48,10 +48,7 @@ static void second_open(struct ctx *c)
 static void profile_written(struct ctx *c)
 {
     char path[160];
-    if (R->set.known & KNOWN_PROFILE)
-        snprintf(path, sizeof path, "%.100s/%d-%d.prof", R->set.directory, (int)getpid(), (int)(c->t - c->p->thread));
-    else
-        snprintf(path, sizeof path, "%.100s/%d.prof", R->set.directory, (int)getpid());
+    snprintf(path, sizeof path, "%.100s/%d.prof", R->set.directory, (int)getpid()); /* its threads' */
     int rc = arena_profile_write(c->a, path);
     CHECK(rc == (R->set.profile[0] ? 0 : -ENOENT), "the profile: %s", strerror(-rc));
 }

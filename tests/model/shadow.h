@@ -116,12 +116,6 @@ struct orphan {
     uint64_t id, size, graph;
 };
 
-/* Defects that are not repaired yet: what meets them is left out. MODEL='known=0' leaves nothing out. */
-enum known {
-    KNOWN_PROFILE = 1, /* two threads that write one profile at once meet in its unfinished file */
-    KNOWN_ALL = 1
-};
-
 /* How a round is run: chosen by the seed, or by the caller. */
 struct settings {
     uint64_t heap_bytes, size_max;
@@ -129,7 +123,6 @@ struct settings {
     bool backing, collector, kills, stops, limits;
     int timeout_ms;
     uint32_t slots; /* that each thread uses */
-    uint32_t known;
 };
 
 struct counts {

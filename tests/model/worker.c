@@ -338,9 +338,10 @@ static bool child_attaches(struct ctx *c)
         return true;
     }
     may_fail(c, error, "a child's first allocation");
-    if (error != ENOMEM) {
-        int rc = arena_claim(c->a, arena_ptr(c->a, R->pillar[0]));
-        CHECK(rc == -error || rc == -ENOTCONN || rc == -EDQUOT, "a claim by a child that is no client: %s", strerror(-rc));
+    if (error != ENOMEM) { /* it may be a client by now, if the daemon is there again: so of a place where no object begins */
+        int rc = arena_claim(c->a, (char *)arena_ptr(c->a, R->pillar[0]) + 1);
+        CHECK(rc == -error || rc == -ENOTCONN || rc == -EDQUOT || rc == -EINVAL, "a claim by a child that is no client: %s",
+              strerror(-rc));
     }
     return false;
 }
