@@ -115,7 +115,7 @@ $(B)/obj/tests/%_inline_test.o: tests/%_test.c
 $(B)/tests/e2e/ctl_test: TEST_LIBS += $(call PKG,libs,libcjson)
 
 # a client that speaks the protocol itself
-RAW_TESTS   := $(addprefix $(B)/tests/crash/,hostile_test keep_test monitor_test turn_test hello_test hangup_test pays_test)
+RAW_TESTS   := $(addprefix $(B)/tests/crash/,hostile_test keep_test monitor_test turn_test hello_test hangup_test pays_test storm_test)
 $(RAW_TESTS): $(call obj,tests/crash/raw.c)
 
 RELAY_TESTS := $(addprefix $(B)/tests/crash/,answer_test given_up_test)
@@ -339,6 +339,11 @@ $(B)/tests/crash/soak: $(B)/obj/tests/crash/soak.o $(HARNESS_OBJ) $(SHM_OBJ) $(P
 soak: ## the model, and lists committed under kills beside it, for as long as asked: MINUTES= SEED=
 soak: all $(B)/tests/crash/soak $(MODEL)
 	@export ARENA_BUILD=$(B) MINUTES=$${MINUTES:-1}; $(B)/tests/crash/soak & $(MODEL); rc=$$?; wait $$! && exit $$rc
+
+.PHONY: storm
+storm: ## hostile users, restarts, and honest clients beside them, for as long as asked: MINUTES= SEED=
+storm: all $(B)/tests/crash/storm_test
+	@ARENA_BUILD=$(B) MINUTES=$${MINUTES:-1} $(B)/tests/crash/storm_test
 
 $(B)/tests/crash/rebuild: $(B)/obj/tests/crash/rebuild.o $(SHM_OBJ) $(PROTO_OBJ) $(DAEMON_OBJ)
 	@mkdir -p $(@D)

@@ -1,0 +1,328 @@
+/* Goal: whatever hostile users do, the daemon lives, serves, accounts and keeps its limits, and other users go on. Method: for
+ * half a minute, or MINUTES, processes of three users flood with messages of every kind, flip words, leave replies unread, take
+ * all that the limits give, and a fourth is refused over and over; they are killed and replaced, and so is the daemon.
+ *   1. Flips in what they have leased and found FREE, and in hints: honest clients lose no byte.
+ *   2. Flips anywhere in the state region: what honest clients hold may be lost (SECURITY.md), but their calls return.
+ * The slowest call of the honest ones is printed. As root; otherwise all are one user.
+ *
+ *     make storm MINUTES=10 [SEED=...] */
+#include <errno.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "proto/packet.h"
+#include "shm/span.h"
+#include "shm/state.h"
+#include "tests/crash/raw.h"
+#include "tests/e2e/harness.h"
+
+enum { USER = 50000, HONEST = 50003, REFUSED = 50009, HOSTILE = 10, GOOD = 2 };
+#define LIMIT_BYTES (32ULL << 20)
+
+static struct daemon d;
+static uint64_t seed;
+struct board {
+    _Atomic uint64_t steps[GOOD], slowest_ns[GOOD], packets, flips, refused, stop;
+};
+static struct board *board;
+static bool anywhere;
+
+static uint64_t now_ns(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+}
+
+static void become(uid_t uid)
+{
+    if (geteuid() == 0 && (setgid(uid) < 0 || setuid(uid) < 0))
+        _exit(90);
+}
+
+/* ---- the honest ones ------------------------------------------------------------------------------------------------------ */
+
+static void ignore(void *context, int error, const void *p, const char *message) { (void)context, (void)error, (void)p, (void)message; }
+
+static int honest(void *argument)
+{
+    enum { SLOTS = 200 };
+    int me = (int)(intptr_t)argument;
+    uint64_t s = seed + 77 + (uint64_t)me;
+    struct {
+        uint64_t *p, count, pattern;
+    } slots[SLOTS] = {{NULL, 0, 0}};
+    become(HONEST);
+    arena_t *a = open_heap(&d);
+    if (anywhere)
+        arena_on_error(a, ignore, NULL);
+    while (!atomic_load(&board->stop)) {
+        size_t i = rnd(&s) % SLOTS;
+        for (uint64_t k = 0; slots[i].p && !anywhere && k < slots[i].count; k++)
+            if (slots[i].p[k] != slots[i].pattern)
+                return 2;
+        slots[i].count = 1 + rnd(&s) % (rnd(&s) % 50 ? 250 : 12500);
+        slots[i].pattern = rnd(&s);
+        uint64_t from = now_ns();
+        arena_free(a, slots[i].p);
+        slots[i].p = arena_alloc(a, slots[i].count * 8);
+        uint64_t took = now_ns() - from;
+        if (took > atomic_load(&board->slowest_ns[me]))
+            atomic_store(&board->slowest_ns[me], took);
+        if (!slots[i].p && !anywhere)
+            return 3;
+        for (uint64_t k = 0; slots[i].p && k < slots[i].count; k++)
+            slots[i].p[k] = slots[i].pattern;
+        if (rnd(&s) % 500 == 0)
+            arena_trim(a);
+        atomic_fetch_add(&board->steps[me], 1);
+    }
+    if (!anywhere)
+        arena_close(a);
+    return 0;
+}
+
+/* ---- the others ------------------------------------------------------------------------------------------------------------ */
+
+/* As raw_connect(), but a daemon that is away or refuses fails nothing. */
+static bool comes(struct raw *r, uint32_t flags, bool maps)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct timeval patience = {.tv_sec = 1};
+    const char *why;
+    memset(r, 0, sizeof *r);
+    r->fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    strncpy(address.sun_path, d.socket, sizeof address.sun_path - 1);
+    setsockopt(r->fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    setsockopt(r->fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+    hello_fields(flags);
+    if (connect(r->fd, (struct sockaddr *)&address, sizeof address) < 0 || raw_send(r->fd, MSG_HELLO, 1) < 0 ||
+        raw_receive(r) != MSG_WELCOME) {
+        raw_close_fds(r);
+        close(r->fd);
+        return false;
+    }
+    r->tag = m.tag;
+    r->epoch = m.epoch;
+    if (maps) {
+        void *map = mmap(NULL, m.map_bytes, PROT_READ, MAP_SHARED, r->fds[1], 0);
+        void *state = mmap(NULL, m.state_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, r->fds[2], 0);
+        if (map == MAP_FAILED || state == MAP_FAILED || heap_check_header(map, m.map_bytes, m.state_bytes, &r->g, &why) < 0)
+            _exit(91);
+        heap_view(&r->h, &r->g, NULL, map, state);
+    }
+    raw_close_fds(r);
+    return true;
+}
+
+static void any_message(const struct raw *r, uint64_t *s)
+{
+    hello_fields((uint32_t)rnd(s) % 5);
+    m.epoch = rnd(s) % 4 ? r->epoch : (uint32_t)rnd(s);
+    m.tag = (uint32_t)rnd(s) % 32768;
+    m.span_class = 2 + (uint32_t)rnd(s) % (rnd(s) % 2 ? 130 : 254);
+    m.pages = 1 + (uint32_t)rnd(s) % (rnd(s) % 4 ? 64 : 16777215);
+    m.align = 1u << rnd(s) % 9;
+    m.first = (uint32_t)rnd(s) % 32768;
+    m.count = 1 + (uint32_t)rnd(s) % 64;
+    m.list_count = (uint32_t)rnd(s) % 20;
+    for (uint32_t i = 0; i < m.list_count; i++)
+        m.list[i] = (uint32_t)rnd(s) % 32768;
+    snprintf(m.name, sizeof m.name, "n%u", (unsigned)rnd(s) % 5000);
+    m.mode = (uint32_t)rnd(s) % 4;
+    m.desired = rnd(s) % 3 ? rnd(s) % (256 << 20) : rnd(s);
+    m.what = (uint32_t)rnd(s) % 12;
+    m.cursor = rnd(s) % 2 ? 0 : rnd(s);
+    m.value = rnd(s) % 3;
+    m.body = packet;
+}
+
+static void flood(uint64_t *s, struct raw *r)
+{
+    static const uint8_t types[] = {MSG_HELLO, MSG_RESUME, MSG_LEASE, MSG_LARGE, MSG_RELEASE, MSG_EXTEND, MSG_TX_TAGS, MSG_TX_COMMIT,
+                                    MSG_ROOT, MSG_INFO, MSG_TRIM, MSG_GC, MSG_MODE, MSG_BYE, MSG_REPORT};
+    for (int n = 0; n < 200; n++) {
+        any_message(r, s);
+        m.type = types[rnd(s) % sizeof types];
+        m.id = (uint32_t)rnd(s) % 4;
+        int bytes = msg_encode(&m, packet, sizeof packet);
+        if (bytes > 0 && rnd(s) % 20 == 0)
+            packet[rnd(s) % (size_t)bytes] = (uint8_t)rnd(s);
+        if (bytes > 0 && packet_send(r->fd, packet, (size_t)bytes, NULL, 0, MSG_DONTWAIT) == -EPIPE)
+            return;
+        atomic_fetch_add(&board->packets, 1);
+        while (rnd(s) % 4 && packet_receive(r->fd, packet, sizeof packet, r->fds, 4, &r->fd_count, MSG_DONTWAIT) > 0)
+            ;
+    }
+}
+
+static void flip(uint64_t *s, struct raw *r)
+{
+    any_message(r, s);
+    m.epoch = r->epoch;
+    m.pages = 8;
+    m.list_count = 0;
+    m.span_class = 2 + (uint32_t)rnd(s) % 100;
+    if (raw_send(r->fd, MSG_LEASE, 5) < 0 || raw_receive(r) != MSG_GRANT)
+        return;
+    for (uint32_t i = 0; i < m.list_count; i++) {
+        struct span_info span;
+        if (!span_at(&r->h, m.list[i], &span))
+            continue;
+        for (uint32_t k = 0; k < span.objects; k++)
+            if (load_relaxed(&span.words[k]) == WORD_FREE)
+                store_relaxed(&span.words[k], rnd(s) % 3 ? WORD_SHARED : (uint16_t)WORD_OWNED(r->tag));
+    }
+    for (int n = 0; n < 2000; n++)
+        r->h.hints[rnd(s) % r->g.page_count] = (uint8_t)rnd(s);
+    for (int n = 0; anywhere && n < 2000; n++)
+        r->h.words[rnd(s) % (r->g.unit_count * UNIT_WORDS / 64)] ^= (uint16_t)(1u << rnd(s) % 16);
+    for (int n = 0; anywhere && n < 50; n++) {
+        r->h.tickets[rnd(s) % 256] = rnd(s);
+        r->h.hazards[rnd(s) % HAZARD_COUNT] = rnd(s) % 2 ? 0 : (uint32_t)rnd(s);
+        r->h.turning[rnd(s) % 256] = (uint32_t)rnd(s);
+    }
+    atomic_fetch_add(&board->flips, 1);
+    if (rnd(s) % 2)
+        raw_send(r->fd, MSG_RELEASE, 0);
+}
+
+static int hostile(void *argument) /* until it is killed */
+{
+    unsigned nth = (unsigned)(uintptr_t)argument, role = nth / 3 % 5;
+    uint64_t s = seed * 131 + nth;
+    struct raw r;
+    become(role == 4 ? REFUSED : USER + nth % 3);
+    signal(SIGPIPE, SIG_IGN);
+    while (!atomic_load(&board->stop)) {
+        if (!comes(&r, role == 2 ? HELLO_MONITOR : 0, role == 1)) {
+            atomic_fetch_add(&board->refused, 1);
+            pause_us(2000);
+            continue;
+        }
+        if (role == 1)
+            for (int n = 0; n < 50; n++)
+                flip(&s, &r);
+        else if (role == 2) { /* asks, and never reads */
+            for (int n = 0; n < 300; n++) {
+                hello_fields(0);
+                m.what = 1 + (uint32_t)rnd(&s) % 10;
+                m.type = MSG_INFO;
+                m.id = 1;
+                int bytes = msg_encode(&m, packet, sizeof packet);
+                if (packet_send(r.fd, packet, (size_t)bytes, NULL, 0, MSG_DONTWAIT) < 0)
+                    pause_us(1000);
+            }
+        } else
+            flood(&s, &r);
+        raw_close(&r);
+    }
+    return 0;
+}
+
+/* ---- the storm -------------------------------------------------------------------------------------------------------------- */
+
+static void limits_hold(void)
+{
+    static char out[65536];
+    if (arenactl(&d, out, sizeof out, "limits --json") != 0)
+        return; /* between two daemons */
+    for (char *at = strstr(out, "\"users\""); at && (at = strstr(at, "\"bytes_charged\"")) != NULL; at++)
+        assert_true(strtoull(at + strcspn(at, ":") + 1, NULL, 10) <= LIMIT_BYTES);
+}
+
+static void storm(uint64_t seconds)
+{
+    pid_t good[GOOD], bad[HOSTILE];
+    uint64_t until = now_ns() + seconds * 1000000000, s = seed, kills = 0, restarts = 0, next = 0, before[GOOD];
+    memset(board, 0, sizeof *board);
+    daemon_start(&d, "256M", "--socket-mode", "0666", "--allow-users", geteuid() == 0 ? "50000, 50001, 50002, 50003" : "*",
+                 "--limit-user-bytes", "32M", "--limit-user-roots", "500", "--limit-user-clients", "100", "--trim-timeout", "10",
+                 "--log-level", "error", NULL);
+    assert_int_equal(chmod(d.dir, 0755), 0);
+    for (int i = 0; i < GOOD; i++)
+        good[i] = spawn(honest, (void *)(intptr_t)i);
+    for (int i = 0; i < HOSTILE; i++)
+        bad[i] = spawn(hostile, (void *)(uintptr_t)next++);
+    while (now_ns() < until) {
+        pause_us(50000);
+        int i = (int)(rnd(&s) % HOSTILE);
+        kill(bad[i], SIGKILL);
+        assert_int_equal(reap(bad[i]), 128 + SIGKILL);
+        bad[i] = spawn(hostile, (void *)(uintptr_t)next++);
+        kills++;
+        if (rnd(&s) % 40 == 0) {
+            pid_t serving = daemon_serving(&d);
+            if (serving > 0 && serving != d.pid)
+                restarts += kill(serving, SIGKILL) == 0;
+        }
+        limits_hold();
+    }
+    for (int i = 0; i < GOOD; i++) /* they go on while it blows */
+        before[i] = atomic_load(&board->steps[i]);
+    for (int i = 0; i < GOOD; i++)
+        await_counter(&board->steps[i], before[i] + 20, good[i]);
+    for (int i = 0; i < HOSTILE; i++) {
+        kill(bad[i], SIGKILL);
+        reap(bad[i]);
+    }
+    atomic_store(&board->stop, 1);
+    for (int i = 0; i < GOOD; i++)
+        assert_int_equal(reap(good[i]), 0);
+    stat_await(&d, "clients", 0);
+    stat_await(&d, "transactions", 0); /* what the dead held comes back */
+    char out[8192];
+    int fault = arenactl(&d, out, sizeof out, "check"); /* with flips anywhere it may say what is broken; it must answer */
+    if (fault != 0 && !(anywhere && fault == 1))
+        fail_msg("check: %d: %s", fault, out);
+    print_message("storm, flips %s: %llu s, %llu kills, %llu restarts, %llu packets, %llu flips, %llu refused; honest: %llu steps, "
+                  "slowest call %.1f ms\n", anywhere ? "anywhere" : "in what is leased", (unsigned long long)seconds,
+                  (unsigned long long)kills, (unsigned long long)restarts, (unsigned long long)board->packets,
+                  (unsigned long long)board->flips, (unsigned long long)board->refused,
+                  (unsigned long long)(board->steps[0] + board->steps[1]),
+                  (double)(board->slowest_ns[0] > board->slowest_ns[1] ? board->slowest_ns[0] : board->slowest_ns[1]) / 1e6);
+    daemon_clean(&d);
+}
+
+static uint64_t half_of_it(void)
+{
+    const char *minutes = getenv("MINUTES");
+    return minutes && *minutes ? strtoull(minutes, NULL, 10) * 30 : 15;
+}
+
+static void honest_clients_lose_nothing_beside_floods_and_flips_in_leased_words(void **state)
+{
+    (void)state;
+    anywhere = false;
+    storm(half_of_it());
+}
+
+static void flips_anywhere_stop_neither_the_daemon_nor_a_call(void **state)
+{
+    (void)state;
+    anywhere = true;
+    storm(half_of_it());
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(honest_clients_lose_nothing_beside_floods_and_flips_in_leased_words),
+        cmocka_unit_test(flips_anywhere_stop_neither_the_daemon_nor_a_call),
+    };
+    unsetenv("TMPDIR"); /* where another user can go */
+    if (geteuid() != 0)
+        print_message("not root: all are one user\n");
+    seed = seed_get();
+    board = shared_memory(sizeof *board);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
