@@ -460,8 +460,9 @@ void clients_rebuild(struct core *core)
 
 static void client_free(struct client *client)
 {
-    if (client)
-        free(client->tx_tags);
+    if (!client)
+        return;
+    free(client->tx_tags);
     free(client);
 }
 

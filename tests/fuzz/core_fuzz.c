@@ -1,12 +1,12 @@
 /* The daemon's core, its requests and its connections, driven by bytes: processes connect, send packets, write what a
  * client can write, hang up and die, while time passes, memory comes late or not at all and the daemon is started anew.
- * Real are all files but the loop (server.c), threads (backing.c, worker.c, collector.c), what is seen of processes (peer.c,
- * allow.c) and of files (strays.c): those are stood in for here, so that one input does the same each time.
+ * Real are all files but the loop (server.c), threads (backing.c, worker.c, collector.c), what is seen of processes
+ * (peer.c, allow.c) and of files (strays.c): those are stood in for here, so that one input does the same each time.
  *
- * Input: actions, a byte each and what belongs to it; what is cut short is zeros. Below ACTION_FIRST: a packet from that
- * connection, [bytes: 2, little endian] [packet]. After each action the turns that it asked for are done, unless others are to
- * come first. Nothing may break an invariant, trip an assertion, exceed a turn's bounds or keep a daemon from starting: the map
- * is never written here. The checks at the end are the core's own, and sums of what it has counted. */
+ * Input: actions, a byte each and what belongs to it; what is cut short is zeros. Below ACTION_FIRST: a packet from
+ * that connection, [bytes: 2, little endian] [packet]. After each action the turns that it asked for are done, unless
+ * others are to come first. Nothing may break an invariant, trip an assertion, exceed a turn's bounds or keep a daemon
+ * from starting: the map is never written here. The checks at the end are the core's own, and sums of what it counts. */
 #include "tests/fuzz/fuzz.h"
 
 #include <errno.h>
@@ -29,6 +29,7 @@
 #include "daemon/log.h"
 #include "shm/assert.h"
 #include "shm/hazard.h"
+#include "shm/root.h"
 #include "tests/daemon/fixture.h"
 
 enum {
@@ -44,7 +45,7 @@ enum {
     ACTION_BYTES,      /* [page: 2] [number in it: 2] [value: 3] */
     ACTION_HANG_UP,    /* [connection: 1] */
     ACTION_DIE,        /* [process: 1] */
-    ACTION_RESTART,    /* [how: 1] bit 0: another boot; bits 1, 2: what is seen of processes; bit 3: another pid namespace */
+    ACTION_RESTART,    /* [how: 1] bit 0: another boot; 1, 2: what is seen of processes; 3: another pid namespace */
     ACTION_COLLECT,    /* [step: 1] */
     ACTION_LAND,       /* [which: 1] [error: 1] memory that was asked for is there, or not */
     ACTION_LATE,       /* [late: 1] memory comes by ACTION_LAND only */
@@ -56,6 +57,8 @@ enum {
     ACTION_STRAYS,     /* [pages: 1] a pattern of pages that have memory */
     ACTION_ODD_PACKET, /* [connection: 1] [kind: 1] */
     ACTION_TRIM,       /* */
+    ACTION_WORDS,      /* [page: 2] [word: 2] all of its span */
+    ACTION_FILL,       /* [page: 2] [page: 2] [step: 1] references to the second page and on, so many bytes * 8 apart */
     ACTION_COUNT
 };
 
@@ -74,7 +77,7 @@ static uint8_t *objects;
 static struct process processes[PROCESSES];
 static int client_fd[CONNECTIONS];
 static bool deaf[CONNECTIONS];
-static int arrivals[CONNECTIONS + 1], arrived; /* processes that have connected and were not accepted yet, the oldest first */
+static int arrivals[CONNECTIONS + 1], arrived; /* connections that were not accepted yet, the oldest first */
 static unsigned refused_uids, look_verdict, boot, pid_namespace;
 static uint64_t clock_ns, stray_pattern;
 static bool words_written, late_only;
@@ -82,7 +85,7 @@ static struct later later, stray_later;
 
 static struct process *process_of(int connection) { return &processes[connection / 2]; }
 
-/* ---- in place of libuv's clock, peer.c, allow.c ------------------------------------------------------------------------------- */
+/* ---- in place of libuv's clock, peer.c, allow.c ------------------------------------------------------------------ */
 
 uint64_t uv_hrtime(void) { return clock_ns; }
 
@@ -140,7 +143,7 @@ const char *allow_refuses(const struct config *c, const struct connection *conne
     return refused_uids >> (connection->uid - 1000) & 1 ? "this user is not allowed" : NULL;
 }
 
-/* ---- in place of collector.c: one thread, and steps as the input says ------------------------------------------------------ */
+/* ---- in place of collector.c: one thread, and steps as the input says -------------------------------------------- */
 
 static struct {
     struct gc *gc;
@@ -218,8 +221,9 @@ void collector_request(struct connection *c, uint32_t id, unsigned flags, uint64
     if (core->reclaim.running || core->mheap.returning_pages || gc_blocker(core, 0))
         collection_over("refused");
     else {
-        collector.gc = gc_begin(core, objects, 1, collector.dry_run);
+        collector.gc = gc_begin(core, objects, 2, collector.dry_run);
         ASSERT(collector.gc);
+        gc_worker_missing(collector.gc);
     }
 }
 
@@ -241,7 +245,7 @@ bool collector_defers(struct connection *c, const struct msg *m, const uint8_t *
     return true;
 }
 
-/* ---- in place of server.c, backing.c, strays.c -------------------------------------------------------------------------------- */
+/* ---- in place of server.c, backing.c, strays.c ------------------------------------------------------------------- */
 
 uint64_t strays_pages(const struct server *s) { return s->strays.found; }
 
@@ -277,7 +281,8 @@ static int back_units(void *context, uint64_t first, uint64_t units)
 
 static void trim_turn(void)
 {
-    if (server.trim_wanted && !later.count && mheap_scavenge(&server.core.mheap, 0, 4096, true) == 0 && !server.core.sweep_to_go)
+    struct core *core = &server.core;
+    if (server.trim_wanted && !later.count && mheap_scavenge(&core->mheap, 0, 4096, true) == 0 && !core->sweep_to_go)
         server.trim_wanted = false;
 }
 
@@ -351,7 +356,7 @@ static bool turn(void)
     return more || ready_waits(&server.ready) || server.notice_at || (!late_only && later.count);
 }
 
-/* ---- the other side ----------------------------------------------------------------------------------------------------------- */
+/* ---- the other side ---------------------------------------------------------------------------------------------- */
 
 static void hang_up(int i)
 {
@@ -419,7 +424,7 @@ static void process_die(unsigned number)
     process_start(p, p->pid + PROCESSES, p->uid);
 }
 
-/* ---- start and stop ----------------------------------------------------------------------------------------------------------- */
+/* ---- start and stop ---------------------------------------------------------------------------------------------- */
 
 static void loop_start(void)
 {
@@ -432,6 +437,11 @@ static void loop_start(void)
     server.listen_poll.data = &server;
     ready_init(&server.ready);
     uv_poll_start(&server.listen_poll, UV_READABLE, connection_on_listen);
+}
+
+static void wake_root(void *context, uint32_t *gen)
+{
+    ASSERT(!context && gen >= heap.root_gens && gen < heap.root_gens + ROOT_GENS);
 }
 
 static void daemon_start(void)
@@ -453,6 +463,7 @@ static void daemon_start(void)
     if (rc < 0)
         fprintf(stderr, "the daemon does not start: %s\n", why);
     ASSERT(rc == 0); /* nobody but the daemon has written the map */
+    server.core.wake_root = wake_root;
     loop_start();
     connections_find_dead(&server);
 }
@@ -512,7 +523,7 @@ static void world_start(void)
     daemon_start();
 }
 
-/* ---- checks ------------------------------------------------------------------------------------------------------------------- */
+/* ---- checks ------------------------------------------------------------------------------------------------------ */
 
 static void expect(const char *why, uint64_t at)
 {
@@ -565,11 +576,24 @@ static void check_sums(void)
     }
 }
 
+/* Whoever asks for a root finds it, and so does the daemon. */
+static void check_roots(void)
+{
+    for (uint32_t slot = 0; slot < heap.root_slots; slot++) {
+        const struct root *root = &heap.roots[slot];
+        uint64_t ref = 0;
+        if (root_touched(&heap, slot) && root->ref)
+            ASSERT(root_lookup(&heap, root->name, &ref) == 0 && ref == root->ref &&
+                   root_find(&heap, root->name) == slot);
+    }
+}
+
 static void check(void)
 {
 
     struct core *core = &server.core;
     check_sums();
+    check_roots();
     expect(clients_check(core), 0);
     expect(roots_check(core, &(struct roots_look){0}, heap.root_slots), 0);
     expect(pagealloc_check(&core->mheap.free), 0);
@@ -593,7 +617,7 @@ static void check(void)
     census_free(census);
 }
 
-/* ---- the input ---------------------------------------------------------------------------------------------------------------- */
+/* ---- the input --------------------------------------------------------------------------------------------------- */
 
 static const uint8_t *at, *end;
 
@@ -681,7 +705,9 @@ static uint16_t *word_at(uint32_t page, uint32_t object)
 /* What a client can write. */
 static void act_write(unsigned action)
 {
-    uint32_t where = number(action == ACTION_WORD || action == ACTION_HINT || action == ACTION_BYTES ? 2 : 1), value;
+    bool by_tag = action == ACTION_TICKET || action == ACTION_HAZARD || action == ACTION_TURNING;
+    uint32_t where = number(by_tag ? 1 : 2), value;
+    uint64_t *bytes = (uint64_t *)(void *)objects + where % heap.page_count * (PAGE_SIZE / 8);
     words_written = true;
     switch (action) {
     case ACTION_WORD:
@@ -697,10 +723,20 @@ static void act_write(unsigned action)
         value = number(1);
         store_relaxed(&heap.hazards[where], HAZARD(value, number(1)));
         break;
+    case ACTION_WORDS:
+        value = number(2);
+        for (uint32_t i = 0; i < SPAN_WORDS_MAX; i++)
+            store_relaxed(word_at(where, i), (uint16_t)value);
+        break;
+    case ACTION_FILL:
+        value = number(2);
+        for (uint32_t i = 0, step = number(1); i < PAGE_SIZE / 8; i++)
+            bytes[i] = (value << PAGE_SHIFT) + (uint64_t)i * step * 8;
+        break;
     case ACTION_TURNING: store_relaxed(&heap.turning[where], number(1)); break;
     default:
         value = number(2) % (PAGE_SIZE / 8);
-        ((uint64_t *)(void *)objects)[where % heap.page_count * (PAGE_SIZE / 8) + value] = number(3);
+        bytes[value] = number(3);
         break;
     }
 }
@@ -714,8 +750,10 @@ static void act(void)
     }
     switch (action) {
     case ACTION_TICKS:
-        for (i = number(1) % 64 + 1; i; i--)
+        for (i = number(1) % 64 + 1; i; i--) {
             tick();
+            turn(); /* what a tick has asked for is there before the next one */
+        }
         break;
     case ACTION_HANG_UP: hang_up((int)(number(1) % CONNECTIONS)); break;
     case ACTION_DIE: process_die(number(1) % PROCESSES); break;
