@@ -33,7 +33,7 @@ packages_are_installed_and_the_heap_is_there() {
     getent passwd arenad >"$w/out" || fault "no user arenad"
     hold main default 2000
     same "the first client" "$answer" ready
-    same "the daemon's user" "$(ps -o user= -p "$(prop arenad@default.service MainPID)")" arenad
+    same "the daemon's user" "$(stat -c %U "/proc/$(prop arenad@default.service MainPID)")" arenad
     out=$(systemd-analyze verify --man=no --recursive-errors=yes arenad@default.service arenad.service 2>&1)
     same "verify" "$out" ""
 }

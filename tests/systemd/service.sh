@@ -224,7 +224,7 @@ who_is_not_allowed_is_told_so() {
 the_journal_has_one_line_an_event_with_fields() {
     local pid out
     hold victim default 10 as 5001
-    pid=$(pgrep -u 5001 holder)
+    pid=$(find /proc -maxdepth 1 -name '[0-9]*' -user 5001 -printf %f) # there need be no procps
     kill -KILL "$pid"
     until_true eval "journalctl --sync; journalctl -o cat ARENA_EVENT=death ARENA_PID=$pid | grep -q ."
     out=$(journalctl -o cat ARENA_EVENT=death "ARENA_PID=$pid" ARENA_UID=5001)
