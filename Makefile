@@ -203,11 +203,11 @@ demo-run: all $(EXAMPLES)
 	@ARENA_BUILD=$(B) client/examples/demo.sh
 
 DEPS        := gcc libc6-dev pkg-config libuv1-dev libmsgpack-dev libcmocka-dev libsystemd-dev libinih-dev uthash-dev \
-               libcjson-dev libncurses-dev libdw-dev
+               libcjson-dev libncurses-dev libdw-dev scdoc
 DEPS_ALL    := $(DEPS) g++ clang llvm clang-format clang-tidy cppcheck valgrind libclang-rt-14-dev libboost-dev libjemalloc2 \
                libmimalloc2.0 libtcmalloc-minimal4 gnuplot-nox debhelper lintian abigail-tools systemd dbus \
-               libnss-systemd strace gdb scdoc mandoc
-DEPS_DEB    := $(filter-out libcmocka-dev,$(DEPS)) debhelper lintian scdoc
+               libnss-systemd strace gdb mandoc
+DEPS_DEB    := $(filter-out libcmocka-dev,$(DEPS)) debhelper lintian
 SUDO         = $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # installs what dpkg does not have yet
 install_deps = missing=; for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || \
@@ -312,7 +312,7 @@ DEPS_ALL     += $(DEPS_AARCH64)
 ALL_TARGETS  += test-aarch64
 AARCH64      := build-aarch64
 SYSROOT      := $(abspath $(AARCH64)/sysroot)
-SYSROOT_DEPS := $(filter-out gcc pkg-config,$(DEPS))
+SYSROOT_DEPS := $(filter-out gcc pkg-config scdoc,$(DEPS))
 EMULATED_TESTS = $(filter-out $(B)/tests/daemon/%,$(UNIT_TESTS)) $(addprefix $(B)/tests/daemon/,gc_test pagealloc_test scavenge_test) \
                tests/aarch64/pair.sh
 

@@ -14,7 +14,7 @@
 #   a message, a field        a line  *NAME* number (fields)  and a line  name KIND least..most  in arena-protocol.7
 #   a command of arenactl     a line  *command* ...  under COMMANDS in arenactl.1
 #
-# Needs the built programs and nothing else: neither scdoc nor a manual reader.
+# And scdoc makes a page of each source. Needs the built programs and scdoc, and no manual reader.
 set -u
 export LC_ALL=C
 cd "$(dirname "$0")/../.."
@@ -24,6 +24,11 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 faults=0
 fault() { echo "$1: $2"; faults=$(( faults + 1 )); }
+
+for page in "$man"/*.scd; do
+    scdoc <"$page" >"$work/page" 2>"$work/why" || fault "$page" "$(cat "$work/why")"
+    [ -s "$work/page" ] || fault "$page" "is an empty page"
+done
 
 compare() { # PAGE WHAT IN-PAGE IN-SOURCE: two files, a word on each line
     local word
