@@ -131,10 +131,19 @@ void daemon_again(struct daemon *d, const char *max, ...)
     va_end(args);
 }
 
+/* A test that failed while the daemon stood still has not let it go on. */
+static void let_go_on(const struct daemon *d)
+{
+    pid_t serving = d->pid > 0 ? daemon_serving(d) : 0;
+    if (serving > 0)
+        kill(serving, SIGCONT);
+}
+
 int daemon_stop(struct daemon *d)
 {
     if (d->pid <= 0)
         return -1;
+    let_go_on(d);
     kill(d->pid, SIGTERM);
     int status = reap(d->pid);
     d->pid = 0;
@@ -176,6 +185,7 @@ int daemon_setup(void **state, struct daemon *d, const char *max, arena_t **heap
 int daemon_teardown(void **state)
 {
     struct daemon *d = *state;
+    let_go_on(d); /* a heap may wait for it for ever */
     if (d->heap)
         arena_close(*d->heap);
     if (d->dir[0])

@@ -494,6 +494,21 @@ static void a_thread_that_waits_for_the_daemon_holds_nobody_up(void **state)
     memset(&d, 0, sizeof d);
 }
 
+static atomic_bool flushed;
+
+/* Until it has one. Where the other thread takes longer than the patience lasts, less is tried. */
+static void *wait_in_vain(void *unused)
+{
+    (void)unused;
+    for (;;) {
+        bool last = atomic_load(&flushed);
+        atomic_store(&waits, true);
+        void *p = arena_alloc(heap, 256);
+        if (p || last)
+            return p;
+    }
+}
+
 /* A thread that waits for a lease is served by what another flushes of its class once its patience is over. */
 static void what_is_flushed_serves_who_has_waited_in_vain(void **state)
 {
@@ -505,14 +520,15 @@ static void what_is_flushed_serves_who_has_waited_in_vain(void **state)
     heap = open_patient(700);
     for (int i = 0; i < 4096; i++)
         assert_non_null(p[i] = arena_alloc(heap, 256));
-    waits_for = 256;
     atomic_store(&waits, false);
+    atomic_store(&flushed, false);
     stand_still(SIGSTOP);
-    assert_int_equal(pthread_create(&thread, NULL, wait_for_the_daemon, NULL), 0);
+    assert_int_equal(pthread_create(&thread, NULL, wait_in_vain, NULL), 0);
     while (!atomic_load(&waits))
         ;
     for (int i = 0; i < 4096; i++)
         arena_free(heap, p[i]);
+    atomic_store(&flushed, true);
     pthread_join(thread, &got);
     assert_non_null(got);
     stand_still(SIGCONT);
