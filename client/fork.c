@@ -72,8 +72,11 @@ static void on_fork(void)
 
 uint32_t process_image(void)
 {
-    const uint32_t *random = (const uint32_t *)getauxval(AT_RANDOM); /* 16 bytes, new with each exec */
-    uint32_t image = random ? random[0] ^ random[1] * 0x9e3779b1u ^ random[2] * 0x85ebca6bu ^ random[3] * 0xc2b2ae35u : 0;
+    const void *at = (const void *)getauxval(AT_RANDOM); /* 16 bytes, new with each exec, at any address */
+    uint32_t random[4] = {0};
+    if (at)
+        memcpy(random, at, sizeof random);
+    uint32_t image = at ? random[0] ^ random[1] * 0x9e3779b1u ^ random[2] * 0x85ebca6bu ^ random[3] * 0xc2b2ae35u : 0;
     return image ? image : 1;
 }
 
