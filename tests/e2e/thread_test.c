@@ -18,7 +18,9 @@
 #include "tests/e2e/harness.h"
 
 #ifdef __SANITIZE_THREAD__
-enum { ROUNDS = PTHREAD_DESTRUCTOR_ITERATIONS - 1 }; /* in the last one it has put away what it keeps of the thread */
+/* In the last one it has put away what it keeps of the thread, and so the library's last is the one before. What a thread takes
+ * after that is handed on by its death, as the system tells by a robust mutex: an order that ThreadSanitizer does not know. */
+enum { ROUNDS = PTHREAD_DESTRUCTOR_ITERATIONS - 2 };
 #else
 enum { ROUNDS = PTHREAD_DESTRUCTOR_ITERATIONS };
 #endif
