@@ -28,11 +28,13 @@ static ssize_t receive(struct connection *c, int fds[3], int *ret_count, struct 
 {
     bool reset = false;
     for (;;) {
+        if (!conn_is_there(c)) /* the program has closed what it does not know */
+            return -EPIPE;
         ssize_t got = packet_receive(c->fd, c->packet, sizeof c->packet, fds, 3, ret_count, 0);
         if (got == -ECONNRESET && !reset)
             reset = true;
         else if (got != -EAGAIN)
-            return got == 0 || got == -ECONNRESET ? -EPIPE : got;
+            return got == 0 || got == -ECONNRESET || got == -EBADF || got == -ENOTSOCK ? -EPIPE : got;
         else if (!conn_waits(patience))
             return -ENOTCONN;
     }
@@ -53,7 +55,11 @@ static int hello(struct connection *c, unsigned flags, int fds[3], struct patien
     c->out.tag = 0;
     c->out.image = process_image();
     int bytes = msg_encode(&c->out, c->packet, sizeof c->packet);
-    int rc = bytes < 0 ? bytes : packet_send(c->fd, c->packet, (size_t)bytes, NULL, 0, 0);
+    if (bytes < 0)
+        return bytes;
+    int rc = conn_is_there(c) ? packet_send(c->fd, c->packet, (size_t)bytes, NULL, 0, 0) : -EPIPE;
+    if (rc == -EBADF || rc == -ENOTSOCK)
+        return -EPIPE;
     if (rc < 0 && rc != -EPIPE && rc != -ECONNRESET) /* lost: its reason may be there to be read */
         return rc;
     ssize_t got = receive(c, fds, &count, patience);
