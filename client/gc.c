@@ -677,7 +677,7 @@ static int exchange(struct arena *a, int fd, struct fd_id id, struct asked *x, u
         return -ENOTCONN;
     rc = msg_decode(&x->m, x->packet, (size_t)got, why);
     if (rc == 0 && x->m.type == MSG_ERROR)
-        return -(int)x->m.error;
+        return refused(-(int)x->m.error, "%s", x->m.text);
     return rc < 0 || x->m.type != expect ? -EPROTO : 0;
 }
 
@@ -737,14 +737,14 @@ PUBLIC int arena_gc(arena_t *a, unsigned flags, struct arena_gc_stats *stats)
 {
     struct arena_gc_stats own = {.size = sizeof own};
     if (flags & ~(unsigned)(ARENA_GC_DRY_RUN | ARENA_GC_SAFEPOINT) || (stats && stats->size < sizeof(size_t)))
-        return -EINVAL;
+        return refused(-EINVAL, "arena_gc: unknown flags 0x%x, or stats without their size", flags);
     if (a->read_only)
-        return -EACCES;
+        return refused(-EACCES, "arena_gc: this process is a reader");
     if (heap_is_stale(a))
         return -ESTALE;
     struct asked *x = malloc(sizeof *x);
     if (!x)
-        return -ENOMEM;
+        return refused(-ENOMEM, "arena_gc: no private memory to ask with");
     cancel_off();
     late_settle(a);
     int before = load_relaxed(&a->gc_mode);

@@ -11,12 +11,17 @@
 #include "client/client.h"
 #include "shm/root.h"
 
+static int refused_name(void)
+{
+    return refused(-EINVAL, "a root's name has 1 to %d bytes, none of them a control character", ROOT_NAME - 1);
+}
+
 PUBLIC int arena_root_get(arena_t *a, const char *name, arena_ref_t *ref)
 {
     uint64_t found;
     struct patience patience = {0, 0};
     if (!ref || root_name_check(name) < 0)
-        return -EINVAL;
+        return refused_name();
     if (heap_is_stale(a))
         return -ESTALE;
     for (unsigned tries = 0;; tries++) {
@@ -38,7 +43,7 @@ PUBLIC int arena_root_get(arena_t *a, const char *name, arena_ref_t *ref)
 static int root_call(arena_t *a, const char *name, unsigned mode, arena_ref_t expected, arena_ref_t desired)
 {
     if (root_name_check(name) < 0)
-        return refused(-EINVAL, "a root's name has 1 to %d bytes, none of them a control character", ROOT_NAME - 1);
+        return refused_name();
     if (a->read_only)
         return refused(-EACCES, "a reader sets no root");
     if (forked(a)) {

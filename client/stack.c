@@ -171,7 +171,7 @@ PUBLIC size_t arena_stack_size(const arena_stack_t *s)
 PUBLIC int arena_stack_set_max(arena_t *a, size_t bytes)
 {
     if (bytes < STACK_FIRST || bytes > STACK_MAX_MAX)
-        return -EINVAL;
+        return refused(-EINVAL, "arena_stack_set_max: %zu is not from 2 KiB to 512 GiB", bytes);
     store_relaxed(&a->stack_max, bytes);
     return 0;
 }

@@ -8,7 +8,7 @@ PUBLIC int arena_vec_init(arena_vec_t *v, arena_t *a, size_t item_size, size_t c
 {
     *v = (arena_vec_t){.arena = a, .item_size = item_size, .flags = flags};
     if (!item_size || (flags & ~(unsigned)(ARENA_NOSCAN | ARENA_ZERO)))
-        return -EINVAL;
+        return refused(-EINVAL, "arena_vec_init: flags 0x%x, or items of no size", flags);
     return capacity ? arena_vec_reserve(v, capacity) : 0;
 }
 
