@@ -463,9 +463,9 @@ int conn_tell(struct arena *a, uint32_t type);
 int conn_ask_ahead(struct arena *a);
 int conn_ahead(struct arena *a, unsigned span_class);
 bool conn_ahead_arrived(struct arena *a); /* it is there, and conn_ahead() does not wait */
-/* A new connection's descriptor, above those that programs use. looks_up: it and what is sent and received return -EAGAIN now
+/* A new connection's descriptor, above those that programs use. It, and what is sent and received by it, return -EAGAIN now
  * and then, so that patience is looked at. */
-int conn_connect(const char *path, bool looks_up);
+int conn_connect(const char *path);
 bool conn_is_there(struct connection *c); /* its descriptor is still its own; else it is forgotten, and not touched */
 void conn_forget(struct connection *c);   /* a forked child's: closes what is its parent's connection, which goes on */
 struct fd_id fd_id(int fd);

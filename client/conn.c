@@ -101,7 +101,7 @@ static void conn_look_up(int fd)
     setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &every, sizeof every);
 }
 
-int conn_connect(const char *path, bool looks_up)
+int conn_connect(const char *path)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     if (strlen(path) >= sizeof address.sun_path)
@@ -112,8 +112,7 @@ int conn_connect(const char *path, bool looks_up)
     if (fd < 0)
         return fd;
     struct fd_id id = fd_id(fd);
-    if (looks_up)
-        conn_look_up(fd);
+    conn_look_up(fd);
     while (connect(fd, (struct sockaddr *)&address, sizeof address) < 0) {
         if (errno == EINTR)
             continue;
@@ -357,7 +356,7 @@ static int reconnect(struct arena *a, struct patience *patience)
     unsigned pause_ms = 1, denied = 0;
     for (;;) {
         drop(c);
-        int fd = conn_connect(a->socket, true), rc;
+        int fd = conn_connect(a->socket), rc;
         denied = fd == -EACCES ? denied + 1 : 0;
         if (denied == DENIED_MAX) {
             char text[200];

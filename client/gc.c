@@ -703,7 +703,7 @@ static int ask(struct arena *a, struct asked *x, unsigned flags, struct arena_gc
     x->patience = conn_patience(a);
     x->serial = collecting(a);
     int fd;
-    while ((fd = conn_connect(a->socket, true)) == -EAGAIN && waits_on(a, x)) /* so many wait to be let in */
+    while ((fd = conn_connect(a->socket)) == -EAGAIN && waits_on(a, x)) /* so many wait to be let in */
         ;
     if (fd < 0)
         return -ENOTCONN;

@@ -93,7 +93,7 @@ static bool tries_again(struct patience *patience)
 static int greet(struct arena *a, bool was_there, unsigned flags, int fds[3], struct patience *patience)
 {
     do {
-        int rc = conn_connect(a->socket, true);
+        int rc = conn_connect(a->socket);
         if (rc < 0 && rc != -EAGAIN && !(was_there && (rc == -ENOENT || rc == -ECONNREFUSED)))
             return rc;
         conn_init(&a->conn, rc < 0 ? -1 : rc);

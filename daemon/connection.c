@@ -299,7 +299,6 @@ static void set_polling(struct connection *c)
                       : c->held || c->owed ? UV_DISCONNECT
                                            : UV_READABLE | UV_DISCONNECT,
                       on_events);
-    c->polling_write = write;
 }
 
 void connection_owe(struct connection *c, int change)

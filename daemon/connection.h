@@ -27,7 +27,7 @@ struct connection {
     uint32_t start_time;   /* of the process: see struct tag */
     uint64_t inode;        /* likewise */
     struct client *client; /* NULL: before HELLO, or a monitor */
-    bool greeted, monitor, closing, polling_write;
+    bool greeted, monitor, closing;
     bool looked;           /* greeted by a look: a HELLO may follow */
     bool welcomed;         /* as a new client, and nothing was sent or heard since */
     bool ended;            /* it has hung up: what is still to be read is looked through for a BYE */

@@ -3,7 +3,7 @@
  *   server (libuv)  ->  clients | reclaim | sweep | census | gc     ->  mcentral  ->  mheap  ->  pagealloc
  *
  * All of it runs on the loop's thread, takes no lock and makes no system call: time comes in as an argument, memory is
- * backed and returned through `struct core_ops`, asynchronously. So tests drive it without a loop. It lives in private
+ * backed and returned through `struct backing`, asynchronously. So tests drive it without a loop. It lives in private
  * memory and can be rebuilt from the map and the state words at any time: core_start() does just that, on an empty heap
  * and on one that an earlier daemon left.
  *
@@ -70,7 +70,7 @@ struct client {
     uint64_t leased_pages, leased_spans;
     uint32_t next_unit;     /* behind its last units of state words, see mheap_alloc_units() */
     uint64_t charged_pages, charged_spans;
-    uint64_t refills, grants;
+    uint64_t refills;
     uint64_t heard_ns;                  /* monotonic: its last message */
     uint64_t trim_asked, trim_answered; /* serial numbers of shortages, in 32 bits */
     bool trim_waited;                   /* it had answered the one before */
@@ -104,7 +104,6 @@ struct reclaim {
     uint64_t cursor;        /* page */
     uint32_t dying_count;   /* tags in `start` that are not through */
     uint64_t *start;        /* by tag: pages to go until it is through; 0: not dying */
-    uint64_t words, passes; /* statistics */
 };
 
 /* Work of one turn of the loop: what was done since turn_end(), and the most that any turn has done. No client can make a

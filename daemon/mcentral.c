@@ -302,7 +302,6 @@ done:
     if (count > 0) {
         c->refills++;
         client->refills++;
-        client->grants += (uint64_t)count;
         core->heap.header->refills++;
     }
     return count;
@@ -324,7 +323,6 @@ int mcentral_cache_large(struct core *core, struct client *client, unsigned span
     out[0] = (uint32_t)first;
     core->central[span_class].refills++;
     client->refills++;
-    client->grants++;
     core->heap.header->refills++;
     mheap_grow_ahead(&core->mheap, core->now_ns);
     *ret_fresh = true;

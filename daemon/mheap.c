@@ -119,11 +119,10 @@ static void raise_top(struct mheap *m, uint64_t top)
     }
 }
 
-void mheap_note_failure(struct mheap *m, uint64_t pages, int error, uint64_t now_ns)
+void mheap_note_failure(struct mheap *m, uint64_t pages, uint64_t now_ns)
 {
     m->failed_at_ns = now_ns ? now_ns : 1;
     m->failed_pages = pages;
-    m->failed_error = error;
 }
 
 void mheap_grown(struct mheap *m, uint64_t first, uint64_t pages, int error, uint64_t now_ns)
@@ -134,7 +133,7 @@ void mheap_grown(struct mheap *m, uint64_t first, uint64_t pages, int error, uin
         m->ahead_pages = 0;
     pagealloc_free(&m->free, first, pages);
     if (error) {
-        mheap_note_failure(m, pages, error, now_ns);
+        mheap_note_failure(m, pages, now_ns);
         return;
     }
     m->failed_at_ns = 0;
@@ -372,7 +371,6 @@ void mheap_returned(struct mheap *m, uint64_t first, uint64_t pages, int error)
         return;
     }
     m->failed_at_ns = 0; /* what the system has again may be had again */
-    m->returned_total += pages;
     m->heap->header->pages_returned += pages;
 }
 

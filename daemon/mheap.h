@@ -55,8 +55,6 @@ struct mheap {
     unsigned burst;          /* growths in close succession, see grow_step() */
     uint64_t failed_at_ns;   /* the last growth that failed; 0: the last one did not */
     uint64_t failed_pages;   /* its size: smaller ones are still tried */
-    int failed_error;
-    uint64_t returned_total;
 };
 
 int mheap_init(struct mheap *m, struct heap *heap, const struct backing *backing);
@@ -94,7 +92,7 @@ void mheap_cleared(struct mheap *m, uint64_t first, uint64_t pages);
 
 /* May `pages` more be backed, by what the machine and the cgroups leave and by how the last growth ended? */
 bool mheap_may_grow(const struct mheap *m, uint64_t pages, uint64_t now_ns);
-void mheap_note_failure(struct mheap *m, uint64_t pages, int error, uint64_t now_ns);
+void mheap_note_failure(struct mheap *m, uint64_t pages, uint64_t now_ns);
 
 /* Keeps the next growth ahead of demand, also while a large one is under way: small requests are not to wait for that. */
 void mheap_grow_ahead(struct mheap *m, uint64_t now_ns);

@@ -150,7 +150,6 @@ bool reclaim_turn(struct core *core, uint32_t words)
         done += span.objects + span.page_count; /* entries are written when it is uncut */
         reclaim_span(core, &span);
     }
-    r->words += done;
     if (!r->running)
         return false;
     advance(core, passed);
@@ -158,6 +157,5 @@ bool reclaim_turn(struct core *core, uint32_t words)
         if (r->start[tag] == 1)
             retire(core, tag);
     r->running = r->dying_count != 0;
-    r->passes += !r->running;
     return r->running;
 }

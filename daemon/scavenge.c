@@ -146,7 +146,7 @@ void core_grown(struct core *core, uint64_t first, uint64_t pages, int error, ui
         return;
     }
     if (error)
-        mheap_note_failure(&core->mheap, pages, error, now_ns);
+        mheap_note_failure(&core->mheap, pages, now_ns);
     landed(core, &span, first, pages, error == 0);
 }
 
@@ -157,10 +157,8 @@ void core_returned(struct core *core, uint64_t first, uint64_t pages, int error)
         mheap_returned(&core->mheap, first, pages, error);
         return;
     }
-    if (!error) {
-        core->mheap.returned_total += pages;
+    if (!error)
         core->heap.header->pages_returned += pages;
-    }
     landed(core, &span, first, pages, error != 0);
 }
 

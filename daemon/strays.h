@@ -17,7 +17,7 @@
  * difference beyond the noise). But it binds only who wants to be bound: a client may map its descriptor once more. A system
  * call that reads into a hole fails with EFAULT, a fork's child has lost it, and it takes a descriptor of every process.
  *
- * Regions on hugetlbfs are left alone: a piece of a page cannot be given back there. Loop thread, but for strays_clear(). */
+ * Regions on hugetlbfs are left alone: a piece of a page cannot be given back there. Loop thread, but for the clearing itself (worker.c). */
 #ifndef DAEMON_STRAYS_H
 #define DAEMON_STRAYS_H
 

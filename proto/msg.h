@@ -117,7 +117,7 @@ enum { RESUME_LAST = 1, RESUME_TAGS = 2 };
 enum { LEASE_AHEAD = 1 };                             /* LEASE.flags: not needed yet, so nobody is asked to trim for it */
 enum { GRANT_FRESH = 1 };                             /* GRANT.flags: pages that no process has touched */
 enum { ROOT_MODE_SET, ROOT_MODE_CAS };
-enum { NOTICE_TRIM = 1, NOTICE_SAFEPOINT = 2, NOTICE_SHUTDOWN = 3 };
+enum { NOTICE_TRIM = 1 };
 enum { TRIM_ALL = 1 };
 enum { GC_DRY_RUN = 1 };
 /* MODE.mode. safepoint: value is an enum gc_mode; pins: the reference of the first table of pins; trimmed: the serial

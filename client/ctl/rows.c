@@ -38,7 +38,7 @@ static int connect_patiently(const char *path)
 {
     int fd;
     for (uint64_t until = now_real_ns() + ANSWER_MS * 1000000ULL;
-         (fd = conn_connect(path, true)) == -EAGAIN && now_real_ns() < until;)
+         (fd = conn_connect(path)) == -EAGAIN && now_real_ns() < until;)
         ;
     return fd;
 }
