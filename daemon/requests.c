@@ -676,6 +676,25 @@ static void on_mode(struct connection *c)
         reply_ok(c, in.id, 0);
 }
 
+/* The message is one that who says it may say now; else it is told. */
+static bool may_ask(struct connection *c)
+{
+    const struct client *client = c->client;
+    if (!c->greeted && in.type != MSG_HELLO) {
+        connection_error(c, in.id, EPROTO, "%s before HELLO", msg_name(in.type));
+        connection_close(c, "no HELLO first");
+        return false;
+    }
+    bool for_all = in.type == MSG_HELLO || in.type == MSG_INFO || in.type == MSG_TRIM || in.type == MSG_GC;
+    bool for_readers = in.type == MSG_BYE || in.type == MSG_RESUME ||
+                       (in.type == MSG_MODE && in.mode == CLIENT_MODE_SAFEPOINT && in.value != GC_PINS);
+    if (for_all || (client && (!client->read_only || for_readers) && (!client->resuming || in.type == MSG_RESUME)))
+        return true;
+    connection_error(c, in.id, EPERM, "%s is not for a %s", msg_name(in.type),
+                     !client ? "monitor" : client->resuming ? "client that has not resumed" : "reader");
+    return false;
+}
+
 void request_handle(struct connection *c, const uint8_t *packet, size_t bytes)
 {
     char why[MSG_TEXT_MAX + 1] = "";
@@ -693,20 +712,8 @@ void request_handle(struct connection *c, const uint8_t *packet, size_t bytes)
     if (in.type != MSG_BYE && (c->ended || (!by_resume && connection_hung_up(c))))
         return;
     c->welcomed = false;
-    if (!c->greeted && in.type != MSG_HELLO) {
-        connection_error(c, in.id, EPROTO, "%s before HELLO", msg_name(in.type));
-        connection_close(c, "no HELLO first");
+    if (!may_ask(c))
         return;
-    }
-    bool for_all = in.type == MSG_HELLO || in.type == MSG_INFO || in.type == MSG_TRIM || in.type == MSG_GC;
-    bool for_readers = in.type == MSG_BYE || in.type == MSG_RESUME ||
-                       (in.type == MSG_MODE && in.mode == CLIENT_MODE_SAFEPOINT && in.value != GC_PINS);
-    if (!for_all && (!c->client || (c->client->read_only && !for_readers) ||
-                     (c->client->resuming && in.type != MSG_RESUME))) {
-        connection_error(c, in.id, EPERM, "%s is not for a %s", msg_name(in.type),
-                         !c->client ? "monitor" : c->client->resuming ? "client that has not resumed" : "reader");
-        return;
-    }
     if (c->client)
         c->client->heard_ns = c->server->core.now_ns;
     if (collector_defers(c, &in, packet, bytes))
