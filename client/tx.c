@@ -245,6 +245,41 @@ static int ask_for_tags(struct arena *a)
     return rc == 0 && a->tx_clean == 0 ? -EPROTO : rc;
 }
 
+/* Puts the tags that bear no word into a request's list: how many. */
+static uint32_t list_resolved(struct arena *a)
+{
+    struct msg *out = &a->conn.out;
+    memcpy(out->list, a->tx_resolved, a->tx_resolved_count * sizeof *out->list);
+    out->list_count = a->tx_resolved_count;
+    return out->list_count;
+}
+
+/* The daemon has read them: they may run again, once clean. */
+static void resolved_told(struct arena *a, uint32_t told)
+{
+    for (uint32_t i = 0; i < told && a->tx_ready_count < TX_TAGS_MAX; i++)
+        a->tx_ready[a->tx_ready_count++] = a->tx_resolved[i];
+    memmove(a->tx_resolved, a->tx_resolved + told, (a->tx_resolved_count - told) * sizeof *a->tx_resolved);
+    a->tx_resolved_count -= told;
+}
+
+/* All tags are in use or resolved, so that no commit can tell these: a commit of what is no transaction does, and is refused
+ * behind its list. */
+static int tell_resolved(struct arena *a)
+{
+    struct msg *out = &a->conn.out;
+    out->tag = a->tag;
+    out->name[0] = 0;
+    out->expected = out->desired = 0;
+    uint32_t told = list_resolved(a);
+    int rc = told ? conn_call(a, MSG_TX_COMMIT, MSG_OK) : -EDQUOT;
+    if (rc != -EPERM)
+        return rc < 0 ? rc : -EPROTO;
+    resolved_told(a, told);
+    find_clean(a);
+    return a->tx_clean ? 0 : -EDQUOT;
+}
+
 static int take_tag(struct arena *a, uint16_t *ret)
 {
     int rc = heap_is_stale(a) ? -ESTALE : 0;
@@ -253,6 +288,8 @@ static int take_tag(struct arena *a, uint16_t *ret)
         find_clean(a);
     if (rc == 0 && a->tx_clean == 0)
         rc = ask_for_tags(a);
+    if (rc == -EDQUOT)
+        rc = tell_resolved(a);
     if (rc == 0) {
         *ret = (uint16_t)a->tx_ready[--a->tx_clean];
         a->tx_ready[a->tx_clean] = a->tx_ready[--a->tx_ready_count];
@@ -270,10 +307,10 @@ int tx_take_tag(struct arena *a, uint16_t *ret)
         return rc;
     struct patience patience = conn_patience(a);
     cancel_off();
-    while (rc == -EDQUOT && tx_turn_late(a) && conn_waits(&patience)) {
+    for (bool waits = true; rc == -EDQUOT && waits && conn_waits(&patience);) {
         const struct timespec pause = {.tv_nsec = 1000000};
         nanosleep(&pause, NULL);
-        tx_turn_late(a);
+        waits = tx_turn_late(a);
         rc = take_tag(a, ret);
     }
     cancel_on();
@@ -523,17 +560,11 @@ static int send_commit(struct arena *a, const struct transaction *tx)
     strcpy(out->name, tx->root);
     out->expected = tx->expected;
     out->desired = tx->desired;
-    uint32_t told = a->tx_resolved_count;
-    memcpy(out->list, a->tx_resolved, told * sizeof *out->list);
-    out->list_count = told;
+    uint32_t told = list_resolved(a);
     fence_release(); /* [TG1] what the objects hold is written before they are published */
     int rc = conn_call(a, MSG_TX_COMMIT, MSG_OK);
-    if (rc != -ENOTCONN && rc != -EINPROGRESS && rc != -ESTALE) { /* it was read: those tags may run again, once clean */
-        for (uint32_t i = 0; i < told && a->tx_ready_count < TX_TAGS_MAX; i++)
-            a->tx_ready[a->tx_ready_count++] = a->tx_resolved[i];
-        memmove(a->tx_resolved, a->tx_resolved + told, (a->tx_resolved_count - told) * sizeof *a->tx_resolved);
-        a->tx_resolved_count -= told;
-    }
+    if (rc != -ENOTCONN && rc != -EINPROGRESS && rc != -ESTALE) /* it was read */
+        resolved_told(a, told);
     conn_unlock(a);
     return rc;
 }
