@@ -155,8 +155,8 @@ struct arena_stats {
  * log whom it suspects. */
 int arena_open(arena_t **out, const char *socket, const struct arena_options *options);
 
-/* The last close says goodbye: what this process owns is freed. No other thread may be inside a call with `a`. -EBUSY: in an
- * error handler, where the call that has called it goes on with the heap (arena_on_error). */
+/* The last close says goodbye: what this process owns is freed. No other thread may be inside a call with `a`. -EBUSY:
+ * in an error handler, where the call that has called it goes on with the heap (arena_on_error). */
 int arena_close(arena_t *a);
 
 /* ---- objects -------------------------------------------------------------------------------------------------- */
