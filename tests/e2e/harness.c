@@ -346,3 +346,32 @@ int reap(pid_t pid)
             return -1;
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
+
+int conf_make(char ret_path[64])
+{
+    strcpy(ret_path, "/tmp/arena-conf-XXXXXX");
+    int fd = mkstemp(ret_path);
+    close(fd);
+    return fd < 0;
+}
+
+void conf_write(const char *path, const char *text)
+{
+    FILE *f = fopen(path, "we");
+    assert_non_null(f);
+    fputs(text, f);
+    fclose(f);
+}
+
+int hold_a_list(arena_t *a, uint64_t count)
+{
+    void **head = NULL;
+    for (uint64_t i = 0; i < count; i++) {
+        void **n = arena_alloc(a, 64);
+        if (!n)
+            return 1;
+        *n = head;
+        head = n;
+    }
+    return arena_safepoint(a, ARENA_SAFEPOINT) == 0 ? 0 : 2;
+}

@@ -93,4 +93,12 @@ int reap(pid_t pid); /* exit status, or 128 + signal */
 /* Runs a command line, collects what it prints (both streams): its exit status. */
 int run(char *out, size_t capacity, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
+/* An empty config file where another user can go; the caller unlinks it. 0 or 1, as a setup returns. */
+int conf_make(char ret_path[64]);
+void conf_write(const char *path, const char *text);
+
+/* Gives a collection much to mark: a list of `count` own objects, and then this process is at a safepoint. 0; 1: the heap has
+ * no room; 2: no safepoint. */
+int hold_a_list(arena_t *a, uint64_t count);
+
 #endif

@@ -19,24 +19,13 @@ static char conf[64];
 static int setup(void **state)
 {
     daemon_setup(state, &d, NULL, NULL);
-    strcpy(conf, "/tmp/arena-limits-XXXXXX");
-    int fd = mkstemp(conf);
-    close(fd);
-    return fd < 0;
+    return conf_make(conf);
 }
 
 static int teardown(void **state)
 {
     unlink(conf);
     return daemon_teardown(state);
-}
-
-static void write_conf(const char *text)
-{
-    FILE *f = fopen(conf, "we");
-    assert_non_null(f);
-    fputs(text, f);
-    fclose(f);
 }
 
 static uint64_t limit_of(const char *name) { return figure_of(&d, "limits", name); }
@@ -67,7 +56,7 @@ static uint64_t fill(arena_t *a, size_t size, int error)
 static void bytes_and_spans_of_a_client_and_of_a_user(void **state)
 {
     (void)state;
-    write_conf("limit-client-bytes = 4M\nlimit-user-bytes = 6M\n");
+    conf_write(conf, "limit-client-bytes = 4M\nlimit-user-bytes = 6M\n");
     daemon_start(&d, "64M", "--config", conf, NULL);
     arena_t *a = open_heap(&d);
     assert_string_equal(arena_reason(), "");
@@ -89,15 +78,15 @@ static void bytes_and_spans_of_a_client_and_of_a_user(void **state)
         _exit(errno != EDQUOT ? 2 : !strstr(arena_reason(), "limit-user-bytes") ? 3 : had < 1 << 20 || had > 2 << 20 ? 4 : 0);
     }
     assert_int_equal(reap(pid), 0);
-    write_conf("limit-client-bytes = 16M\nlimit-client-spans = 600\n"); /* the user's limit is the default again: none */
+    conf_write(conf, "limit-client-bytes = 16M\nlimit-client-spans = 600\n"); /* the user's limit is the default again: none */
     kill(d.pid, SIGHUP);
     limit_await("client_bytes", 16 << 20);
     assert_int_equal(limit_of("uid_bytes"), 0);
     fill(a, 1000, EDQUOT);
     says("limit-client-spans");
-    write_conf("limit-client-bytes = lots\nlimit-client-spans = 7\n");
+    conf_write(conf, "limit-client-bytes = lots\nlimit-client-spans = 7\n");
     kill(d.pid, SIGHUP);
-    write_conf("limit-client-spans = 600\nlimit-user-spans = 601\n"); /* read after the wrong one, or in its place */
+    conf_write(conf, "limit-client-spans = 600\nlimit-user-spans = 601\n"); /* read after the wrong one, or in its place */
     while (limit_of("uid_spans") != 601) {
         assert_int_not_equal(limit_of("client_spans"), 7);
         kill(d.pid, SIGHUP);
@@ -115,9 +104,9 @@ static void a_wrong_file_changes_nothing(void **state)
 {
     (void)state;
     char out[4096];
-    write_conf("limit-client-bytes = 4M\n");
+    conf_write(conf, "limit-client-bytes = 4M\n");
     daemon_start(&d, "16M", "--config", conf, NULL);
-    write_conf("limit-user-roots = 5\nlimit-client-bytes = lots\n");
+    conf_write(conf, "limit-user-roots = 5\nlimit-client-bytes = lots\n");
     kill(d.pid, SIGHUP);
     while (run(out, sizeof out, "grep -c 'result=refused' %s", d.log) != 0)
         ;
@@ -130,7 +119,7 @@ static void roots_clients_and_transactions(void **state)
     (void)state;
     char name[32];
     arena_t *a, *b, *again;
-    write_conf("limit-user-roots = 10\nlimit-user-clients = 3\nlimit-clients = 4\n");
+    conf_write(conf, "limit-user-roots = 10\nlimit-user-clients = 3\nlimit-clients = 4\n");
     daemon_start(&d, "16M", "--config", conf, NULL);
     a = open_heap(&d);
     arena_ref_t ref = arena_ref(a, arena_alloc_flags(a, 10, ARENA_SHARED));
@@ -173,7 +162,7 @@ static void connections_that_say_nothing_are_counted_too(void **state)
     enum { MOST = 3 + 32 + 8 };
     int fds[MOST], count = 0, rc;
     arena_t *a;
-    write_conf("limit-user-clients = 3\nhello-timeout = 100000000\n");
+    conf_write(conf, "limit-user-clients = 3\nhello-timeout = 100000000\n");
     daemon_start(&d, "16M", "--config", conf, NULL);
     strncpy(address.sun_path, d.socket, sizeof address.sun_path - 1);
     while ((rc = arena_open(&a, d.socket, NULL)) == 0) {

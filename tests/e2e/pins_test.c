@@ -254,16 +254,9 @@ static int has_many(void *count)
 {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     arena_t *b = open_heap(&d);
-    void **head = NULL;
-    for (uint64_t i = 0; i < (uint64_t)(uintptr_t)count; i++) {
-        void **n = arena_alloc(b, 64);
-        if (!n)
-            return 1;
-        *n = head;
-        head = n;
-    }
-    if (arena_safepoint(b, ARENA_SAFEPOINT) != 0)
-        return 2;
+    int rc = hold_a_list(b, (uint64_t)(uintptr_t)count);
+    if (rc != 0)
+        return rc;
     board->ready = 1;
     for (;;)
         pause();

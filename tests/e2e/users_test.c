@@ -19,10 +19,7 @@ static char conf[64];
 static int setup(void **state)
 {
     daemon_setup(state, &d, NULL, NULL);
-    strcpy(conf, "/tmp/arena-users-XXXXXX");
-    int fd = mkstemp(conf);
-    close(fd);
-    return fd < 0;
+    return conf_make(conf);
 }
 
 static int teardown(void **state)
@@ -31,17 +28,9 @@ static int teardown(void **state)
     return daemon_teardown(state);
 }
 
-static void write_conf(const char *text)
-{
-    FILE *f = fopen(conf, "we");
-    assert_non_null(f);
-    fputs(text, f);
-    fclose(f);
-}
-
 static void start(const char *text)
 {
-    write_conf(text);
+    conf_write(conf, text);
     daemon_start(&d, "16M", "--config", conf, "--socket-mode", "0666", NULL);
     assert_int_equal(chmod(d.dir, 0755), 0);
 }
@@ -157,13 +146,13 @@ static void a_reload_cuts_off_who_lost_access_and_nobody_else(void **state)
         await_counter(&board[i].opened, 1, pids[i]);
         assert_int_equal(ask(i), -ENOENT);
     }
-    write_conf("allow-users = 50001\nallow-users 50000\n"); /* one that cannot be read changes nothing */
+    conf_write(conf, "allow-users = 50001\nallow-users 50000\n"); /* one that cannot be read changes nothing */
     kill(daemon_serving(&d), SIGHUP);
     while (!log_has("event=reload result=refused"))
         pause_us(1000);
     assert_int_equal(ask(0), -ENOENT);
     assert_false(log_has("event=cut"));
-    write_conf("allow-users = 50001\n");
+    conf_write(conf, "allow-users = 50001\n");
     kill(daemon_serving(&d), SIGHUP);
     while (!log_has("event=cut .*uid=50000 .*this user is not allowed"))
         pause_us(1000);
@@ -172,7 +161,7 @@ static void a_reload_cuts_off_who_lost_access_and_nobody_else(void **state)
     assert_int_not_equal(ask(0), -ENOENT); /* and does not come back */
     assert_int_equal(ask(1), -ENOENT);
     assert_int_equal(stat_of(&d, "objects_owned"), 2); /* what it holds is its own */
-    write_conf("allow-users = 50000, 50001\n");
+    conf_write(conf, "allow-users = 50000, 50001\n");
     kill(daemon_serving(&d), SIGHUP);
     while (ask(0) != -ENOENT) /* until it is let in again */
         pause_us(1000);
