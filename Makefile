@@ -42,9 +42,9 @@ PKG          = $(shell pkg-config --$(1) $(2) 2>/dev/null)
 SHM_SRC     := $(wildcard shm/*.c)
 PROTO_SRC   := $(wildcard proto/*.c)
 CTL_SRC     := $(wildcard client/ctl/*.c)
-CLIENT_SRC  := $(wildcard client/*.c)
+CLIENT_SRC  := $(wildcard $(addprefix client/,$(addsuffix /*.c,alloc own link extra debug)))
 DAEMON_MAIN := daemon/arenad.c
-DAEMON_SRC  := $(filter-out $(DAEMON_MAIN),$(wildcard daemon/*.c))
+DAEMON_SRC  := $(filter-out $(DAEMON_MAIN),$(wildcard daemon/*/*.c))
 
 obj          = $(patsubst %.c,$(B)/obj/%.o,$(1))
 SHM_OBJ     := $(call obj,$(SHM_SRC))
@@ -87,7 +87,7 @@ $(B)/arenactl: $(CTL_OBJ) $(B)/libarena.a
 # ---- demo and tests ----------------------------------------------------------------------------
 # tests/TIER/X_test.c: unit tests are linked with the tiers' objects, e2e and crash tests with the library as it ships.
 
-UNIT_SRC    := $(wildcard tests/shm/*_test.c tests/proto/*_test.c tests/daemon/*_test.c tests/client/*_test.c)
+UNIT_SRC    := $(wildcard tests/shm/*_test.c tests/proto/*_test.c tests/daemon/*/*_test.c tests/client/*/*_test.c)
 E2E_SRC     := $(wildcard tests/e2e/*_test.c tests/crash/*_test.c)
 UNIT_TESTS  := $(patsubst tests/%.c,$(B)/tests/%,$(UNIT_SRC))
 E2E_TESTS   := $(patsubst tests/%.c,$(B)/tests/%,$(E2E_SRC)) $(addprefix $(B)/tests/,e2e/object_inline_test \
@@ -140,7 +140,7 @@ $(B)/tests/fuzz/%_replay: $(B)/obj/tests/fuzz/%_fuzz.o $(B)/obj/tests/fuzz/repla
 	$(CC) $(LDFLAGS) -pthread -o $@ $^ $(LIB_LIBS)
 
 # core_fuzz.c stands in for the loop, threads and what is seen of processes: all of the daemon but those
-FUZZ_CORE   := $(filter-out $(addprefix daemon/,server.c collector.c backing.c strays.c worker.c peer.c allow.c),$(DAEMON_SRC)) $(SHM_SRC)
+FUZZ_CORE   := $(filter-out $(addprefix daemon/,shell/server.c shell/collector.c shell/backing.c shell/strays.c os/sched.c shell/peer.c shell/allow.c),$(DAEMON_SRC)) $(SHM_SRC)
 $(B)/tests/fuzz/core_replay: $(call obj,tests/fuzz/core_fuzz.c tests/fuzz/replay.c $(FUZZ_CORE)) $(PROTO_OBJ)
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -pthread -o $@ $^ $(DAEMON_LIBS)
@@ -149,8 +149,8 @@ $(B)/tests/fuzz/core_replay: $(call obj,tests/fuzz/core_fuzz.c tests/fuzz/replay
 # sanitizer (stacks are copied and switched). What the scenarios never call may be missing
 EXPLORERS   := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/explore/*_test.c))
 EXPLORE_SRC := $(addprefix tests/explore/,explore.c search.c suite.c wire.c world.c) $(SHM_SRC) \
-               $(addprefix client/,lease.c large.c keep.c returns.c mcache.c object.c tx.c site.c stack.c) \
-               $(addprefix daemon/,core.c clients.c mcentral.c mheap.c pagealloc.c reclaim.c sweep.c scavenge.c)
+               $(addprefix client/,$(addprefix alloc/,lease.c large.c keep.c returns.c mcache.c object.c) own/tx.c debug/site.c extra/stack.c) \
+               $(addprefix daemon/,$(addprefix core/,core.c clients.c mcentral.c mheap.c pagealloc.c) $(addprefix passes/,reclaim.c sweep.c scavenge.c))
 EXPLORE_OBJ := $(patsubst %.c,$(B)/explore/%.o,$(EXPLORE_SRC))
 $(B)/explore/tests/explore/explore.o $(B)/explore/tests/explore/search.o: EXPLORE_FLAGS := -DEX_ENGINE -O2
 $(B)/explore/%.o: %.c
@@ -276,7 +276,7 @@ lint: ## cppcheck and clang-tidy
 	    -I. -D_GNU_SOURCE -DARENA_VERSION=\"$(VERSION)\" -std=gnu11 2>/dev/null || { echo "$$0: clang-tidy"; exit 1; }'
 
 FUZZ_SECONDS ?= 60
-FUZZ_COVERED  = $(addprefix daemon/,requests.c clients.c mcentral.c reclaim.c scavenge.c gc.c connection.c) shm/root.c
+FUZZ_COVERED  = $(addprefix daemon/,shell/requests.c core/clients.c core/mcentral.c passes/reclaim.c passes/scavenge.c passes/gc.c shell/connection.c) shm/root.c
 FUZZ_CC       = clang $(CPPFLAGS) -std=gnu11 $(WARN) -g -O1
 .PHONY: fuzz
 fuzz: ## libFuzzer on every target: FUZZ_SECONDS= each (clang); then how much of the daemon the core's inputs reach (llvm-cov)
@@ -314,7 +314,7 @@ ALL_TARGETS  += test-aarch64
 AARCH64      := build-aarch64
 SYSROOT      := $(abspath $(AARCH64)/sysroot)
 SYSROOT_DEPS := $(filter-out gcc pkg-config scdoc,$(DEPS))
-EMULATED_TESTS = $(filter-out $(B)/tests/daemon/%,$(UNIT_TESTS)) $(addprefix $(B)/tests/daemon/,gc_test pagealloc_test scavenge_test) \
+EMULATED_TESTS = $(filter-out $(B)/tests/daemon/%,$(UNIT_TESTS)) $(addprefix $(B)/tests/daemon/,passes/gc_test core/pagealloc_test passes/scavenge_test) \
                tests/aarch64/pair.sh
 
 .PHONY: test-aarch64 test-aarch64-run

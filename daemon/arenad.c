@@ -20,14 +20,14 @@
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
 
-#include "daemon/keeper.h"
-#include "daemon/kept.h"
-#include "daemon/listen.h"
-#include "daemon/log.h"
-#include "daemon/pidfile.h"
-#include "daemon/refuse.h"
-#include "daemon/server.h"
-#include "daemon/signals.h"
+#include "daemon/os/keeper.h"
+#include "daemon/os/kept.h"
+#include "daemon/os/listen.h"
+#include "daemon/os/log.h"
+#include "daemon/os/pidfile.h"
+#include "daemon/os/refuse.h"
+#include "daemon/shell/server.h"
+#include "daemon/os/signals.h"
 
 /* Else the first files that are opened would be these, and the heap's socket would be taken for a standard stream. */
 static int standard_streams(void)

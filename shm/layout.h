@@ -141,7 +141,7 @@ struct tag {
     uint64_t pins;       /* reference of its first table of pins, 0: none. sync: daemon, atomic */
 };
 
-/* What a client says of the references that it holds outside the heap: see daemon/gc.c. */
+/* What a client says of the references that it holds outside the heap: see daemon/passes/gc.c. */
 enum gc_mode {
     GC_RUNS = 0,      /* nothing: no collection can run */
     GC_SAFEPOINT = 1, /* it uses none but those that it has pinned, and changes nothing, until it has left */

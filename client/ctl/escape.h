@@ -6,7 +6,7 @@
 
 enum { ESCAPE_DEPTH = 24, ESCAPE_FRAMES = 8, ESCAPE_CLIENTS = 16 };
 
-/* as in client/profile.h */
+/* as in client/debug/profile.h */
 enum fate { OWNED, FRAME, THREAD, PROCESS, SHARED, PUBLISHED, CROSSED, LOST, FATES };
 
 struct place {

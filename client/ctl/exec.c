@@ -26,7 +26,7 @@
 #include <unistd.h>
 
 #include "client/ctl/ctl.h"
-#include "client/environ.h"
+#include "client/link/environ.h"
 #include "shm/layout.h"
 
 enum { NOT_FOUND = 127, NOT_EXECUTABLE = 126 };

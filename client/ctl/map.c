@@ -7,7 +7,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-#include "client/environ.h"
+#include "client/link/environ.h"
 #include "shm/layout.h"
 
 #define MAP_NAME(name, glyph, ascii, colour, fill, text) #name,

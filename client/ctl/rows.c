@@ -10,7 +10,7 @@
 
 #include "client/client.h"
 #include "client/ctl/ctl.h"
-#include "client/environ.h"
+#include "client/link/environ.h"
 #include "proto/packet.h"
 
 static uint8_t packet[MSG_MAX];

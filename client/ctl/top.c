@@ -14,7 +14,7 @@
 #include <unistd.h>
 
 #include "client/ctl/ctl.h"
-#include "client/environ.h"
+#include "client/link/environ.h"
 #include "shm/layout.h"
 
 enum { LINES_MAX = 512, LINE = 400, CLASS_LINES = 6, CLASS_LINES_PLAIN = 12 };

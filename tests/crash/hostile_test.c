@@ -1,6 +1,6 @@
 /* Goal: whatever a client sends and writes, the daemon neither crashes nor stalls nor leases a span twice, and the others'
  * data are what they were. Method: raw clients that speak the protocol themselves, while bystanders allocate, free and
- * compare what they wrote. What a turn of the loop may do is asserted by the daemon itself (turn_end() in daemon/core.c):
+ * compare what they wrote. What a turn of the loop may do is asserted by the daemon itself (turn_end() in daemon/core/core.c):
  * a crash would be seen here as another process that serves. */
 #include <errno.h>
 #include <fcntl.h>

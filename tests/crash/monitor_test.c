@@ -9,7 +9,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#include "daemon/info.h"
+#include "daemon/shell/info.h"
 #include "tests/crash/raw.h"
 #include "tests/e2e/harness.h"
 

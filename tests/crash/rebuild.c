@@ -6,7 +6,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
-#include "daemon/core.h"
+#include "daemon/core/core.h"
 #include "shm/assert.h"
 
 static int never(void *context, uint64_t first, uint64_t pages) { return (void)context, (void)first, (void)pages, -ENOMEM; }

@@ -1,4 +1,4 @@
-/* Goal: whatever waits for the daemon, one turn of its loop does no more than its bounds, which daemon/core.h has, and so a
+/* Goal: whatever waits for the daemon, one turn of its loop does no more than its bounds, which daemon/core/core.h has, and so a
  * bystander gets on. Method: raw clients fill the sockets while the daemon is stopped, more than a turn may do; what the
  * longest turn did is read from `arenactl limits`. turn_end() asserts the same bounds: that the daemon is still the same
  * process says that it holds them, the figures say that they were reached. */
@@ -12,7 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "daemon/core.h"
+#include "daemon/core/core.h"
 #include "tests/crash/raw.h"
 #include "tests/e2e/harness.h"
 

@@ -6,7 +6,7 @@
 
 #include <string.h>
 
-#include "daemon/core.h"
+#include "daemon/core/core.h"
 #include "shm/assert.h"
 
 enum { ASKED_MAX = 4096 };

@@ -1,7 +1,7 @@
 /* Goal: what a process keeps without using it comes back when it is needed, and is little where nobody can be asked for it;
  * and giving back waits for nobody. Method: small heaps in which others sleep, or work and never ask for memory; a daemon
  * that is stopped, before which no free, trim or publication may stand still (a call that waited for it would wait for
- * ever). What is refused must be truly in use: the bounds are those of client/keep.h. */
+ * ever). What is refused must be truly in use: the bounds are those of client/alloc/keep.h. */
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>

@@ -300,7 +300,7 @@ static void collections_end(void)
     munmap(board, sizeof *board);
 }
 
-/* As in daemon/gc.c (P): a node is pinned while it is in no list. Here a commit's root leads to it at once. */
+/* As in daemon/passes/gc.c (P): a node is pinned while it is in no list. Here a commit's root leads to it at once. */
 struct node {
     arena_ref_t next, pad[3];
 };

@@ -1,7 +1,7 @@
 /* Goal: what is kept comes back, and what is let go is told once, in every order. Method: as
  * protocols_test.c; here the threads refill and let go while others wait for the daemon, while the
  * wire is full, while the connection is made anew, and when memory is short. */
-#include "client/keep.h"
+#include "client/alloc/keep.h"
 #include "tests/explore/suite.h"
 
 enum { A = 1, B = 2 };

@@ -382,7 +382,7 @@ static void final_rest(void)
 /* ---- moves of a root against death ----------------------------------------------------------- */
 
 static int root_cas(unsigned process, uint64_t expected,
-                    const void *desired) /* as client/roots.c */
+                    const void *desired) /* as client/own/roots.c */
 {
     arena_t *a = world_client(process);
     conn_lock(a);

@@ -88,7 +88,7 @@ enum { ID_CALL = 1, ID_AHEAD };
 static uint32_t give_ups_left;
 static bool may_give_up;
 
-/* As client/conn.c's. */
+/* As client/link/conn.c's. */
 static bool has_ticket(const struct msg *out, uint32_t type)
 {
     return type == MSG_ROOT || type == MSG_TX_COMMIT || type == MSG_EXTEND ||
@@ -100,7 +100,7 @@ static bool has_answer_or_gives_up(void *w)
     return give_ups_left || has_answer(w);
 }
 
-/* client/conn.c's sending and receiving; -EPIPE: lost. */
+/* client/link/conn.c's sending and receiving; -EPIPE: lost. */
 static int send_out(struct arena *a, uint32_t type, uint32_t id, bool waits)
 {
     struct wire *w = &wires[ex_self()];
@@ -330,7 +330,7 @@ static bool has_ended_or_stands(void *w)
     return wire->busy || wire->lost || has_ended(taken_by, taken_type);
 }
 
-/* As client/conn.c's, with one look in place of many: when the daemon comes to an end is chosen. */
+/* As client/link/conn.c's, with one look in place of many: when the daemon comes to an end is chosen. */
 static int give_up(struct arena *a, uint32_t type)
 {
     drop(a);
@@ -351,7 +351,7 @@ int conn_call_within(struct arena *a, uint32_t type, uint32_t expect, struct pat
     return (void)patience, conn_call(a, type, expect);
 }
 
-/* client/conn.c's, without its clock. */
+/* client/link/conn.c's, without its clock. */
 int conn_call(struct arena *a, uint32_t type, uint32_t expect)
 {
     struct connection *c = &a->conn;
@@ -480,7 +480,7 @@ static void on_lease(struct wire *w, struct client *client, const struct packet 
     }
     int count = mcentral_cache_span(&world_core, client, p->span_class, p->pages, grant.list,
                                     WIRE_LIST, &fresh);
-    if (count < 0) { /* what daemon/requests.c tells after a sweep */
+    if (count < 0) { /* what daemon/shell/requests.c tells after a sweep */
         store_relaxed(&world_heap.header->shortages, world_heap.header->shortages + 1);
         answer_error(w, count == -EAGAIN ? -ENOMEM : count);
         return;

@@ -74,7 +74,7 @@ bool thread_is_ending(struct thread *t, uint32_t index)
 }
 pthread_mutex_t registry_lock;
 
-/* client/thread.c's */
+/* client/link/thread.c's */
 uint32_t mcaches_call(struct arena *a, const struct mcache *except, uint32_t serial)
 {
     uint32_t open = 0;

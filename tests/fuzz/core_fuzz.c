@@ -21,12 +21,12 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "daemon/collector.h"
-#include "daemon/connection.h"
-#include "daemon/gc.h"
-#include "daemon/gc_rows.h"
-#include "daemon/info.h"
-#include "daemon/log.h"
+#include "daemon/shell/collector.h"
+#include "daemon/shell/connection.h"
+#include "daemon/passes/gc.h"
+#include "daemon/passes/gc_rows.h"
+#include "daemon/shell/info.h"
+#include "daemon/os/log.h"
 #include "shm/assert.h"
 #include "shm/hazard.h"
 #include "shm/root.h"

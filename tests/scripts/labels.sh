@@ -3,7 +3,7 @@
 # least once where something is released, and once where it is acquired. A swap and a full fence are both. So nobody
 # orders something for a partner that is not there, or was taken away.
 set -u
-files=$(ls {shm,proto,client,client/ctl,daemon}/*.[ch] 2>/dev/null | grep -v '^shm/atomic\.h$')
+files=$(ls {shm,proto,client,client/*,daemon,daemon/*}/*.[ch] 2>/dev/null | grep -v '^client/examples/\|^shm/atomic\.h$')
 awk '
 /^[[:space:]]*#[[:space:]]*define/ { next }
 {

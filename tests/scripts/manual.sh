@@ -62,15 +62,15 @@ while read -r command; do # each command's own options stand on its line
 done <"$work/is"
 
 # ---- events: the first strings of log_event() ----------------------------------------------------
-cat daemon/*.c | tr '\n' ' ' | grep -oE 'log_event\(LOG_LEVEL_[^"]*"[a-z-]+"( : "[a-z-]+")?' | grep -oE '"[a-z-]+"' |
+cat daemon/*.c daemon/*/*.c | tr '\n' ' ' | grep -oE 'log_event\(LOG_LEVEL_[^"]*"[a-z-]+"( : "[a-z-]+")?' | grep -oE '"[a-z-]+"' |
     tr -d '"' >"$work/is"
 awk '/^Events: / { on = 1 } on && /^$/ { exit } on' "$man/arenad.8.scd" | sed 's/^Events: //' | grep -oE '[a-z-]+' >"$work/page"
 compare arenad.8 event "$work/page" "$work/is"
 
-# ---- configuration: KEY("name", KIND, member, reloads, "default", "text") in daemon/config.h ---
-sed -n 's/^ *KEY("\([^"]*\)", \([A-Z]*\), [a-z_.]*, \([01]\), "\([^"]*\)", .*/\1 \2 \3 \4/p' daemon/config.h >"$work/keys"
+# ---- configuration: KEY("name", KIND, member, reloads, "default", "text") in daemon/os/config.h ---
+sed -n 's/^ *KEY("\([^"]*\)", \([A-Z]*\), [a-z_.]*, \([01]\), "\([^"]*\)", .*/\1 \2 \3 \4/p' daemon/os/config.h >"$work/keys"
 cut -d' ' -f1 "$work/keys" >"$work/is"
-[ "$(wc -l <"$work/is")" = "$(grep -c '^ *KEY("' daemon/config.h)" ] || fault daemon/config.h "a key cannot be read"
+[ "$(wc -l <"$work/is")" = "$(grep -c '^ *KEY("' daemon/os/config.h)" ] || fault daemon/os/config.h "a key cannot be read"
 grep -oE '^\*[a-z-]+\* = ' $man/arenad.conf.5.scd | tr -d '*= ' >"$work/page"
 compare arenad.conf.5 key "$work/page" "$work/is"
 while read -r key kind reloads initial; do
@@ -139,7 +139,7 @@ done >"$work/constants"
 [ ! -s "$work/constants" ] || fault "$man" "$(cat "$work/constants")"
 
 # what the library reads of the environment
-grep -oE '"(ARENA|XDG|NO|TERM|TMPDIR|PATH)[A-Z_]*"' client/environ.c | tr -d '"' | sort -u |
+grep -oE '"(ARENA|XDG|NO|TERM|TMPDIR|PATH)[A-Z_]*"' client/link/environ.c | tr -d '"' | sort -u |
     while read -r name; do
         grep -qE "\*$name\*" "$man"/*.scd || echo "$man/*.scd: no page has *$name*"
     done >"$work/environment"

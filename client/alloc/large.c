@@ -1,0 +1,313 @@
+/* Large objects: spans of one object. A process keeps a bounded cache of freed ones (keep.h), so that their churn makes no
+ * round trip; its bound grows while what it let go is asked for again. A process that only frees keeps none.
+ *
+ * A large span stays leased to the process that asked for it until its object is published or let go: then nobody leases
+ * it, and whoever frees it later only leaves FREE and a hint, which the daemon's sweep finds. Entries of the cache are
+ * CACHED by this client; some are still leased, some are not.
+ *
+ * How many pages a span has is noted in its lease, and the note is what counts here: the map's page_count changes whenever
+ * the daemon comes to an EXTEND, be it one that this process has given up. An EXTEND that was answered changes the note.
+ * After one of which nobody can say whether it was done the note is the smaller count, and the object is in doubt: it is
+ * not cached (a free lets go of the span, and the daemon knows its count) and not published, until a call has reached the
+ * daemon again and the map tells. A span that nobody leases cannot be extended: its note is the map's count when it was freed. */
+#include <string.h>
+#include <sys/mman.h>
+
+#include "client/client.h"
+#include "client/alloc/keep.h"
+
+enum { POPULATE_MAX = 512 }; /* pages, 4 MiB: what a program asks for beyond it may be sparse */
+
+void large_init(struct arena *a)
+{
+    struct large_cache *l = &a->large;
+    memset(l, 0, sizeof *l);
+    pthread_mutex_init(&l->lock, NULL);
+    for (int i = 0; i < 256; i++)
+        l->bins[0][i] = l->bins[1][i] = LEASE_END;
+    l->oldest = l->newest = LEASE_END;
+    l->limit = keep_large_least(a);
+}
+
+/* Eight bins a doubling: a bin's sizes are at most 12.5 % apart. */
+static unsigned bin_of(uint64_t pages)
+{
+    unsigned log = 63 - (unsigned)__builtin_clzll(pages);
+    return log < 3 ? (unsigned)pages : 8 + (log - 3) * 8 + (unsigned)(pages >> (log - 3) & 7);
+}
+
+static uint32_t map_pages(const struct arena *a, uint64_t first) { return load_relaxed(&a->heap.spans[first].page_count); }
+static uint32_t noted_pages(const struct arena *a, uint64_t first) { return load_relaxed(&a->leases[first].pages); }
+static void note_pages(struct arena *a, uint64_t first, uint32_t pages) { store_relaxed(&a->leases[first].pages, pages); }
+
+static uint16_t *word_of(const struct arena *a, uint64_t first)
+{
+    return a->words + (uint64_t)page_entry_unit(load_relaxed(&a->pages[first])) * UNIT_WORDS;
+}
+
+/* ---- the cache: chained by bin in leases[first], by age in leases[first + 1] ------------------------------------------------- */
+
+static void cache_add(struct arena *a, uint32_t first, bool noscan, uint64_t pages)
+{
+    struct large_cache *l = &a->large;
+    struct lease *bin = &a->leases[first], *age = &a->leases[first + 1];
+    uint32_t *head = &l->bins[noscan][bin_of(pages)];
+    bin->next = *head;
+    bin->prev = LEASE_END;
+    if (*head != LEASE_END)
+        a->leases[*head].prev = first;
+    *head = first;
+    age->next = LEASE_END;
+    age->prev = l->newest;
+    *(l->newest == LEASE_END ? &l->oldest : &a->leases[l->newest + 1].next) = first;
+    l->newest = first;
+    l->bytes += pages << PAGE_SHIFT;
+}
+
+static void cache_remove(struct arena *a, uint32_t first, bool noscan, uint64_t pages)
+{
+    struct large_cache *l = &a->large;
+    struct lease *bin = &a->leases[first], *age = &a->leases[first + 1];
+    *(bin->prev == LEASE_END ? &l->bins[noscan][bin_of(pages)] : &a->leases[bin->prev].next) = bin->next;
+    if (bin->next != LEASE_END)
+        a->leases[bin->next].prev = bin->prev;
+    *(age->prev == LEASE_END ? &l->oldest : &a->leases[age->prev + 1].next) = age->next;
+    *(age->next == LEASE_END ? &l->newest : &a->leases[age->next + 1].prev) = age->prev;
+    l->bytes -= pages << PAGE_SHIFT;
+}
+
+static bool is_leased(const struct arena *a, uint64_t first) { return load_relaxed(&a->leases[first].list) != LEASE_NONE; }
+
+static bool is_noscan(const struct arena *a, uint64_t first)
+{
+    return CLASS_IS_NOSCAN(page_entry_class(load_relaxed(&a->pages[first])));
+}
+
+/* A cached object of at least `pages`, at most a quarter more; 0: none. */
+static uint32_t cache_take(struct arena *a, bool noscan, uint64_t pages, uint64_t align)
+{
+    struct large_cache *l = &a->large;
+    unsigned last = bin_of(pages + pages / 4);
+    for (unsigned bin = bin_of(pages); bin <= last && bin < 256; bin++)
+        for (uint32_t first = l->bins[noscan][bin], n = 0; first != LEASE_END && n < 16; first = a->leases[first].next, n++)
+            if (noted_pages(a, first) >= pages && first % align == 0) {
+                cache_remove(a, first, noscan, noted_pages(a, first));
+                return first;
+            }
+    return LEASE_END;
+}
+
+/* The word FREE, then the hint, then the lease. Its word is CACHED by this client, and it is not in the cache. */
+static void free_span(struct arena *a, uint32_t first)
+{
+    BEFORE_FREE(a);
+    if (word_flush(word_of(a, first), WORD_CACHED(a->tag)))
+        hint_set(&a->heap.hints[first]);
+    returns_put(a, first);
+}
+
+/* Lets the oldest go until `bound` is kept. */
+static void evict(struct arena *a, uint64_t bound)
+{
+    struct large_cache *l = &a->large;
+    while (l->bytes > bound && l->oldest != LEASE_END) {
+        uint32_t first = l->oldest;
+        cache_remove(a, first, is_noscan(a, first), noted_pages(a, first));
+        free_span(a, first);
+    }
+}
+
+static int ask_daemon(struct arena *a, unsigned span_class, uint64_t pages, uint64_t align, uint32_t *ret_first)
+{
+    enum { LIST_MOST = 512 };
+    struct large_cache *l = &a->large;
+    pthread_mutex_lock(&l->lock);
+    if (l->evicted && l->limit < keep_most(a))
+        l->limit *= 2;
+    l->evicted = false;
+    l->evictions = 0;
+    pthread_mutex_unlock(&l->lock);
+    conn_lock(a);
+    a->conn.out.span_class = span_class;
+    a->conn.out.pages = (uint32_t)pages;
+    a->conn.out.align = (uint32_t)align;
+    a->conn.out.list_count = returns_take(a, a->conn.out.list, LIST_MOST);
+    int rc = conn_call(a, MSG_LARGE, MSG_GRANT);
+    uint32_t first = 0;
+    if (rc == 0 && (a->conn.in.list_count != 1 || a->conn.in.list[0] >= a->heap.page_count))
+        rc = -EPROTO;
+    if (rc == 0) { /* under conn.lock: a RESUME lists it */
+        AFTER_GRANT(a);
+        first = *ret_first = a->conn.in.list[0];
+        a->leases[first].span_class = (uint8_t)span_class;
+        store_relaxed(&a->leases[first].doubt, 0);
+        note_pages(a, first, (uint32_t)pages);
+        store_relaxed(&a->leases[first].list, LEASE_CURRENT);
+    }
+    bool fresh = rc == 0 && a->conn.in.flags & GRANT_FRESH;
+    conn_unlock(a);
+    if (fresh && pages <= POPULATE_MAX) /* a fault a page would cost four times as much */
+        madvise(a->base + ((uint64_t)first << PAGE_SHIFT), pages << PAGE_SHIFT, MADV_POPULATE_WRITE);
+    return rc;
+}
+
+/* A span whose word is CACHED by this client. */
+static int obtain(struct mcache *mc, bool noscan, uint64_t pages, uint64_t align, struct scrape *scrape, uint32_t *ret_first)
+{
+    struct arena *a = mc->arena;
+    uint32_t first;
+    int rc;
+    do {
+        pthread_mutex_lock(&a->large.lock);
+        store_relaxed(&a->large.allocates, true);
+        first = cache_take(a, noscan, pages, align);
+        pthread_mutex_unlock(&a->large.lock);
+        if (first != LEASE_END) {
+            *ret_first = first;
+            return 0;
+        }
+        rc = ask_daemon(a, CLASS_LARGE | noscan, pages, align, &first);
+    } while (rc < 0 && keep_scrape(mc, scrape, rc)); /* what this process hoards may be what is missing */
+    if (rc < 0)
+        return rc;
+    if (!word_cache(word_of(a, first), WORD_CACHED(a->tag)))
+        return -EIO; /* somebody wrote into the state words */
+    *ret_first = first;
+    return 0;
+}
+
+void *large_alloc(struct arena *a, struct mcache *mc, size_t size, size_t alignment, unsigned flags)
+{
+    uint32_t first;
+    uint64_t pages = large_pages(size), align = alignment > PAGE_SIZE ? alignment >> PAGE_SHIFT : 1;
+    if (heap_is_stale(a)) {
+        errno = ESTALE;
+        return NULL;
+    }
+    int rc = mc->tx && !(flags & ARENA_SHARED) ? tx_room(mc) : 0;
+    if (rc < 0) {
+        errno = -rc;
+        return NULL;
+    }
+    trim_if_asked(mc);
+    if (!pages || size > a->heap_bytes) {
+        errno = ENOMEM;
+        return NULL;
+    }
+    if (pages < 2)
+        pages = 2; /* the cache chains in the entries of two pages */
+    struct scrape scrape = {0};
+    rc = obtain(mc, flags & ARENA_NOSCAN, pages, align, &scrape, &first);
+    uint64_t exact = (size + PAGE_SIZE - 1) >> PAGE_SHIFT;
+    if ((rc == -ENOMEM || rc == -EDQUOT) && exact > 1 && exact < pages) /* the rounding may be what is too much */
+        rc = obtain(mc, flags & ARENA_NOSCAN, exact, align, &scrape, &first);
+    if (rc < 0) {
+        errno = -rc;
+        return NULL;
+    }
+    uint16_t *word = word_of(a, first);
+    void *object = a->base + ((uint64_t)first << PAGE_SHIFT);
+    if (flags & ARENA_ZERO)
+        memset(object, 0, size);
+    word_own(word, mc->cached, flags & ARENA_SHARED ? WORD_SHARED : mc->owned);
+    if (flags & ARENA_SHARED)
+        large_let_go(a, first);
+    else if (mc->tx)
+        tx_log(mc, object, word);
+    if (unlikely(load_relaxed(&a->watched)))
+        watch_alloc(mc, object, size);
+    return object;
+}
+
+/* Its word is CACHED by this client. */
+void large_free(struct arena *a, uint64_t first, uint16_t *word)
+{
+    struct large_cache *l = &a->large;
+    struct mcache *mc = mcache_of(a);
+    (void)word;
+    pthread_mutex_lock(&l->lock);
+    bool leased = is_leased(a, first);
+    if (!leased)
+        note_pages(a, first, map_pages(a, first)); /* nobody can extend it */
+    uint64_t bytes = (uint64_t)noted_pages(a, first) << PAGE_SHIFT, limit = keep_now(a, l->limit);
+    if (!load_relaxed(&l->allocates) || bytes > limit || (leased && load_relaxed(&a->leases[first].doubt)))
+        free_span(a, (uint32_t)first);
+    else
+        cache_add(a, (uint32_t)first, is_noscan(a, first), bytes >> PAGE_SHIFT);
+    if (l->bytes > limit) {
+        evict(a, limit - limit / 4);
+        l->evicted = true;
+        if (++l->evictions >= 4 && l->limit > keep_large_least(a))
+            l->limit /= 2;
+    }
+    pthread_mutex_unlock(&l->lock);
+    returns_kick(a);
+    if (mc != &no_mcache)
+        trim_if_asked(mc);
+}
+
+uint64_t large_bytes(const struct arena *a, uint64_t first, uint64_t bytes)
+{
+    return is_leased(a, first) && !forked(a) ? (uint64_t)noted_pages(a, first) << PAGE_SHIFT : bytes;
+}
+
+/* A call has reached the daemon, by a connection on which nothing old can be read: the map's count is the span's. With
+ * conn.lock held. */
+static void settle(struct arena *a, uint64_t first)
+{
+    note_pages(a, first, map_pages(a, first));
+    store_relaxed(&a->leases[first].doubt, 0);
+}
+
+/* The caller's object is about to be published. An OWNED one in a span that nobody leases stays as it is. */
+int large_let_go(struct arena *a, uint64_t first)
+{
+    if (unlikely(is_leased(a, first) && load_relaxed(&a->leases[first].doubt))) {
+        conn_lock(a);
+        a->conn.out.mode = a->conn.out.value = 0; /* any reply will do */
+        int rc = load_relaxed(&a->leases[first].doubt) ? conn_call(a, MSG_MODE, MSG_OK) : 0;
+        if (rc == 0)
+            settle(a, first);
+        conn_unlock(a);
+        if (rc < 0)
+            return rc == -ESTALE ? rc : -ENOTCONN;
+    }
+    returns_put(a, (uint32_t)first);
+    returns_kick(a);
+    return 0;
+}
+
+int large_extend(struct arena *a, uint64_t first, uint32_t pages)
+{
+    conn_lock(a);
+    uint32_t noted = noted_pages(a, first);
+    bool doubt = load_relaxed(&a->leases[first].doubt);
+    if (!is_leased(a, first)) { /* of nobody's, or of the parent's before a fork */
+        conn_unlock(a);
+        return -EPERM;
+    }
+    a->conn.out.first = (uint32_t)first;
+    a->conn.out.pages = pages;
+    int rc = conn_call(a, MSG_EXTEND, MSG_OK);
+    if (rc == 0) {
+        note_pages(a, first, pages);
+        store_relaxed(&a->leases[first].doubt, 0);
+    } else if (rc == -EINPROGRESS) { /* the daemon stands still in the middle of it */
+        note_pages(a, first, pages < noted ? pages : noted);
+        store_relaxed(&a->leases[first].doubt, 1);
+    } else if (doubt && rc != -ENOTCONN && rc != -ESTALE)
+        settle(a, first);
+    conn_unlock(a);
+    return rc;
+}
+
+void large_release_all(struct arena *a)
+{
+    struct large_cache *l = &a->large;
+    pthread_mutex_lock(&l->lock);
+    evict(a, 0);
+    l->limit = keep_large_least(a);
+    store_relaxed(&l->allocates, false); /* until it does again */
+    pthread_mutex_unlock(&l->lock);
+    returns_kick(a);
+}
