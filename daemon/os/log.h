@@ -12,6 +12,7 @@
 #define DAEMON_LOG_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 enum log_level {
     LOG_LEVEL_ERROR = 3,
@@ -27,6 +28,9 @@ void log_set_level(int level);
  * it was renamed. A link is not followed. */
 int log_set_file(const char *path);
 void log_reopen(void);
+
+/* Milliseconds by which the rates go, in place of the monotonic clock's: for tests, whose pace is the machine's. */
+void log_set_clock(uint64_t (*clock_ms)(void));
 
 void log_detach(void); /* in the background: the standard streams lead nowhere from here on */
 

@@ -1,6 +1,7 @@
 /* Goal: a line of the log never blocks, whoever reads or does not, and what was lost is counted; a user that is refused again
  * and again fills no log; no byte of a name harms a terminal; in the background lines go where they are to go. Method: standard
- * error is a pipe or a socket of the test's own that nobody reads; a log in a child process that has gone to the background. */
+ * error is a pipe or a socket of the test's own that nobody reads; a log in a child process that has gone to the background. The
+ * clock by which lines of a user are too many is the test's own, and stands still unless it is moved on. */
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -22,7 +23,10 @@
 #include "daemon/os/log.h"
 
 static int saved;
+static uint64_t clock_ms = 1000000;
 static char text[1 << 21];
+
+static uint64_t test_clock(void) { return clock_ms; }
 
 static void begin(int fd)
 {
@@ -130,8 +134,8 @@ static void a_refused_user_has_ten_lines_and_one_a_second_and_others_have_theirs
         log_event(LOG_LEVEL_WARNING, "refuse", "pid=1 uid=%d", 10000 + user);
     read_now(fds[0]);
     end();
-    assert_in_range(count_of("uid=4000 "), 10, 12); /* a second may end meanwhile, or two */
-    assert_in_range(count_of("uid=4001 why"), 10, 12);
+    assert_int_equal(count_of("uid=4000 "), 10);
+    assert_int_equal(count_of("uid=4001 why"), 10);
     assert_int_equal(count_of("uid=40001"), 1);
     assert_int_equal(count_of("event=attach tag=1 pid=1 uid=4001"), 1);
     assert_int_equal(count_of("uid=10"), 200);
@@ -139,30 +143,62 @@ static void a_refused_user_has_ten_lines_and_one_a_second_and_others_have_theirs
     close(fds[1]);
 }
 
+static void a_user_has_its_lines_again_as_time_goes_by_and_no_more_than_at_first(void **state)
+{
+    const struct {
+        const char *event;
+        uint64_t ms;
+        unsigned lines; /* of 2,000, once it had all that it may have at first */
+    } cases[] = {{"refuse", 999, 0},    {"refuse", 1, 1},     {"cut", 3500, 3},      {"cut", 500, 1},
+                 {"cut", 3600000, 10},  {"refuse", 0, 0},     {"attach", 0, 1000},   {"attach", 19, 0},
+                 {"attach", 1, 1},      {"attach", 2000, 100}, {"attach", 3600000, 1000}};
+    int fds[2];
+    (void)state;
+    assert_int_equal(pipe(fds), 0);
+    begin(fds[1]);
+    for (int i = 0; i < 2000; i++)
+        log_event(LOG_LEVEL_WARNING, "refuse", "uid=5000");
+    end();
+    read_now(fds[0]);
+    assert_int_equal(count_of("event=refuse"), 10);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        clock_ms += cases[i].ms;
+        begin(fds[1]);
+        for (int n = 0; n < 2000; n++)
+            log_event(LOG_LEVEL_WARNING, cases[i].event, "uid=5000");
+        end();
+        read_now(fds[0]);
+        assert_int_equal(count_of("uid=5000"), cases[i].lines);
+    }
+    close(fds[0]);
+    close(fds[1]);
+}
+
 static void what_was_left_out_is_told_when_there_is_room_again(void **state)
 {
     int fds[2];
-    unsigned long long left_out = 0, shown = 0;
+    unsigned long long left_out = 0;
     (void)state;
     assert_int_equal(pipe(fds), 0);
-    for (int i = 0; i < 1000; i++) {
-        begin(fds[1]);
+    begin(fds[1]);
+    for (int i = 0; i < 1000; i++)
         log_event(LOG_LEVEL_WARNING, "cut", "pid=%d uid=7 why=\"x\"", i);
-        end();
-    }
+    log_tick(); /* too early */
+    clock_ms += 999;
+    log_tick();
     read_now(fds[0]);
-    shown = count_of("event=cut");
-    while (!left_out) { /* a line a second */
-        usleep(20000);
-        begin(fds[1]);
-        log_tick();
-        read_now(fds[0]);
-        end();
-        const char *said = strstr(text, "left_out=");
-        if (said)
-            sscanf(said, "left_out=%llu", &left_out);
-    }
-    assert_int_equal(shown + left_out, 1000);
+    assert_int_equal(count_of("event=cut"), 10);
+    assert_int_equal(count_of("uid=7 left_out="), 0);
+    clock_ms++;
+    log_tick();
+    log_tick(); /* once */
+    end();
+    read_now(fds[0]);
+    const char *said = strstr(text, "uid=7 left_out=");
+    assert_non_null(said);
+    assert_int_equal(sscanf(said, "uid=7 left_out=%llu", &left_out), 1);
+    assert_int_equal(left_out, 990);
+    assert_int_equal(count_of("uid=7 left_out="), 1);
     close(fds[0]);
     close(fds[1]);
 }
@@ -235,9 +271,11 @@ int main(void)
         cmocka_unit_test(a_reader_that_does_not_read_costs_lines_and_they_are_counted),
         cmocka_unit_test(a_reader_that_has_gone_costs_nothing),
         cmocka_unit_test(a_refused_user_has_ten_lines_and_one_a_second_and_others_have_theirs),
+        cmocka_unit_test(a_user_has_its_lines_again_as_time_goes_by_and_no_more_than_at_first),
         cmocka_unit_test(what_was_left_out_is_told_when_there_is_room_again),
         cmocka_unit_test(no_byte_of_a_name_harms_a_terminal),
         cmocka_unit_test(a_log_file_is_written_and_opened_again_and_no_link_is_followed),
     };
+    log_set_clock(test_clock);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
