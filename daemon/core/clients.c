@@ -22,25 +22,49 @@ struct uid_account *account_of(struct core *core, uint32_t uid)
     return account;
 }
 
+/* A number of clients, and some more, that is no less for that. */
+static uint32_t clients_and(uint32_t clients, uint32_t more)
+{
+    return !clients ? 0 : clients < UINT32_MAX - more ? clients + more : UINT32_MAX;
+}
+
+uint32_t limit_user_connections(const struct limits *l)
+{
+    return l->uid_connections ? l->uid_connections : clients_and(l->uid_clients, CONNECTIONS_SPARE);
+}
+
+uint32_t limit_connections(const struct limits *l)
+{
+    return l->connections ? l->connections : clients_and(l->clients, 2 * CONNECTIONS_SPARE);
+}
+
 int account_connect(struct core *core, uint32_t uid)
 {
     struct uid_account *account = account_of(core, uid);
     const struct limits *l = &core->limits;
     if (!account)
         return -ENOMEM;
-    int rc = l->uid_connections ? limit_check(core, "limit-user-connections", l->uid_connections, account->connections, 1)
-             : l->uid_clients   ? limit_check(core, "limit-user-clients", (uint64_t)l->uid_clients + CONNECTIONS_SPARE,
-                                              account->connections, 1)
-                                : 0;
-    account->connections += rc == 0;
-    return rc;
+    uint32_t all = limit_connections(l), spare = all < 2 * CONNECTIONS_SPARE ? all / 2 : CONNECTIONS_SPARE;
+    bool may_have_spare = uid == 0 || account->connections == 0;
+    int rc = limit_check(core, l->uid_connections ? "limit-user-connections" : "limit-user-clients", limit_user_connections(l),
+                         account->connections, 1);
+    if (rc == 0)
+        rc = limit_check(core, l->connections ? "limit-connections" : "limit-clients", may_have_spare ? all : all - spare,
+                         core->connection_count, 1);
+    if (rc < 0)
+        return rc;
+    account->connections++;
+    core->connection_count++;
+    return 0;
 }
 
 void account_disconnect(struct core *core, uint32_t uid)
 {
     struct uid_account *account = account_of(core, uid);
-    if (account && account->connections)
-        account->connections--;
+    if (!account || !account->connections)
+        return;
+    account->connections--;
+    core->connection_count--;
 }
 
 /* ---- attach and death ---------------------------------------------------------------------------------------------------- */

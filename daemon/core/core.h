@@ -32,6 +32,7 @@ struct limits {
     uint32_t clients, uid_clients;
     uint32_t roots, uid_roots;
     uint32_t uid_connections; /* 0: uid_clients and CONNECTIONS_SPARE */
+    uint32_t connections;     /* 0: clients and twice CONNECTIONS_SPARE */
     uint32_t client_transactions, uid_transactions, transactions; /* tags for them */
 };
 
@@ -129,7 +130,7 @@ struct core {
     struct mcentral central[256];
     struct dspan *dspans;
     struct client **clients; /* by tag */
-    uint32_t client_count, tag_cursor, tx_tag_count;
+    uint32_t client_count, connection_count, tag_cursor, tx_tag_count;
     struct uid_account *accounts; /* uthash */
     uint32_t root_count;
     uint64_t root_changes;
@@ -362,8 +363,14 @@ static inline int limit_check(struct core *core, const char *limit, uint64_t mos
     return -EDQUOT;
 }
 
-/* A connection of a user, client or not. -EDQUOT, -ENOMEM. */
+/* A connection of a user, client or not: counted in its account and in all. -EDQUOT, -ENOMEM.
+ *
+ * All the connections of a user may be looks, so a limit that is not given is that of clients and some for looks. Of those of
+ * all, the last CONNECTIONS_SPARE (of a small number: half) are for root, and for users who have none: a few who take as many
+ * as they may shut nobody out. */
 enum { CONNECTIONS_SPARE = 32 };
+uint32_t limit_user_connections(const struct limits *l); /* 0: no limit */
+uint32_t limit_connections(const struct limits *l);
 int account_connect(struct core *core, uint32_t uid);
 void account_disconnect(struct core *core, uint32_t uid);
 

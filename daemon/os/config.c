@@ -452,6 +452,10 @@ static int check_numbers(const struct config *c)
         return refuse_size("limit-roots", c->limits.roots, "is more than root-slots: %llu", c->map_roots);
     if (is_given("limit-user-clients") && is_given("limit-clients") && c->limits.clients && c->limits.uid_clients > c->limits.clients)
         return refuse_size("limit-user-clients", c->limits.uid_clients, "is more than limit-clients: %llu", c->limits.clients);
+    if (is_given("limit-user-connections") && is_given("limit-connections") && c->limits.connections &&
+        c->limits.uid_connections > c->limits.connections)
+        return refuse_size("limit-user-connections", c->limits.uid_connections, "is more than limit-connections: %llu",
+                           c->limits.connections);
     if (is_given("limit-user-roots") && is_given("limit-roots") && c->limits.roots && c->limits.uid_roots > c->limits.roots)
         return refuse_size("limit-user-roots", c->limits.uid_roots, "is more than limit-roots: %llu", c->limits.roots);
     return 0;

@@ -51,6 +51,7 @@ struct config {
     KEY("limit-user-spans", COUNT, limits.uid_spans, 1, "0", "number of spans charged to one user")                    \
     KEY("limit-clients", COUNT, limits.clients, 1, "8192", "clients")                                                  \
     KEY("limit-user-clients", COUNT, limits.uid_clients, 1, "4096", "clients of one user")                             \
+    KEY("limit-connections", COUNT, limits.connections, 1, "0", "connections; 0: limit-clients and 64")               \
     KEY("limit-user-connections", COUNT, limits.uid_connections, 1, "0", "connections of one user; 0: its clients and 32")   \
     KEY("limit-roots", COUNT, limits.roots, 1, "65536", "named roots")                                                 \
     KEY("limit-user-roots", COUNT, limits.uid_roots, 1, "65536", "named roots made by one user")                       \

@@ -487,7 +487,7 @@ static void limits_row(struct census *census)
     const struct limits *l = &census->core->limits;
     msgpack_packer pk;
     msgpack_packer_init(&pk, &census->rows, msgpack_sbuffer_write);
-    msgpack_pack_map(&pk, 17);
+    msgpack_pack_map(&pk, 18);
     put_number(&pk, "turn_words_most", census->core->turn_most.words);
     put_number(&pk, "turn_entries_most", census->core->turn_most.entries);
     put_number(&pk, "turn_backed_most", census->core->turn_most.backed);
@@ -501,8 +501,8 @@ static void limits_row(struct census *census)
     put_number(&pk, "uid_clients", l->uid_clients);
     put_number(&pk, "roots", l->roots);
     put_number(&pk, "uid_roots", l->uid_roots);
-    put_number(&pk, "uid_connections",
-               l->uid_connections || !l->uid_clients ? l->uid_connections : (uint64_t)l->uid_clients + CONNECTIONS_SPARE);
+    put_number(&pk, "connections", limit_connections(l));
+    put_number(&pk, "uid_connections", limit_user_connections(l));
     put_number(&pk, "client_transactions", l->client_transactions);
     put_number(&pk, "uid_transactions", l->uid_transactions);
     put_number(&pk, "transactions", l->transactions);

@@ -399,6 +399,15 @@ static void accept_failed(struct server *s, int error)
     s->fd_reserve = open("/dev/null", O_RDONLY | O_CLOEXEC);
 }
 
+static void refuse_connection(const struct server *s, uint32_t uid, char *text, size_t capacity)
+{
+    const struct refusal *r = &s->core.refusal;
+    char user[32];
+    snprintf(user, sizeof user, "user %u has", uid);
+    snprintf(text, capacity, "%s is reached: %s %llu connections", r->limit, strstr(r->limit, "user") ? user : "there are",
+             (unsigned long long)r->used);
+}
+
 /* False: there is no other. */
 static bool accept_one(struct server *s)
 {
@@ -424,8 +433,7 @@ static bool accept_one(struct server *s)
     }
     if (rc == 0 && account_connect(&s->core, c->uid) < 0) {
         char text[160];
-        snprintf(text, sizeof text, "%s is reached: user %u has %llu connections", s->core.refusal.limit, c->uid,
-                 (unsigned long long)s->core.refusal.used);
+        refuse_connection(s, c->uid, text, sizeof text);
         log_event(LOG_LEVEL_WARNING, "refuse", "pid=%u uid=%u why=\"%s\"", c->pid, c->uid, text);
         refuse_fd(fd, EDQUOT, text);
         connection_free(c);

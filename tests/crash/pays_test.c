@@ -336,6 +336,51 @@ static void connections_of_a_user_have_a_limit_of_their_own(void **state)
         close(fds[i]);
 }
 
+/* The daemon's answer to a newcomer of that user: 0, or the error, and m.text is why. */
+static unsigned greeting(struct raw *r, uid_t uid)
+{
+    assert_true(geteuid() != 0 || seteuid(uid) == 0);
+    r->fd = raw_connect(d.socket);
+    assert_true(getuid() != 0 || seteuid(0) == 0);
+    hello_fields(HELLO_MONITOR);
+    raw_send(r->fd, MSG_HELLO, 1); /* who is refused has been told already */
+    return raw_receive(r) == MSG_ERROR ? m.error : 0;
+}
+
+static void connections_of_all_have_a_limit_and_the_last_are_for_who_has_none(void **state)
+{
+    enum { ALL = 20 };
+    struct raw r[ALL + 1];
+    int n = 0;
+    (void)state;
+    if (!is_root())
+        return;
+    memset(r, 0, sizeof r);
+    daemon_start(&d, "64M", "--socket-mode", "0666", "--allow-users", "*", "--limit-connections", "20", NULL);
+    assert_int_equal(chmod(d.dir, 0755), 0);
+    while (n < ALL && greeting(&r[n], ANN) == 0)
+        n++;
+    assert_int_equal(n, ALL / 2);
+    assert_int_equal(m.error, EDQUOT);
+    assert_non_null(strstr(m.text, "limit-connections is reached: there are 10 connections"));
+    close(r[n].fd);
+    for (; n < ALL - 2; n++) /* each of them has one */
+        assert_int_equal(greeting(&r[n], BOB + (uid_t)n), 0);
+    close(r[ALL - 3].fd); /* whoever has one has no second */
+    while (user_figure(BOB + ALL - 3, "connections") != 0)
+        ;
+    assert_int_equal(greeting(&r[ALL], BOB + ALL - 4), EDQUOT);
+    close(r[ALL].fd);
+    assert_int_equal(greeting(&r[ALL - 3], BOB), 0);
+    assert_int_equal(greeting(&r[ALL - 2], 0), 0);
+    for (n = 0; n < ALL - 1; n++)
+        close(r[n].fd);
+    while (user_figure(ANN, "connections") != 0)
+        ;
+    assert_int_equal(greeting(&r[0], ANN), 0);
+    close(r[0].fd);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 int main(void)
 {
@@ -347,6 +392,7 @@ int main(void)
         TEST(tags_for_transactions_are_limited_by_client_user_and_in_all),
         TEST(one_user_cannot_take_all_tags_by_default),
         TEST(connections_of_a_user_have_a_limit_of_their_own),
+        TEST(connections_of_all_have_a_limit_and_the_last_are_for_who_has_none),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -67,6 +67,7 @@ wrong_file 'bad.conf:3: max is there twice, first on line 1' 'max = 64M' '# that
 wrong_file 'bad.conf:2: reserve = 134217728 is more than max: 67108864' 'max = 64M' 'reserve = 128M'
 wrong_file 'bad.conf:1: reserve = .* is more than max' 'reserve = 1T' 'max = 64M'
 wrong_file 'bad.conf:1: limit-roots = 100 is more than root-slots: 16' 'limit-roots = 100' 'root-slots = 16'
+wrong_file 'bad.conf:1: limit-user-connections = 9 is more than limit-connections: 5' 'limit-user-connections = 9' 'limit-connections = 5'
 wrong_file 'bad.conf:1: limit-user-clients = 9 is more than limit-clients: 5' 'limit-user-clients = 9' 'limit-clients = 5'
 wrong_file 'bad.conf:1: hello-timeout = 0 must be' 'hello-timeout = 0'
 wrong_file 'bad.conf:1: trim-timeout = 99999999999 must be' 'trim-timeout = 99999999999'
