@@ -76,7 +76,8 @@ static void *map, *state;
 static uint8_t *objects;
 static struct process processes[PROCESSES];
 static int client_fd[CONNECTIONS];
-static bool deaf[CONNECTIONS];
+static bool deaf[CONNECTIONS], welcomed[CONNECTIONS];
+static unsigned char seen[FUZZ_TYPES]; /* messages that a connection which was welcome has sent, or heard */
 static int arrivals[CONNECTIONS + 1], arrived; /* connections that were not accepted yet, the oldest first */
 static unsigned refused_uids, look_verdict, boot, pid_namespace;
 static uint64_t clock_ns, stray_pattern;
@@ -356,6 +357,16 @@ static bool turn(void)
     return more || ready_waits(&server.ready) || server.notice_at || (!late_only && later.count);
 }
 
+const char *fuzz_lacks(void) { return fuzz_unseen(seen); }
+
+/* Which message is it? 0: none. */
+static uint32_t message_of(const uint8_t *packet, size_t bytes)
+{
+    static struct msg m;
+    char why[MSG_TEXT_MAX + 1];
+    return msg_decode(&m, packet, bytes, why) == 0 ? m.type : 0;
+}
+
 /* ---- the other side ---------------------------------------------------------------------------------------------- */
 
 static void hang_up(int i)
@@ -363,7 +374,7 @@ static void hang_up(int i)
     if (client_fd[i] >= 0)
         close(client_fd[i]);
     client_fd[i] = -1;
-    deaf[i] = false;
+    deaf[i] = welcomed[i] = false;
 }
 
 static bool hear(int i)
@@ -371,8 +382,13 @@ static bool hear(int i)
     static uint8_t buf[MSG_MAX + 1];
     ssize_t got = 0;
     bool heard = false;
-    while (client_fd[i] >= 0 && !deaf[i] && (got = recv(client_fd[i], buf, sizeof buf, MSG_DONTWAIT)) > 0)
+    while (client_fd[i] >= 0 && !deaf[i] && (got = recv(client_fd[i], buf, sizeof buf, MSG_DONTWAIT)) > 0) {
+        uint32_t type = message_of(buf, (size_t)got);
+        ASSERT(type && !msg_from_client(type)); /* the daemon says what a client understands */
+        seen[type] = 1;
+        welcomed[i] |= type == MSG_WELCOME;
         heard = true;
+    }
     if (client_fd[i] >= 0 && !deaf[i] && (got == 0 || errno != EAGAIN))
         hang_up(i);
     return heard;
@@ -634,6 +650,9 @@ static void act_packet(int i)
     size_t bytes = number(2), left = (size_t)(end - at);
     bytes = bytes < left ? bytes : left;
     connect_to(i);
+    uint32_t type = message_of(at, bytes);
+    if (type && msg_from_client(type) && (welcomed[i] || type == MSG_HELLO))
+        seen[type] = 1;
     if (client_fd[i] >= 0 && bytes)
         send(client_fd[i], at, bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
     at += bytes;

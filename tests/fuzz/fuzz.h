@@ -7,6 +7,22 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "proto/msg.h"
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+/* The name of a message that none of the inputs so far had, or NULL: the kept corpus has a seed for each. */
+const char *fuzz_lacks(void);
+
+enum { FUZZ_TYPES = 64 };
+
+/* The table's first message that is not among `seen`. */
+static inline const char *fuzz_unseen(const unsigned char seen[FUZZ_TYPES])
+{
+#define FUZZ_LOOK(name, number, sender, fields) if (!seen[number]) return #name;
+    MSG_TABLE(FUZZ_LOOK)
+#undef FUZZ_LOOK
+    return NULL;
+}
 
 #endif

@@ -10,6 +10,9 @@
 
 static struct msg first, second;
 static uint8_t again[MSG_MAX], last[MSG_MAX];
+static unsigned char seen[FUZZ_TYPES];
+
+const char *fuzz_lacks(void) { return fuzz_unseen(seen); }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
@@ -22,6 +25,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (rc < 0) {
         ASSERT(why[0] && strlen(why) <= MSG_TEXT_MAX);
     } else {
+        seen[first.type] = 1;
         int bytes = msg_encode(&first, again, sizeof again);
         ASSERT(bytes > 0);
         ASSERT(msg_decode(&second, again, (size_t)bytes, why) == 0);
