@@ -42,7 +42,7 @@ PKG          = $(shell pkg-config --$(1) $(2) 2>/dev/null)
 SHM_SRC     := $(wildcard shm/*.c)
 PROTO_SRC   := $(wildcard proto/*.c)
 CTL_SRC     := $(wildcard client/ctl/*.c)
-CLIENT_SRC  := $(wildcard $(addprefix client/,$(addsuffix /*.c,alloc own link extra debug)))
+CLIENT_SRC  := $(wildcard $(addprefix client/,$(addsuffix /*.c,link alloc own extra debug life)))
 DAEMON_MAIN := daemon/arenad.c
 DAEMON_SRC  := $(filter-out $(DAEMON_MAIN),$(wildcard daemon/*/*.c))
 
@@ -149,7 +149,7 @@ $(B)/tests/fuzz/core_replay: $(call obj,tests/fuzz/core_fuzz.c tests/fuzz/replay
 # sanitizer (stacks are copied and switched). What the scenarios never call may be missing
 EXPLORERS   := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/explore/*_test.c))
 EXPLORE_SRC := $(addprefix tests/explore/,explore.c search.c suite.c wire.c world.c) $(SHM_SRC) \
-               $(addprefix client/,$(addprefix alloc/,lease.c large.c keep.c returns.c mcache.c object.c) own/tx.c debug/site.c extra/stack.c) \
+               $(addprefix client/,$(addprefix link/,cancel.c hooks.c reason.c returns.c) $(addprefix alloc/,lease.c large.c keep.c mcache.c object.c) own/tx.c debug/site.c extra/stack.c) \
                $(addprefix daemon/,$(addprefix core/,core.c clients.c mcentral.c mheap.c pagealloc.c) $(addprefix passes/,reclaim.c sweep.c scavenge.c))
 EXPLORE_OBJ := $(patsubst %.c,$(B)/explore/%.o,$(EXPLORE_SRC))
 $(B)/explore/tests/explore/explore.o $(B)/explore/tests/explore/search.o: EXPLORE_FLAGS := -DEX_ENGINE -O2

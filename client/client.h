@@ -21,6 +21,9 @@
 #include <sys/types.h>
 
 #include "client/arena.h"
+#include "client/link/cancel.h"
+#include "client/link/reason.h"
+#include "client/link/registry.h"
 #include "proto/msg.h"
 #include "shm/layout.h"
 #include "shm/sizeclass.h"
@@ -38,7 +41,6 @@
 #define PUBLIC __attribute__((visibility("default")))
 
 enum {
-    HEAPS_MAX = 16,                /* open at once in a process */
     MCACHE_BYTES = 32 << 20,       /* of addresses, a thread's */
     MCACHES_MAX = 8192,            /* threads at once */
     MAGAZINE_BYTES = 2 << 20,      /* of objects in one magazine */
@@ -305,38 +307,9 @@ static inline bool word_of_small(const struct arena *a, struct mcache *mc, const
     return arena_inline_word(hot_of(a), hot_mcache(mc), (uint64_t)((const uint8_t *)p - a->base), ret_word, &m);
 }
 
-/* A thread that is cancelled would leave behind what it holds, locks above all, so cancelling waits between the two: around
- * whatever may reach a cancellation point and holds something. They nest. sync: its thread */
-struct cancel_hold {
-    uint32_t depth;
-    int before; /* the state that the outermost found */
-};
-extern __thread struct cancel_hold cancel_hold;
-
-static inline void cancel_off(void)
-{
-    int before;
-    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &before);
-    if (cancel_hold.depth++ == 0)
-        cancel_hold.before = before;
-}
-
-static inline void cancel_on(void)
-{
-    if (--cancel_hold.depth == 0)
-        pthread_setcancelstate(cancel_hold.before, NULL);
-}
-
-/* open.c */
+/* attach.c */
 int arena_reattach(struct arena *a); /* in a forked child, at its first slow path */
-struct arena *heap_at(uint32_t index); /* NULL: none. With registry_lock */
-uint32_t opens_after_fork(void); /* the places of the heaps that are open, a bit each */
 
-/* fork.c: looked at by every slow path before a lock, a descriptor or a list is used */
-bool forked(const struct arena *a); /* what is here is the parent's: arena_reattach() first */
-uint32_t fork_generation(void);     /* of this process; as forked(), for all that is not a heap's */
-bool fork_wipes(void);              /* MADV_WIPEONFORK works here */
-uint32_t process_image(void);       /* other after each exec; never 0 */
 
 /* The daemon serves another heap: every call says -ESTALE, also those that need no round trip. */
 static inline bool heap_is_stale(const struct arena *a) { return unlikely(load_relaxed(&a->conn.stale)); }
@@ -359,15 +332,7 @@ void mcaches_watch(struct arena *a);  /* every thread's next allocation takes th
 uint32_t mcaches_call(struct arena *a, const struct mcache *except, uint32_t serial);
 void mcaches_expire(struct arena *a); /* no thread's fast path serves this heap any more */
 void threads_forget(uint32_t index); /* a heap is closed: no thread has an mcache of it any more. With registry_lock */
-/* Never held while a daemon is waited for, nor while an mcache is flushed. */
-extern pthread_mutex_t registry_lock;
-extern pthread_cond_t registry_changed; /* a heap was opened, closed or attached, or nobody is busy with it any more */
 
-static inline void registry_enter(void)
-{
-    fork_generation(); /* in a child the lock may be held by nobody who is there */
-    pthread_mutex_lock(&registry_lock);
-}
 
 /* mcache.c */
 void mcache_init(struct mcache *mc, struct arena *a, uint32_t number);
@@ -408,18 +373,11 @@ uint32_t returns_take(struct arena *a, uint32_t *out, uint32_t most);
 void returns_put_back(struct arena *a, const uint32_t *list, uint32_t count);
 void returns_answer(struct arena *a, uint32_t serial); /* after what was given back; 0: none */
 void returns_trimmed(struct arena *a);
-void returns_try(struct arena *a);
 bool returns_send(struct arena *a); /* with conn.lock held; false: more waits, and cannot be sent now */
 static inline bool returns_pending(const struct arena *a) { return unlikely(load_relaxed(&a->returns.waiting) != 0); }
-/* Sends what waits, if nobody holds conn.lock: who holds it does. */
-static inline void returns_kick(struct arena *a)
-{
-    if (returns_pending(a))
-        returns_try(a);
-}
 /* The first pages of all leases, in portions, with conn.lock held: for RESUME. At cursor 0 what is queued is forgotten: it is
  * not listed, so the daemon takes it back. */
-uint32_t lease_list(struct arena *a, uint64_t *cursor, uint32_t *out, uint32_t capacity);
+uint32_t returns_list(struct arena *a, uint64_t *cursor, uint32_t *out, uint32_t capacity);
 
 /* large.c */
 void *large_alloc(struct arena *a, struct mcache *mc, size_t size, size_t alignment, unsigned flags);
@@ -451,6 +409,8 @@ struct patience {
 void conn_lock(struct arena *a);    /* and cancelling waits, until conn_unlock */
 bool conn_trylock(struct arena *a);
 void conn_unlock(struct arena *a);
+void conn_kick(struct arena *a); /* sends what waits among the returns, if nobody holds the lock: who holds it does */
+void conn_set_stale(struct arena *a); /* with conn.lock held: the heap is of the past, for ever, and no thread's fast path serves it */
 int conn_call(struct arena *a, uint32_t type, uint32_t expect);
 int conn_call_within(struct arena *a, uint32_t type, uint32_t expect, struct patience patience);
 /* No reply, no wait. -EAGAIN: the daemon reads nothing, and nothing was sent; else 0, or the connection is gone, and what was to
@@ -466,6 +426,13 @@ bool conn_ahead_arrived(struct arena *a); /* it is there, and conn_ahead() does 
 /* A new connection's descriptor, above those that programs use. It, and what is sent and received by it, return -EAGAIN now
  * and then, so that patience is looked at. */
 int conn_connect(const char *path);
+void conn_drop(struct connection *c);     /* hangs up, also where a forked child still has the descriptor */
+/* Parts of a conn_call(), under the lock. conn_send: flags are MSG_DONTWAIT, or 0. conn_receive: until the reply to `id` is there,
+ * by a connection that was there a moment ago: 0, the error in it, or -EPIPE: lost. patience NULL: waits for nothing, and
+ * returns -EAGAIN. */
+uint32_t conn_next_id(struct connection *c);
+int conn_send(struct arena *a, uint32_t type, uint32_t id, int flags);
+int conn_receive(struct arena *a, uint32_t id, uint32_t expect, struct patience *patience);
 bool conn_is_there(struct connection *c); /* its descriptor is still its own; else it is forgotten, and not touched */
 void conn_forget(struct connection *c);   /* a forked child's: closes what is its parent's connection, which goes on */
 struct fd_id fd_id(int fd);
@@ -475,7 +442,7 @@ struct patience conn_patience(const struct arena *a);
 bool conn_waits(struct patience *p); /* false: no more */
 int64_t now_ms(void); /* monotonic */
 void conn_init(struct connection *c, int fd);
-void reason_set(const char *text); /* what arena_reason() says to this thread */
+
 
 /* tx.c. A transaction is open on the thread: tx_room() before an object is taken, 0 or why there is none; tx_log() after. */
 void tx_init(struct arena *a);
@@ -516,22 +483,12 @@ static inline void mcache_expect(struct mcache *mc)
         store_relaxed(&mc->expect, NO_WORD);
 }
 
-/* With conn.lock held: the heap is of the past, for ever, and no thread's fast path serves it. */
-static inline void heap_set_stale(struct arena *a)
-{
-    store_relaxed(&a->conn.stale, true);
-    fence_seq_cst(); /* [EX1] then `mcache_count`, `expect` and `own` */
-    mcaches_expire(a);
-}
-
 /* profile.c: called with what a slow path allocated, where `watched` is set */
 void watch_alloc(struct mcache *mc, void *object, size_t size);
 
 /* object.c. `call`: the function that was called, for messages. */
-void report_error(struct arena *a, const void *p, int error, const char *text);
 int free_slow(struct arena *a, void *p, const char *call);
 void free_of_batch(struct arena *a, void *p); /* others are to be freed after it */
-bool handler_may_close(const struct arena *a); /* false: in an error handler, of a call that goes on with the heap */
 static inline void free_as(struct arena *a, void *p, const char *call)
 {
     if (p && unlikely(!arena_inline_push(hot_of(a), hot_mcache(mcache_of(a)), p)))
@@ -543,8 +500,6 @@ bool limbo_word(struct arena *a, void *p, uint16_t limbo, const char *call);
 void limbo_free(struct arena *a, void *p); /* and out of it */
 /* Moves an object to one of `size` bytes, of the same standing and kind, of which the first `used` count: NULL and errno. */
 void *object_move(struct arena *a, void *p, size_t used, size_t size, const char *call);
-/* What arena_reason() says is the library's own refusal: returns `error`. */
-int refused(int error, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void refused_root(struct arena *a, const char *name, uint64_t ref, unsigned tx);
 
 /* gc.c */

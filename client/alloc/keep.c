@@ -75,7 +75,7 @@ static void answer(struct mcache *mc)
     struct arena *a = mc->arena;
     if (mcaches_call(a, mc, load_relaxed(&a->keep.trim_serial)) == 0)
         returns_answer(a, load_relaxed(&a->keep.shortage_seen));
-    returns_kick(a);
+    conn_kick(a);
 }
 
 void trim_now(struct mcache *mc)
@@ -103,7 +103,7 @@ void keep_trim(struct mcache *mc)
     give_back(mc, serial);
     mcaches_call(a, mc, serial);
     returns_trimmed(a);
-    returns_kick(a);
+    conn_kick(a);
 }
 
 /* ---- when an allocation was refused --------------------------------------------------------------------------------- */

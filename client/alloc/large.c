@@ -241,7 +241,7 @@ void large_free(struct arena *a, uint64_t first, uint16_t *word)
             l->limit /= 2;
     }
     pthread_mutex_unlock(&l->lock);
-    returns_kick(a);
+    conn_kick(a);
     if (mc != &no_mcache)
         trim_if_asked(mc);
 }
@@ -273,7 +273,7 @@ int large_let_go(struct arena *a, uint64_t first)
             return rc == -ESTALE ? rc : -ENOTCONN;
     }
     returns_put(a, (uint32_t)first);
-    returns_kick(a);
+    conn_kick(a);
     return 0;
 }
 
@@ -309,5 +309,5 @@ void large_release_all(struct arena *a)
     l->limit = keep_large_least(a);
     store_relaxed(&l->allocates, false); /* until it does again */
     pthread_mutex_unlock(&l->lock);
-    returns_kick(a);
+    conn_kick(a);
 }

@@ -242,7 +242,7 @@ void lease_release_all(struct arena *a)
     store_relaxed(&a->keep.free_limit, keep_free_least(a));
     store_relaxed(&a->keep.full_limit, keep_full_least(a));
     give_back_ahead(a);
-    returns_kick(a);
+    conn_kick(a);
 }
 
 /* ---- the stash ---------------------------------------------------------------------------------------------------------------------------- */
@@ -517,7 +517,7 @@ int lease_refill(struct arena *a, unsigned span_class, struct arena_slot *out, u
             pthread_mutex_unlock(&c->lock);
         }
     }
-    returns_kick(a);
+    conn_kick(a);
     return got;
 }
 
@@ -578,5 +578,5 @@ void lease_flush(struct arena *a, unsigned span_class, const struct arena_slot *
         release_free(a, c);
     }
     pthread_mutex_unlock(&c->lock);
-    returns_kick(a);
+    conn_kick(a);
 }

@@ -33,7 +33,6 @@ const char arena_inline_layout_2 = 1; /* its name is what counts: arena_inline.h
 struct mcache no_mcache = {.expect = NO_WORD, .own = NO_WORD};
 uint8_t size_classes[SIZE_CLASS_EIGHTS];
 
-__thread struct cancel_hold cancel_hold;
 __thread struct mcache *tls_mcaches[HEAPS_MAX] = {[0 ... HEAPS_MAX - 1] = &no_mcache};
 
 static uint32_t count_of(const struct mcache *mc, unsigned c) { return (uint32_t)(mc->magazines[c].top - mc->bases[c]); }

@@ -11,19 +11,6 @@
 #include "client/debug/profile.h"
 #include "shm/hazard.h"
 
-/* ---- what is refused, and why ----------------------------------------------------------------------------------------------------------- */
-
-int refused(int error, const char *format, ...)
-{
-    char text[240];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
-    va_end(args);
-    reason_set(text);
-    return error;
-}
-
 static void bad_object(struct arena *a, const void *p, int error, const char *call, const char *format, ...)
     __attribute__((format(printf, 5, 6)));
 
@@ -38,47 +25,11 @@ static void bad_object(struct arena *a, const void *p, int error, const char *ca
     report_error(a, p, error, text);
 }
 
-/* The heap that a call of this thread's goes on with after its handler. */
-static __thread const struct arena *goes_on;
-
-bool handler_may_close(const struct arena *a) { return goes_on != a; }
-
-/* False: there is no handler. */
-static bool handle(struct arena *a, const void *p, int error, const char *text)
-{
-    arena_error_fn *fn = load_acquire(&a->on_error); /* [EH1] */
-    const struct arena *before = goes_on;
-    if (!fn)
-        return false;
-    if (error == EFAULT || error == ENOLCK) /* a pop, and whatever was not pinned */
-        goes_on = a;
-    fn(load_relaxed(&a->on_error_context), error, p, text);
-    goes_on = before;
-    return true;
-}
-
 void free_of_batch(struct arena *a, void *p)
 {
-    const struct arena *before = goes_on;
-    goes_on = a;
+    const struct arena *before = report_goes_on(a);
     free_slow(a, p, "arena_free_batch");
-    goes_on = before;
-}
-
-void report_error(struct arena *a, const void *p, int error, const char *text)
-{
-    if (handle(a, p, error, text))
-        return;
-    cancel_off(); /* it is said before the end */
-    fprintf(stderr, "%s\n", text);
-    abort();
-}
-
-PUBLIC int arena_on_error(arena_t *a, arena_error_fn *fn, void *context)
-{
-    store_relaxed(&a->on_error_context, context);
-    store_release(&a->on_error, fn); /* [EH1] the context first */
-    return 0;
+    report_goes_on(before);
 }
 
 /* Where p points: 0 to the beginning of an object, else -EINVAL and why. */
@@ -217,7 +168,7 @@ static void debug_pinned(struct arena *a, const void *p, const struct object *o,
     snprintf(text, sizeof text, "pins: %s(%p) at %s: %s that this process has not pinned: unless a lock keeps it where it was found, a "
              "collection may free it", call, p, at,
              standing == STANDS_MINE ? "publishes an object" : "uses a published object");
-    if (!handle(a, p, ENOLCK, text)) {
+    if (!report_handled(a, p, ENOLCK, text)) {
         cancel_off();
         fprintf(stderr, "%s\n", text);
         cancel_on();

@@ -22,7 +22,6 @@
 #include "client/debug/site.h"
 
 enum {
-    PROFILE_RATE = 65536, /* ARENA_PROFILE=on: one allocation in so many */
     PROFILE_WINDOWS = 64, /* the part of the time in which a window is open: one in so many */
     PROFILE_WINDOW_US = 1000,
     PROFILE_OPEN = 16384,     /* rates below it keep the window open: more samples would fill it with themselves */

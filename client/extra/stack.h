@@ -4,15 +4,12 @@
 #define CLIENT_STACK_H
 
 #include "client/client.h"
+#include "client/link/environ.h"
 
 enum {
-    STACK_FIRST = 2048,   /* bytes */
     STACK_BOTTOM = 16,    /* the first frame begins here: a pop of any frame compares as above 0 */
     STACK_QUARANTINE = 16 /* old places that are kept from use in debug mode */
 };
-
-#define STACK_MAX_MAX   (1ULL << 39)
-#define STACK_MAX_FIRST (1ULL << 30)
 
 /* A handle: | 0x5ac : 12 | number of the stack : 12 | offset : 40 | */
 #define HANDLE_BASE(number) (0x5acULL << 52 | ((uint64_t)(number)&0xfff) << 40)

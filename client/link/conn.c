@@ -29,131 +29,21 @@
  * will ever do of it.
  *
  * What was refused, or changed nothing, is decided anew. RELEASE and a MODE with id 0 have no reply and are not repeated;
- * TRIM and GC are a monitor's, by a connection of its own.
- *
- * The descriptor is a high one, and is looked at before each use: a program may have closed it, and have a file of its own
- * there. Then the connection is lost, and the descriptor is the program's. */
-#include <fcntl.h>
-#include <poll.h>
+ * TRIM and GC are a monitor's, by a connection of its own. */
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "client/client.h"
-#include "proto/packet.h"
+#include "client/link/hooks.h"
 #include "shm/ticket.h"
 
 enum {
     DENIED_MAX = 16, /* times in a row, in half a second */
     GRACE_MS = 200,  /* beyond a call's patience, for the end of a request that the daemon has begun */
 };
-
-/* ---- descriptors ------------------------------------------------------------------------------------------------------ */
-
-struct fd_id fd_id(int fd)
-{
-    struct stat st;
-    return fd >= 0 && fstat(fd, &st) == 0 ? (struct fd_id){st.st_dev, st.st_ino} : (struct fd_id){0, 0};
-}
-
-bool fd_is(int fd, struct fd_id id)
-{
-    struct stat st;
-    return fd >= 0 && id.inode && fstat(fd, &st) == 0 && st.st_ino == id.inode && st.st_dev == id.device;
-}
-
-void fd_close(int fd, struct fd_id id)
-{
-    if (fd_is(fd, id))
-        close(fd);
-}
-
-/* Moves a new descriptor out of the way: programs close, count and number theirs from below, and 0, 1 and 2 are for what they
- * print. Its number, or -EMFILE. */
-static int fd_raise(int fd)
-{
-    static const int from[] = {900, 400, 100, 3}; /* the soft limit is 1024 where nobody has changed it */
-    struct fd_id id = fd_id(fd);
-    for (size_t i = 0; i < sizeof from / sizeof from[0]; i++) {
-        int high = fcntl(fd, F_DUPFD_CLOEXEC, from[i]);
-        if (high >= 0) {
-            fd_close(fd, id);
-            return high;
-        }
-    }
-    if (fd > 2)
-        return fd;
-    fd_close(fd, id);
-    return -EMFILE;
-}
-
-/* ---- the socket ------------------------------------------------------------------------------------------------------- */
-
-static void conn_look_up(int fd)
-{
-    struct timeval every = {.tv_sec = 0, .tv_usec = 100000};
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &every, sizeof every);
-    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &every, sizeof every);
-}
-
-int conn_connect(const char *path)
-{
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    if (strlen(path) >= sizeof address.sun_path)
-        return -ENAMETOOLONG;
-    strcpy(address.sun_path, path);
-    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-    fd = fd < 0 ? -errno : fd_raise(fd);
-    if (fd < 0)
-        return fd;
-    struct fd_id id = fd_id(fd);
-    conn_look_up(fd);
-    while (connect(fd, (struct sockaddr *)&address, sizeof address) < 0) {
-        if (errno == EINTR)
-            continue;
-        int rc = -errno;
-        fd_close(fd, id);
-        return rc;
-    }
-    return fd;
-}
-
-void conn_init(struct connection *c, int fd)
-{
-    pthread_mutex_init(&c->lock, NULL);
-    c->fd = fd;
-    c->id = fd_id(fd);
-    c->stale = false;
-    c->next_id = 0;
-    c->granted_count = 0;
-    c->ahead.id = 0;
-}
-
-bool conn_is_there(struct connection *c)
-{
-    if (c->fd >= 0 && !fd_is(c->fd, c->id))
-        c->fd = -1;
-    return c->fd >= 0;
-}
-
-void conn_forget(struct connection *c)
-{
-    fd_close(c->fd, c->id);
-    c->fd = -1;
-    c->ahead.id = 0;
-}
-
-/* Not all of MSG_TEXT_MAX: a library's thread-local memory is scarce where it is loaded late. */
-static __thread char reason[240];
-
-void reason_set(const char *text) { snprintf(reason, sizeof reason, "%.239s", text); }
-
-PUBLIC const char *arena_reason(void) { return reason; }
 
 void conn_lock(struct arena *a)
 {
@@ -186,115 +76,25 @@ void conn_unlock(struct arena *a)
     cancel_on();
 }
 
-int64_t now_ms(void)
+void conn_kick(struct arena *a)
 {
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
-
-struct patience conn_patience(const struct arena *a)
-{
-    return (struct patience){.left_ms = a->timeout_ms < 0 ? INT64_MAX : a->timeout_ms ? a->timeout_ms : 30000, .seen_ms = now_ms()};
-}
-
-bool conn_waits(struct patience *p)
-{
-    enum { LOOK_MS = 200 };
-    int64_t now = now_ms(), spent = now - p->seen_ms;
-    p->seen_ms = now;
-    p->left_ms -= spent < LOOK_MS ? spent : LOOK_MS;
-    return p->left_ms > 0;
-}
-
-/* Hangs up, also where a forked child still has the descriptor. */
-static void drop(struct connection *c)
-{
-    if (conn_is_there(c))
-        shutdown(c->fd, SHUT_RDWR);
-    conn_forget(c);
-}
-
-/* Goes on over reconnections, so that done names one request. (It comes again after 2^32 requests: a ROOT that was lost
- * with its connection could be taken for one just so many requests before it, if no root was moved between the two.) */
-static uint32_t next_id(struct connection *c) { return ++c->next_id ? c->next_id : ++c->next_id; }
-
-/* The reply to what was asked ahead came while another was waited for. */
-static void keep_ahead(struct connection *c)
-{
-    struct ahead *ahead = &c->ahead;
-    bool grant = c->in.type == MSG_GRANT && c->in.list_count <= sizeof ahead->list / sizeof *ahead->list;
-    ahead->arrived = true;
-    ahead->error = grant ? 0 : c->in.type == MSG_ERROR ? (int)c->in.error : EPROTO;
-    if (!grant)
+    if (!returns_pending(a))
         return;
-    ahead->flags = c->in.flags;
-    ahead->count = c->in.list_count;
-    memcpy(ahead->list, c->in.list, ahead->count * sizeof *ahead->list);
-}
-
-/* flags: MSG_DONTWAIT, or 0. */
-static int send_out(struct arena *a, uint32_t type, uint32_t id, int flags)
-{
-    struct connection *c = &a->conn;
-    c->out.type = type;
-    c->out.id = id;
-    c->out.epoch = c->epoch;
-    int bytes = msg_encode(&c->out, c->packet, sizeof c->packet);
-    if (bytes < 0)
-        return bytes;
-    return conn_is_there(c) ? packet_send(c->fd, c->packet, (size_t)bytes, NULL, 0, flags) : -EPIPE;
-}
-
-/* Receives until the reply to `id` is there, by a connection that was there a moment ago. 0, the error in it, or -EPIPE: lost.
- * patience NULL: waits for nothing, and returns -EAGAIN. */
-static int receive_in(struct arena *a, uint32_t id, uint32_t expect, struct patience *patience)
-{
-    struct connection *c = &a->conn;
-    char why[MSG_TEXT_MAX + 1];
-    for (;;) {
-        ssize_t got = packet_receive(c->fd, c->packet, sizeof c->packet, NULL, 0, NULL, patience ? 0 : MSG_DONTWAIT);
-        if (got == -EAGAIN) { /* SO_RCVTIMEO: the daemon is there and says nothing */
-            if (!patience)
-                return -EAGAIN;
-            if (!conn_waits(patience))
-                return -ETIMEDOUT;
-            if (!conn_is_there(c))
-                return -EPIPE;
-            continue;
-        }
-        if (got <= 0)
-            return -EPIPE;
-        if (msg_decode(&c->in, c->packet, (size_t)got, why) < 0)
-            return -EPROTO;
-        if (c->in.type == MSG_NOTICE && c->in.id == 0)
-            continue; /* to trim: header->shortages tells it too, also to who never reads */
-        if (c->ahead.id && c->in.id == c->ahead.id) {
-            keep_ahead(c);
-            if (c->in.id == id)
-                return -c->ahead.error;
-            continue;
-        }
-        if (c->in.id != id && !(c->in.type == MSG_ERROR && c->in.id == 0)) /* 0: refused, whatever was asked */
-            continue;
-        if (c->in.type == MSG_ERROR) {
-            reason_set(c->in.text);
-            return -(int)c->in.error;
-        }
-        return c->in.type == expect ? 0 : -EPROTO;
-    }
+    fence_seq_cst(); /* [RQ1] it is queued, then the lock is looked at */
+    if (conn_trylock(a))
+        conn_unlock(a); /* sends it */
 }
 
 static int exchange(struct arena *a, uint32_t type, uint32_t expect, struct patience *patience)
 {
-    uint32_t id = next_id(&a->conn);
+    uint32_t id = conn_next_id(&a->conn);
     int rc;
-    while ((rc = send_out(a, type, id, 0)) == -EAGAIN) /* SO_SNDTIMEO: the daemon reads nothing */
+    while ((rc = conn_send(a, type, id, 0)) == -EAGAIN) /* SO_SNDTIMEO: the daemon reads nothing */
         if (!conn_waits(patience))
             return -ETIMEDOUT;
     if (rc < 0)
         return rc == -EINVAL ? rc : -EPIPE;
-    return receive_in(a, id, expect, patience);
+    return conn_receive(a, id, expect, patience);
 }
 
 /* What a TAGS has brought is known, and so kept when the connection is lost. */
@@ -336,7 +136,7 @@ static int resume(struct arena *a, struct patience *patience)
     if (rc < 0)
         return rc;
     do { /* one at least, which says that it was the last */
-        c->out.list_count = lease_list(a, &cursor, c->out.list, 4000);
+        c->out.list_count = returns_list(a, &cursor, c->out.list, 4000);
         c->out.flags = cursor >= a->heap.page_count ? RESUME_LAST : 0;
         rc = exchange(a, MSG_RESUME, MSG_OK, patience);
     } while (rc == 0 && cursor < a->heap.page_count);
@@ -348,6 +148,13 @@ static int resume(struct arena *a, struct patience *patience)
     return rc;
 }
 
+void conn_set_stale(struct arena *a)
+{
+    store_relaxed(&a->conn.stale, true);
+    fence_seq_cst(); /* [EX1] then `mcache_count`, `expect` and `own` */
+    hooks.stale(a);
+}
+
 /* Waits for a daemon, as long as there is patience, and resumes. 0, -ENOTCONN, -ESTALE. Who may not open its socket, as
  * after a setuid, has no use in waiting; but a daemon that starts may just be about to let it. */
 static int reconnect(struct arena *a, struct patience *patience)
@@ -355,7 +162,7 @@ static int reconnect(struct arena *a, struct patience *patience)
     struct connection *c = &a->conn;
     unsigned pause_ms = 1, denied = 0;
     for (;;) {
-        drop(c);
+        conn_drop(c);
         int fd = conn_connect(a->socket), rc;
         denied = fd == -EACCES ? denied + 1 : 0;
         if (denied == DENIED_MAX) {
@@ -370,9 +177,9 @@ static int reconnect(struct arena *a, struct patience *patience)
             rc = resume(a, patience);
             if (rc == 0)
                 return 0;
-            drop(c);
+            conn_drop(c);
             if (rc == -ESTALE) {
-                heap_set_stale(a);
+                conn_set_stale(a);
                 return -ESTALE;
             }
             if (rc != -EPIPE && rc != -ETIMEDOUT && rc != -EMFILE && rc != -ENOMEM)
@@ -445,7 +252,7 @@ static int take_back(struct arena *a, uint32_t type)
 static int give_up(struct arena *a, uint32_t type)
 {
     struct connection *c = &a->conn;
-    drop(c);
+    conn_drop(c);
     store_relaxed(&c->gave_up, c->gave_up + 1);
     return take_back(a, type);
 }
@@ -477,7 +284,7 @@ int conn_call_within(struct arena *a, uint32_t type, uint32_t expect, struct pat
             return taken == -ENOTCONN ? rc : taken;
         }
         if (!a->heap.header) { /* it has no heap yet to come back to */
-            drop(c);
+            conn_drop(c);
             return -ENOTCONN;
         }
         if (rc == -ETIMEDOUT)
@@ -501,11 +308,11 @@ int conn_ask_ahead(struct arena *a)
         return -EALREADY;
     if (c->fd < 0 || heap_is_stale(a))
         return -ENOTCONN;
-    uint32_t id = next_id(c);
-    int rc = send_out(a, MSG_LEASE, id, MSG_DONTWAIT);
+    uint32_t id = conn_next_id(c);
+    int rc = conn_send(a, MSG_LEASE, id, MSG_DONTWAIT);
     if (rc < 0) {
         if (rc != -EAGAIN)
-            drop(c);
+            conn_drop(c);
         return rc;
     }
     c->ahead.id = id;
@@ -518,9 +325,9 @@ bool conn_ahead_arrived(struct arena *a)
 {
     struct connection *c = &a->conn;
     if (c->fd >= 0 && c->ahead.id && !c->ahead.arrived) {
-        int rc = conn_is_there(c) ? receive_in(a, c->ahead.id, MSG_GRANT, NULL) : -EPIPE;
+        int rc = conn_is_there(c) ? conn_receive(a, c->ahead.id, MSG_GRANT, NULL) : -EPIPE;
         if (rc != -EAGAIN && !c->ahead.arrived)
-            drop(c);
+            conn_drop(c);
     }
     return c->ahead.id && c->ahead.arrived;
 }
@@ -533,21 +340,11 @@ int conn_ahead(struct arena *a, unsigned span_class)
     struct patience patience = conn_patience(a);
     int rc = c->ahead.arrived ? -c->ahead.error : -EPIPE;
     if (!c->ahead.arrived && conn_is_there(c))
-        rc = receive_in(a, c->ahead.id, MSG_GRANT, &patience);
+        rc = conn_receive(a, c->ahead.id, MSG_GRANT, &patience);
     if (!c->ahead.arrived) { /* lost, or given up: then all patience is spent */
-        drop(c);
+        conn_drop(c);
         c->waited_out |= rc == -ETIMEDOUT;
     }
     c->ahead.id = 0;
-    return rc;
-}
-
-int conn_tell(struct arena *a, uint32_t type)
-{
-    if (a->conn.fd < 0)
-        return -ENOTCONN;
-    int rc = send_out(a, type, 0, MSG_DONTWAIT);
-    if (rc < 0 && rc != -EAGAIN)
-        drop(&a->conn);
     return rc;
 }

@@ -7,8 +7,6 @@
 #include <sys/un.h>
 
 #include "client/link/environ.h"
-#include "client/debug/profile.h"
-#include "client/extra/stack.h"
 
 enum {
     SOCKET_PATH_MAX = sizeof((struct sockaddr_un *)0)->sun_path - 1,

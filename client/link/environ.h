@@ -15,6 +15,12 @@
 /* Words of $ARENA_DEBUG. A word that is added stands in environ.c's table too. */
 enum { DEBUG_STACK = 1, DEBUG_ESCAPE = 2, DEBUG_PINS = 4, DEBUG_CORE = 8 };
 
+/* What $ARENA_STACK_MAX may say, and what is without it; what ARENA_PROFILE=on means: one allocation in so many. */
+#define STACK_FIRST 2048 /* bytes */
+#define STACK_MAX_MAX (1ULL << 39)
+#define STACK_MAX_FIRST (1ULL << 30)
+#define PROFILE_RATE 65536
+
 struct environment {
     unsigned debug;          /* DEBUG_*, of $ARENA_DEBUG */
     uint64_t stack_max;      /* bytes, of $ARENA_STACK_MAX; 0: not said */

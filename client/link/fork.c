@@ -17,8 +17,7 @@
 #include <unistd.h>
 
 #include "client/client.h"
-#include "client/debug/site.h"
-#include "client/extra/stack.h"
+#include "client/link/hooks.h"
 
 /* What a fork copies while another thread is at it is a moment between two of that thread's stores, where the later one is
  * a release. The lists that a child walks are linked so [FK3]: it finds an entry whole, or not at all. */
@@ -47,9 +46,7 @@ static void begin_anew(bool forking)
             break;
     }
     generation++;
-    forking = threads_after_fork(forking, opens_after_fork());
-    stacks_after_fork(forking);
-    sites_after_fork();
+    hooks.begin_anew(forking);
     store_release(&page->owner, me); /* [FK1] all of it, before any thread believes that it is done */
 }
 
@@ -67,7 +64,7 @@ bool forked(const struct arena *a) { return load_acquire(&a->generation) != fork
 static void on_fork(void)
 {
     begin_anew(true);
-    thread_has_forked();
+    hooks.forked();
 }
 
 uint32_t process_image(void)
@@ -80,9 +77,7 @@ uint32_t process_image(void)
     return image ? image : 1;
 }
 
-/* Before main(), so that handlers of the program's are behind ours, and a fork before the first arena_open is one of a process
- * that has nothing. */
-__attribute__((constructor)) static void on_load(void)
+void fork_start(void)
 {
     void *p = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p != MAP_FAILED && madvise(p, 4096, MADV_WIPEONFORK) == 0) {
@@ -90,6 +85,5 @@ __attribute__((constructor)) static void on_load(void)
         wipes = true;
     }
     page->owner = (uint32_t)getpid();
-    threads_start();
     pthread_atfork(NULL, NULL, on_fork);
 }

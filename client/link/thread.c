@@ -33,8 +33,6 @@ struct thread {
     bool ending;
 };
 
-pthread_mutex_t registry_lock = PTHREAD_MUTEX_INITIALIZER;
-pthread_cond_t registry_changed = PTHREAD_COND_INITIALIZER;
 /* sync: registry_lock; `all` is walked without it by who begins anew after a fork */
 static struct thread *all, *living, *ending, *spare;
 static uint32_t living_count, since_looked; /* threads that came since all were looked at */
@@ -292,7 +290,7 @@ struct thread *thread_self(void) { return me.thread; }
 static void leave_heap(struct thread *t, uint32_t index)
 {
     registry_enter();
-    struct arena *a = heap_at(index);
+    struct arena *a = registry_heaps[index];
     if (!a || forked(a)) {
         pthread_mutex_unlock(&registry_lock);
         return;
@@ -454,8 +452,6 @@ uint32_t threads_stale(void)
 
 bool threads_after_fork(bool forking, uint32_t places)
 {
-    pthread_mutex_init(&registry_lock, NULL);
-    pthread_cond_init(&registry_changed, NULL);
     if (me.generation) /* else it is the child's, or its parent has not used a heap in it */
         forking = true;
     if (me.thread) /* held as the parent's where the thread's id is the same, after clone(); else it is refused */

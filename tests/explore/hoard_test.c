@@ -306,7 +306,7 @@ static const struct ex_scenario larger[] = {
 static const struct suite_mutant mutants[] = {
     {TWO_REFILLS, {"refill: without the lock", MUTANT_NO_LOCK, "lease_more", NULL, 0, false}},
     {RESUME,
-     {"resume: what is let go behind the list's place is told too", MUTANT_DROP, "lease_list",
+     {"resume: what is let go behind the list's place is told too", MUTANT_DROP, "returns_list",
       "&r->listed_to", 0, false}},
     {RESUME,
      {"returns: queued without the lock", MUTANT_NO_LOCK, "returns_put", NULL, 0, false}},

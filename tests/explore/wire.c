@@ -240,9 +240,13 @@ void conn_unlock(struct arena *a)
     } while (sent && returns_pending(a) && pthread_mutex_trylock(&a->conn.lock) == 0);
 }
 
-void reason_set(const char *text)
+void conn_kick(struct arena *a)
 {
-    (void)text;
+    if (!returns_pending(a))
+        return;
+    fence_seq_cst();
+    if (conn_trylock(a))
+        conn_unlock(a);
 }
 struct patience conn_patience(const struct arena *a) /* nobody waits */
 {
@@ -274,7 +278,7 @@ static int reconnect(struct arena *a)
             c->epoch = c->in.epoch;
         for (bool last = false; rc == 0 && !last;) {
             /* as short packets as can be, so that a crash may come between two */
-            c->out.list_count = lease_list(a, &cursor, c->out.list, 1);
+            c->out.list_count = returns_list(a, &cursor, c->out.list, 1);
             last = cursor >= a->heap.page_count;
             c->out.flags = last ? RESUME_LAST : 0;
             rc = exchange(a, MSG_RESUME);

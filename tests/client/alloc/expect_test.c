@@ -16,6 +16,7 @@
 #include <cmocka.h>
 
 #include "client/client.h"
+#include "client/link/hooks.h"
 
 enum { HEAPS = 128, ROUNDS = 8000 };
 
@@ -24,7 +25,7 @@ static struct mcache mcaches[HEAPS];
 static uint32_t begun, ended; /* rounds. sync: atomic */
 
 /* In place of thread.c's: each heap has one mcache. */
-void mcaches_expire(struct arena *a) { store_relaxed(&mcaches[a - heaps].expect, NO_WORD); }
+static void expire(struct arena *a) { store_relaxed(&mcaches[a - heaps].expect, NO_WORD); }
 
 static void await(const uint32_t *counter, uint32_t value)
 {
@@ -82,7 +83,11 @@ static int setup(void **state)
     return heaps == MAP_FAILED;
 }
 
-static void become_stale(struct arena *a) { heap_set_stale(a); }
+static void become_stale(struct arena *a)
+{
+    hooks.stale = expire;
+    conn_set_stale(a);
+}
 
 static void a_heap_of_the_past_is_served_by_no_fast_path(void **state)
 {
@@ -94,7 +99,7 @@ static void be_watched(struct arena *a)
 {
     store_relaxed(&a->watched, true);
     fence_seq_cst(); /* [EX1] as client/debug/profile.c does */
-    mcaches_expire(a);
+    expire(a);
 }
 
 static void a_watched_allocation_takes_no_fast_path(void **state)

@@ -157,14 +157,7 @@ bool returns_send(struct arena *a)
     return rc == 0;
 }
 
-void returns_try(struct arena *a)
-{
-    fence_seq_cst(); /* [RQ1] it is queued, then the lock is looked at */
-    if (conn_trylock(a))
-        conn_unlock(a); /* sends them */
-}
-
-uint32_t lease_list(struct arena *a, uint64_t *cursor, uint32_t *out, uint32_t capacity)
+uint32_t returns_list(struct arena *a, uint64_t *cursor, uint32_t *out, uint32_t capacity)
 {
     struct returns *r = &a->returns;
     uint32_t count = 0;

@@ -1,0 +1,3 @@
+#include "client/link/hooks.h"
+
+struct hooks hooks;
