@@ -4,7 +4,8 @@ SHELL       := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
 
-VERSION     := 1.0.0
+# of client/arena.h, where programs read it
+VERSION     := $(shell sed -nE 's/^\#define ARENA_VERSION_(MAJOR|MINOR|PATCH) ([0-9]+)$$/\2/p' client/arena.h | paste -sd.)
 SOVERSION   := 1
 CC          ?= gcc
 CXX         ?= g++
@@ -17,7 +18,7 @@ B           := build$(if $(SANITIZE),-$(subst $(comma),-,$(SANITIZE)))
 
 WERROR      ?=
 WARN        := -Wall -Wextra -Wshadow -Wundef -Wstrict-prototypes -Wmissing-prototypes $(WERROR)
-CPPFLAGS    += -I. -D_GNU_SOURCE -DARENA_VERSION='"$(VERSION)"'
+CPPFLAGS    += -I. -D_GNU_SOURCE -DPRODUCT_VERSION='"$(VERSION)"'
 CFLAGS      ?= -O2 -g
 # What the compiler knows of these is in every build; tests/scripts/hardening.sh looks. The fast paths pay nothing: they have
 # no array on their stack, and so no guard. Without them: HARDEN= HARDEN_LD= FORTIFY=
@@ -271,9 +272,9 @@ LINT_SRC     = $(SHM_SRC) $(PROTO_SRC) $(CLIENT_SRC) $(CTL_SRC) $(DAEMON_MAIN) $
 lint: ## cppcheck and clang-tidy
 	@cppcheck --quiet --std=c11 --enable=warning,performance,portability --inline-suppr --error-exitcode=1 \
     --suppress=missingIncludeSystem --suppress=nullPointerRedundantCheck -I. \
-	    --include=tests/lint/cppcheck.h -D_GNU_SOURCE -DARENA_VERSION='"$(VERSION)"' $(LINT_SRC)
+	    --include=tests/lint/cppcheck.h -D_GNU_SOURCE -DPRODUCT_VERSION='"$(VERSION)"' $(LINT_SRC)
 	@printf '%s\n' $(LINT_SRC) | xargs -n 1 -P "$$(nproc)" sh -c 'clang-tidy --quiet --warnings-as-errors="*" "$$0" -- \
-	    -I. -D_GNU_SOURCE -DARENA_VERSION=\"$(VERSION)\" -std=gnu11 2>/dev/null || { echo "$$0: clang-tidy"; exit 1; }'
+	    -I. -D_GNU_SOURCE -DPRODUCT_VERSION=\"$(VERSION)\" -std=gnu11 2>/dev/null || { echo "$$0: clang-tidy"; exit 1; }'
 
 FUZZ_SECONDS ?= 60
 FUZZ_COVERED  = $(addprefix daemon/,shell/requests.c core/clients.c core/mcentral.c passes/reclaim.c passes/scavenge.c passes/gc.c shell/connection.c) shm/root.c

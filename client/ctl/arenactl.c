@@ -212,7 +212,7 @@ static int check_line(struct ctl *ctl, const bool *given)
         if (given[i] && options[i].kind == HELP)
             usage(stdout, command);
         else if (given[i] && options[i].kind == VERSION)
-            printf("arenactl %s\n", ARENA_VERSION);
+            printf("arenactl %s\n", PRODUCT_VERSION);
         else
             continue;
         return -1;

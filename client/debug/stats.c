@@ -1,4 +1,4 @@
-/* Figures: the daemon counts, this reads its rows. */
+/* Figures: the daemon counts, this reads its rows. And the version. */
 #include <string.h>
 
 #include <msgpack.h>
@@ -61,3 +61,5 @@ PUBLIC int arena_stats(arena_t *a, struct arena_stats *out)
     conn_unlock(a);
     return rc;
 }
+
+PUBLIC int arena_version(void) { return ARENA_VERSION; }

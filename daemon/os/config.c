@@ -383,7 +383,7 @@ static int parse_options(struct config *config, int argc, char **argv, bool *giv
             if (option == OPT_HELP)
                 usage();
             else
-                printf("arenad %s\n", ARENA_VERSION);
+                printf("arenad %s\n", PRODUCT_VERSION);
             return 1;
         }
         if (option == OPT_CONFIG && !*optarg)

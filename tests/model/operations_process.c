@@ -10,7 +10,7 @@
 static void figures(struct ctx *c)
 {
     struct arena_stats stats = {.size = sizeof stats};
-    int rc = arena_stats(c->a, &stats);
+    int rc = arena_version() == ARENA_VERSION ? arena_stats(c->a, &stats) : -EINVAL;
     if (rc < 0) {
         may_fail(c, -rc, "arena_stats");
         return;

@@ -10,7 +10,8 @@ fault() { echo "FAULT: $*"; exit 1; }
 
 DESTDIR=$work/a PREFIX=/usr LIBDIR=/usr/lib packaging/install "$build"
 DESTDIR='' PREFIX=$work/b LIBDIR=$work/b/lib SYSCONFDIR=$work/b/etc packaging/install "$build"
-for f in bin/arenad bin/arenactl lib/libarena.so lib/libarena.so.1 lib/libarena.a include/arena.h include/arena_inline.h \
+for f in bin/arenad bin/arenactl lib/libarena.so lib/libarena.so.1 lib/libarena.a include/arena.h include/arena_buf.h include/arena_gc.h \
+    include/arena_inline.h include/arena_stack.h include/arena_vec.h \
     lib/pkgconfig/libarena.pc lib/systemd/system/arenad.service lib/systemd/system/arenad@.service \
     lib/systemd/system/arenad@.socket lib/sysusers.d/arenad.conf lib/tmpfiles.d/arenad.conf; do
     [ -e "$work/a/usr/$f" ] || fault "no $f below DESTDIR"

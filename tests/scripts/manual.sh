@@ -101,7 +101,7 @@ grep -oE '^#[a-z-]+ =' packaging/default.conf | tr -d '#= ' | sort >"$work/page"
 while read -r key; do fault packaging/default.conf "has the key $key, which is not there any more"; done \
     < <(comm -23 "$work/page" <(sort "$work/is"))
 
-# ---- the API: declarations of client/arena.h, in one line each ---------------------------------
+# ---- the API: declarations of the public headers, in one line each ---------------------------------
 declarations() { # of text on standard input: comments, attributes, bodies and preprocessor lines away
     awk '{ gsub(/\/\*([^*]|\*[^\/])*\*\//, ""); while (1) {
               if (skip) { i = index($0, "*/"); if (!i) { $0 = ""; break } $0 = substr($0, i + 2); skip = 0 }
@@ -113,7 +113,8 @@ declarations() { # of text on standard input: comments, attributes, bodies and p
         grep -oE '(static inline )?[a-z_]+[a-z_ ]*[ *]+arena_[a-z_]+\([^;{]*\) *;' |
         grep -v '^return\|^typedef\|= ' | sed 's/  */ /g; s/ *; *$//; s/^ //' | sort -u
 }
-declarations <client/arena.h >"$work/declared"
+headers=$(ls client/arena*.h | grep -v inline)
+cat $headers | declarations >"$work/declared"
 for page in "$man"/arena*.3.scd; do
     section "$(basename "$page" .scd)" SYNOPSIS | sed '/^```/d' | declarations
 done | sort -u >"$work/page"
@@ -133,7 +134,7 @@ nm -D --defined-only "$build/libarena.so" 2>/dev/null | awk '$2 == "T" { sub("@.
 [ ! -s "$work/exported" ] || fault client/arena.h "exported and not declared: $(paste -sd' ' "$work/exported")"
 
 # constants
-grep -oE '\bARENA_[A-Z_]+ =' client/arena.h | tr -d '= ' | sort -u | while read -r name; do
+grep -ohE '\bARENA_[A-Z_]+ =' $headers | tr -d '= ' | sort -u | while read -r name; do
     grep -qE "\*$name\*" "$man"/*.3.scd || echo "$man/*.3.scd: no page has *$name*"
 done >"$work/constants"
 [ ! -s "$work/constants" ] || fault "$man" "$(cat "$work/constants")"
