@@ -239,7 +239,7 @@ LATER       ?=
 ALL_TARGETS := test-later test-address test-thread test-clang lint test-valgrind mutants
 # where threads of one process meet; e2e/stack_test copies stacks, kill and restart tests kill what is watched, and of
 # e2e/fork_test's children by _Fork and clone ThreadSanitizer is not told: it takes their locks for their parent's
-THREAD_TESTS = $(UNIT_TESTS) $(addprefix $(B)/tests/e2e/,ring_test object_test attach_test thread_test)
+THREAD_TESTS = $(UNIT_TESTS) $(addprefix $(B)/tests/e2e/,ring_test object_test attach_test thread_test escape_test)
 
 .PHONY: test-all $(ALL_TARGETS)
 test-all: ## every check: make test, long tests, sanitizers, clang, lint, valgrind, mutants, AArch64, systemd, packages

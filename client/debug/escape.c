@@ -17,8 +17,8 @@ struct escape {
     struct {
         uintptr_t place;
         uint64_t value;
-    } told[64]; /* what was reported lately is not reported again by the next pop */
-    unsigned told_next;
+    } told[64]; /* what was reported lately is not reported again by the next pop. sync: lock */
+    unsigned told_next; /* sync: lock */
 };
 
 /* The frames that are popped, as what could lead there. */
@@ -132,6 +132,17 @@ static void print_site(const struct site *s, char *text, size_t capacity)
         snprintf(text, capacity, "an unknown place");
 }
 
+/* What is at a place of the heap. Who pops looks, as a collector does, at what the program's other threads write at the same
+ * time as they like: with plain stores, of which no atomic here can be the partner. The word is compared with the frame's
+ * addresses and no more. So ThreadSanitizer is told to leave this load out. */
+#ifdef __SANITIZE_THREAD__
+__attribute__((noinline, no_sanitize("thread")))
+#endif
+static uint64_t value_at(const uint64_t *place)
+{
+    return load_relaxed(place);
+}
+
 /* What of the popped frames `value` leads to: its offset in the stack; 0: nothing. */
 static size_t leads_to(const struct gone *g, uint64_t value, const char **ret_kind)
 {
@@ -147,15 +158,20 @@ static size_t leads_to(const struct gone *g, uint64_t value, const char **ret_ki
     return g->frame + at;
 }
 
+/* Or else it is noted that it is told now. */
 static bool told_before(struct escape *e, const void *place, uint64_t value)
 {
-    for (size_t i = 0; i < sizeof e->told / sizeof e->told[0]; i++)
-        if (e->told[i].place == (uintptr_t)place && e->told[i].value == value)
-            return true;
-    unsigned i = e->told_next++ % (sizeof e->told / sizeof e->told[0]);
-    e->told[i].place = (uintptr_t)place;
-    e->told[i].value = value;
-    return false;
+    bool told = false;
+    pthread_mutex_lock(&e->lock);
+    for (size_t i = 0; i < sizeof e->told / sizeof e->told[0] && !told; i++)
+        told = e->told[i].place == (uintptr_t)place && e->told[i].value == value;
+    if (!told) {
+        unsigned i = e->told_next++ % (sizeof e->told / sizeof e->told[0]);
+        e->told[i].place = (uintptr_t)place;
+        e->told[i].value = value;
+    }
+    pthread_mutex_unlock(&e->lock);
+    return told;
 }
 
 static void tell(const struct gone *g, const char *kind, size_t at, const void *place,
@@ -181,8 +197,9 @@ static void look_at_stack(const struct gone *g, struct escape *e)
     const char *kind;
     for (size_t at = STACK_BOTTOM; at < g->frame; at += 8) {
         const uint64_t *place = (const uint64_t *)(void *)(g->k->s->base + at);
-        size_t found = leads_to(g, load_relaxed(place), &kind);
-        if (found && !told_before(e, place, load_relaxed(place)))
+        uint64_t value = load_relaxed(place);
+        size_t found = leads_to(g, value, &kind);
+        if (found && !told_before(e, place, value))
             tell(g, kind, found, place, "an outer frame at", site_in_stack(g->k, at));
     }
 }
@@ -193,8 +210,9 @@ static void look_at_object(const struct gone *g, struct escape *e, const uint8_t
     const char *kind;
     for (size_t i = 0; i + 8 <= size; i += 8) {
         const uint64_t *place = (const uint64_t *)(const void *)(object + i);
-        size_t found = leads_to(g, load_relaxed(place), &kind);
-        if (!found || told_before(e, place, load_relaxed(place)))
+        uint64_t value = value_at(place);
+        size_t found = leads_to(g, value, &kind);
+        if (!found || told_before(e, place, value))
             continue;
         pthread_mutex_lock(&e->lock);
         struct site *site =
@@ -239,8 +257,9 @@ static void look_at_roots(const struct gone *g, struct escape *e)
             continue;
         }
         const uint64_t *place = &h->roots[slot].ref;
-        size_t found = leads_to(g, load_relaxed(place), &kind);
-        if (found && !told_before(e, place, load_relaxed(place)))
+        uint64_t value = load_relaxed(place);
+        size_t found = leads_to(g, value, &kind);
+        if (found && !told_before(e, place, value))
             tell(g, kind, found, place, "a root at", NULL);
     }
 }

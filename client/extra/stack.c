@@ -122,10 +122,10 @@ static int move_to(struct stack *k, size_t size)
     if (is_debugged(k))
         memset(to + k->s->top, 0, size - k->s->top);
     k->s->base = to;
-    k->owner = thread_self();
+    store_relaxed(&k->owner, thread_self());
     if (k->size)
         leave(k, from, k->size, entry);
-    k->size = size;
+    store_relaxed(&k->size, size);
     k->s->limit = is_debugged(k) ? 0 : real_limit(k);
     return 0;
 }
@@ -280,7 +280,8 @@ int stacks_keep(struct arena *a)
         registry_enter();
         for (uint32_t i = 0; i < stacks_made && !again; i++) {
             struct stack *k = stack_number(i);
-            if (k->arena != a || k == tls_stacks[a->index] || k->size || load_relaxed(&k->s->top) <= STACK_BOTTOM)
+            if (k->arena != a || k == tls_stacks[a->index] || load_relaxed(&k->size) ||
+                load_relaxed(&k->s->top) <= STACK_BOTTOM)
                 continue;
             if (k->kept || copy) {
                 if (!k->kept) {
@@ -397,7 +398,7 @@ void stack_thread_exit(struct arena *a, struct thread *t)
     void *objects[STACK_QUARANTINE + 2] = {NULL};
     registry_enter();
     for (uint32_t i = 0; i < stacks_made && !k; i++)
-        if (stack_number(i)->arena == a && stack_number(i)->owner == t)
+        if (stack_number(i)->arena == a && load_relaxed(&stack_number(i)->owner) == t)
             k = stack_number(i);
     if (k) {
         memcpy(objects, k->old, sizeof k->old);

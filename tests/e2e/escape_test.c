@@ -3,6 +3,7 @@
  * runs with ARENA_DEBUG=escape and a handler that collects; each case is a function whose name must
  * be in the report. Linked with -rdynamic, so that the names are there. */
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -279,6 +280,53 @@ static void what_escapes_properly_is_not_reported(void **state)
     assert_int_equal(check_of(&d), 0);
 }
 
+/* ---- threads -------------------------------------------------------------------------------- */
+
+static void count(void *context, int error, const void *p, const char *message)
+{
+    (void)p;
+    (void)message;
+    if (error == EFAULT)
+        __atomic_fetch_add((int *)context, 1, __ATOMIC_RELAXED);
+}
+
+/* The objects are its own; every other thread's pops look at them meanwhile. */
+static void *leaks_in_its_own(void *argument)
+{
+    arena_stack_t *mine = arena_stack(a);
+    pthread_barrier_wait(argument); /* no stack is where that of one that has ended was */
+    for (int i = 0; i < 20; i++) {
+        struct pair *target = arena_alloc(a, sizeof *target);
+        for (int k = 0; k < 3; k++) {
+            arena_frame_t f = arena_frame_push(mine);
+            target->second = arena_frame_alloc(mine, 32);
+            arena_frame_pop(mine, f);
+            target->second = NULL;
+        }
+        arena_free(a, target);
+    }
+    return NULL;
+}
+
+static void threads_find_each_what_leads_into_their_frames(void **state)
+{
+    (void)state;
+    enum { THREADS = 4 };
+    pthread_t threads[THREADS];
+    pthread_barrier_t all;
+    int found = 0;
+    pthread_barrier_init(&all, NULL, THREADS);
+    arena_on_error(a, count, &found);
+    for (int i = 0; i < THREADS; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, leaks_in_its_own, &all), 0);
+    for (int i = 0; i < THREADS; i++)
+        assert_int_equal(pthread_join(threads[i], NULL), 0);
+    arena_on_error(a, on_error, NULL);
+    pthread_barrier_destroy(&all);
+    assert_true(found >= THREADS); /* what was told lately is not told again */
+    assert_int_equal(check_of(&d), 0);
+}
+
 static int without_a_handler(void *argument)
 {
     (void)argument;
@@ -309,6 +357,7 @@ int main(void)
         cmocka_unit_test(in_an_outer_frame),
         cmocka_unit_test(a_root_is_refused),
         cmocka_unit_test(what_escapes_properly_is_not_reported),
+        cmocka_unit_test(threads_find_each_what_leads_into_their_frames),
         cmocka_unit_test(without_a_handler_it_aborts),
     };
     return cmocka_run_group_tests(tests, setup, daemon_teardown);

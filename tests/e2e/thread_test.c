@@ -173,6 +173,33 @@ static void threads_that_end_without_destructors_are_found(void **state)
     close_it();
 }
 
+static void *ends_with_a_stack(void *argument)
+{
+    (void)argument;
+    arena_stack_t *s = arena_stack(a);
+    for (int i = 0; i < 10; i++) {
+        arena_frame_t f = arena_frame_push(s);
+        failed |= !arena_frame_alloc(s, 100 << i);
+        arena_frame_pop(s, f);
+    }
+    return NULL;
+}
+
+/* Who ends looks for its own among all stacks, while others grow theirs: a race that ThreadSanitizer would tell of. */
+static void stacks_grow_while_others_end(void **state)
+{
+    (void)state;
+    open_it();
+    for (int round = 0; round < 50; round++) {
+        pthread_t threads[FEW];
+        for (int i = 0; i < FEW; i++)
+            assert_int_equal(pthread_create(&threads[i], NULL, ends_with_a_stack, NULL), 0);
+        for (int i = 0; i < FEW; i++)
+            assert_int_equal(pthread_join(threads[i], NULL), 0);
+    }
+    close_it();
+}
+
 /* ---- a heap's place after its close ---------------------------------------------------------------------------------------------- */
 
 static pthread_barrier_t met;
@@ -350,6 +377,7 @@ int main(void)
         cmocka_unit_test(what_such_threads_have_left_comes_back),
         cmocka_unit_test(ten_thousand_such_threads_use_up_no_place),
         cmocka_unit_test(threads_that_end_without_destructors_are_found),
+        cmocka_unit_test(stacks_grow_while_others_end),
         cmocka_unit_test(another_heap_does_not_get_the_place_of_one_that_a_thread_still_knows),
         cmocka_unit_test(concurrent_opens_of_one_heap_are_one_client),
         cmocka_unit_test(opens_and_closes_that_meet_keep_within_the_limit),
