@@ -43,18 +43,31 @@ static bool same_file(struct listen_file a, struct listen_file b)
     return a.device == b.device && a.inode == b.inode;
 }
 
-/* Does another process answer there? */
-static bool is_answered(const char *path)
+/* What stands at `path`, is it `file`? */
+static bool is_there(const char *path, struct listen_file file)
+{
+    struct stat st;
+    return lstat(path, &st) == 0 && same_file(file_of(&st), file);
+}
+
+/* What a connection to `path` ends with, without waiting: 0, or an errno; EAGAIN: cannot tell. */
+static int connect_error(const char *path)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     snprintf(address.sun_path, sizeof address.sun_path, "%s", path);
     int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
-        return true; /* cannot tell: it is left alone */
-    bool answered = connect(fd, (const struct sockaddr *)&address, sizeof address) == 0 || errno == EAGAIN ||
-                    errno == EINPROGRESS || errno == EPROTOTYPE;
+        return EAGAIN;
+    int error = connect(fd, (const struct sockaddr *)&address, sizeof address) == 0 ? 0 : errno;
     close(fd);
-    return answered;
+    return error;
+}
+
+/* Does another process answer there? One of which that cannot be told is left alone. */
+static bool is_answered(const char *path)
+{
+    int error = connect_error(path);
+    return error == 0 || error == EAGAIN || error == EINPROGRESS || error == EPROTOTYPE;
 }
 
 /* The lock beside the socket closes the race between two daemons that both find nobody there. Kept open for ever. */
@@ -107,10 +120,15 @@ static int finish_file(struct listener *l, char *ret_why)
         snprintf(ret_why, WHY_MAX, "%s was replaced while it was made: choose a directory that nobody else writes to", l->path);
         rc = -EPERM;
     }
+    bool is_own = rc == 0;
     if (rc == 0 && l->gid >= 0 && fchownat(fd, "", (uid_t)-1, (gid_t)l->gid, AT_EMPTY_PATH) < 0)
         rc = fail(ret_why, errno, "cannot give the socket its group", l->path);
+    if (rc == 0 && l->uid >= 0 && l->uid != st.st_uid && fchownat(fd, "", (uid_t)l->uid, (gid_t)-1, AT_EMPTY_PATH) < 0)
+        rc = fail(ret_why, errno, "cannot give the socket its owner", l->path);
     if (rc == 0)
         *l->file = l->own = file_of(&st);
+    else if (is_own && is_there(l->path, file_of(&st)))
+        unlink(l->path); /* nobody listens there */
     if (fd >= 0)
         close(fd);
     return rc;
@@ -153,7 +171,7 @@ static int make(struct listener *l, char *ret_why)
 int listen_open(struct listener *l, const char *path, mode_t mode, int64_t gid)
 {
     char why[WHY_MAX] = "";
-    *l = (struct listener){.fd = -1, .lock_fd = -1, .path = path, .mode = mode, .gid = gid};
+    *l = (struct listener){.fd = -1, .lock_fd = -1, .path = path, .mode = mode, .uid = -1, .gid = gid};
     if (strlen(path) >= sizeof((struct sockaddr_un *)NULL)->sun_path) {
         fprintf(stderr, "arenad: the socket path %s is longer than %zu bytes\n", path,
                 sizeof((struct sockaddr_un *)NULL)->sun_path - 1);
@@ -176,14 +194,8 @@ int listen_open(struct listener *l, const char *path, mode_t mode, int64_t gid)
 
 void listen_adopt(struct listener *l, int fd, const char *path)
 {
-    *l = (struct listener){.fd = fd, .lock_fd = -1, .handed = true, .path = path, .gid = -1};
-}
-
-/* What stands at `path`, is it `file`? */
-static bool is_there(const char *path, struct listen_file file)
-{
-    struct stat st;
-    return lstat(path, &st) == 0 && same_file(file_of(&st), file);
+    static struct listen_file file; /* a manager's daemon has no keeper */
+    *l = (struct listener){.fd = fd, .lock_fd = -1, .handed = true, .path = path, .mode = 0600, .uid = -1, .gid = -1, .file = &file};
 }
 
 static bool lock_is_there(const struct listener *l)
@@ -198,9 +210,18 @@ static void tell(struct listener *l, const char *why)
 {
     char path[256], quoted[WHY_MAX];
     if (!l->told)
-        log_event(LOG_LEVEL_ERROR, "socket", "path=\"%s\" error=\"%s\" advice=\"new clients cannot come: the file was taken away\"",
-                  log_quote(path, sizeof path, l->path), log_quote(quoted, sizeof quoted, why));
+        log_event(LOG_LEVEL_ERROR, "socket", "path=\"%s\" error=\"%s\" advice=\"new clients cannot come: the file was taken away%s\"",
+                  log_quote(path, sizeof path, l->path), log_quote(quoted, sizeof quoted, why),
+                  l->handed ? ", and only the manager can make it again: stop the service, which ends a heap that is not in files, "
+                              "then restart its socket unit" : "");
     l->told = true;
+}
+
+static void tell_made_again(const struct listener *l, const char *what)
+{
+    char path[256];
+    log_event(LOG_LEVEL_WARNING, "socket", "path=\"%s\" cause=\"its %s was removed\" result=\"made again\"",
+              log_quote(path, sizeof path, l->path), what);
 }
 
 static void write_note(const struct listener *l)
@@ -210,20 +231,45 @@ static void write_note(const struct listener *l)
         log_event(LOG_LEVEL_WARNING, "start", "what=\"noting the base\" error=\"%s\"", strerror(errno));
 }
 
-/* Of a manager's socket only the name is known. */
+/* Of a manager's socket only the name is known: what stands there, and is not dead, is taken for its file. A dead one is
+ * what a daemon before this one had made in the place of a file that was taken away. It is made again as it was, where
+ * this process may. */
 static int look_at_handed(struct listener *l)
 {
+    char why[WHY_MAX] = "";
     struct stat st;
-    if (!l->path || !l->path[0] || lstat(l->path, &st) == 0 || errno != ENOENT)
+    if (!l->path || !l->path[0] || (l->own.inode && is_there(l->path, l->own))) {
         l->told = false;
-    else
-        tell(l, "the service manager's socket has no file any more; restart the socket's unit");
-    return -1;
+        return -1;
+    }
+    bool there = lstat(l->path, &st) == 0 && S_ISSOCK(st.st_mode);
+    if (there && st.st_nlink == 1) {
+        l->mode = st.st_mode & 0777;
+        l->uid = geteuid() == 0 ? (int64_t)st.st_uid : -1;
+        l->gid = st.st_gid;
+    }
+    if (there && connect_error(l->path) != ECONNREFUSED) {
+        l->own = file_of(&st);
+        l->told = false;
+        return -1;
+    }
+    int rc = make_parent(l->path, why);
+    if (rc == 0)
+        rc = clear_path(l->path, why);
+    if (rc == 0)
+        rc = bind_here(l, why);
+    if (rc < 0) {
+        tell(l, why);
+        return -1;
+    }
+    tell_made_again(l, "file");
+    l->told = false;
+    return rc;
 }
 
 int listen_look(struct listener *l)
 {
-    char why[WHY_MAX] = "", path[256];
+    char why[WHY_MAX] = "";
     if (l->handed)
         return look_at_handed(l);
     bool locked = lock_is_there(l);
@@ -245,8 +291,7 @@ int listen_look(struct listener *l)
         return -1;
     }
     if (!locked || !bound)
-        log_event(LOG_LEVEL_WARNING, "socket", "path=\"%s\" cause=\"its %s was removed\" result=\"made again\"",
-                  log_quote(path, sizeof path, l->path), bound ? "lock" : "file");
+        tell_made_again(l, bound ? "lock" : "file");
     l->told = false;
     return fd;
 }
@@ -307,6 +352,6 @@ void listen_note_base(struct listener *l, uint64_t base, uint64_t bytes)
 
 void listen_remove(const struct listener *l)
 {
-    if (!l->handed && l->file && l->file->inode && is_there(l->path, *l->file))
+    if (l->file && l->file->inode && is_there(l->path, *l->file))
         unlink(l->path);
 }

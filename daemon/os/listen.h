@@ -2,7 +2,8 @@
  *
  * A file is known by its device and inode, never by its name alone: whatever stands at the path and is not the file that was
  * made here is left alone. A cleaner may remove the file, or the lock beside it, while the daemon lives; listen_look() sees
- * that and makes both again, the lock first. What it is stands in memory that the keeper shares: who is last removes it. */
+ * that and makes both again, the lock first; a manager's too, where this process may: a service that runs as another user
+ * than root in a directory of root's may not, and says what to do. What it is stands in memory that the keeper shares: who is last removes it. */
 #ifndef DAEMON_LISTEN_H
 #define DAEMON_LISTEN_H
 
@@ -17,10 +18,10 @@ struct listen_file {
 struct listener {
     int fd;                   /* listening; -1: none */
     int lock_fd;              /* -1: a manager's socket has no lock */
-    bool handed;              /* by a service manager: its file is not ours to make or remove */
+    bool handed;              /* by a service manager: its file is not ours, unless it was made again */
     const char *path;
     mode_t mode;
-    int64_t gid;              /* group of the file; -1: the process's */
+    int64_t uid, gid;         /* of the file; -1: the process's */
     struct listen_file own;   /* of fd: a daemon that a keeper starts has the first one's, though a later one made another */
     struct listen_file *file; /* the last that was made. sync: the keeper's process reads it after the daemon's has ended */
     char noted[64];           /* what the lock says */

@@ -375,3 +375,10 @@ int hold_a_list(arena_t *a, uint64_t count)
     }
     return arena_safepoint(a, ARENA_SAFEPOINT) == 0 ? 0 : 2;
 }
+
+int line_count(const char *path, const char *pattern)
+{
+    char out[64];
+    assert_in_range(run(out, sizeof out, "grep -c -- '%s' %s", pattern, path), 0, 1);
+    return atoi(out);
+}

@@ -93,6 +93,9 @@ int reap(pid_t pid); /* exit status, or 128 + signal */
 /* Runs a command line, collects what it prints (both streams): its exit status. */
 int run(char *out, size_t capacity, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
+/* Lines of a file, which is there, that a pattern of grep's meets. */
+int line_count(const char *path, const char *pattern);
+
 /* An empty config file where another user can go; the caller unlinks it. 0 or 1, as a setup returns. */
 int conf_make(char ret_path[64]);
 void conf_write(const char *path, const char *text);

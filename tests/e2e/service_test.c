@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -323,6 +324,81 @@ static void the_descriptor_store_has_the_pidfds_that_no_pid_leads_to(void **stat
     close(listen_fd);
 }
 
+static void await_line(const char *pattern)
+{
+    char path[128];
+    snprintf(path, sizeof path, "%s/log", dir);
+    while (line_count(path, pattern) == 0)
+        pause_us(5000);
+}
+
+/* The file is there and the daemon behind it answers: by a new connection. */
+static void opens(void)
+{
+    char path[128];
+    arena_t *a;
+    snprintf(path, sizeof path, "%s/s", dir);
+    assert_int_equal(arena_open(&a, path, NULL), 0);
+    assert_non_null(arena_alloc(a, 100));
+    assert_int_equal(arena_close(a), 0);
+}
+
+static void a_manager_s_socket_that_was_removed_is_made_again_as_it_was(void **state)
+{
+    char path[128], log[128];
+    struct stat st;
+    (void)state;
+    int listen_fd = bind_in_dir("s", SOCK_SEQPACKET);
+    snprintf(path, sizeof path, "%s/s", dir);
+    snprintf(log, sizeof log, "%s/log", dir);
+    assert_int_equal(chmod(path, 0640), 0);
+    pid_t pid = start_service(listen_fd, NULL);
+    await_notice("READY=1");
+    opens();
+    assert_int_equal(unlink(path), 0);
+    await_line("event=socket .*made again");
+    opens();
+    assert_int_equal(stat(path, &st), 0);
+    assert_int_equal(st.st_mode & 0777, 0640);
+    kill(pid, SIGKILL); /* the next one has the manager's again, and finds a dead one in its place */
+    assert_int_equal(reap(pid), 128 + SIGKILL);
+    pid = start_service(listen_fd, NULL);
+    while (line_count(log, "event=socket .*made again") < 2)
+        pause_us(5000);
+    opens();
+    assert_int_equal(stat(path, &st), 0);
+    assert_int_equal(st.st_mode & 0777, 0640);
+    kill(pid, SIGTERM);
+    assert_int_equal(reap(pid), 0);
+    assert_int_equal(access(path, F_OK), -1); /* its own, and no manager's */
+    close(listen_fd);
+}
+
+static void a_manager_s_socket_that_cannot_be_made_is_told_with_what_to_do(void **state)
+{
+    char path[128], away[128], below[128];
+    (void)state;
+    snprintf(path, sizeof path, "%s/d", dir);
+    snprintf(away, sizeof away, "%s/away", dir);
+    snprintf(below, sizeof below, "%s/d/s", dir);
+    assert_int_equal(mkdir(path, 0700), 0);
+    int listen_fd = bind_in_dir("d/s", SOCK_SEQPACKET);
+    pid_t pid = start_service(listen_fd, NULL);
+    await_notice("READY=1");
+    await_notice("STATUS=");
+    assert_int_equal(rename(path, away), 0); /* and what stands there is no directory */
+    close(open(path, O_WRONLY | O_CREAT, 0600));
+    await_line("event=socket .*cannot .* only the manager can make it again: stop the service");
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(rename(away, path), 0);
+    kill(pid, SIGTERM);
+    assert_int_equal(reap(pid), 0);
+    assert_int_equal(access(below, F_OK), 0); /* the manager's own is left to it */
+    close(listen_fd);
+    assert_int_equal(unlink(below), 0);
+    assert_int_equal(rmdir(path), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -331,6 +407,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(who_meets_a_daemon_that_cannot_start_is_told_so_and_nothing_starts_it_again, setup, teardown),
         cmocka_unit_test_setup_teardown(a_heap_that_the_manager_keeps_is_not_lost_by_a_wrong_file, setup, teardown),
         cmocka_unit_test_setup_teardown(the_descriptor_store_has_the_pidfds_that_no_pid_leads_to, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_manager_s_socket_that_was_removed_is_made_again_as_it_was, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_manager_s_socket_that_cannot_be_made_is_told_with_what_to_do, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -200,12 +200,6 @@ static void in_the_background_nobody_keeps_the_output_of_who_started_it(void **s
 
 static char out[16384];
 
-static int line_count(const char *path, const char *what)
-{
-    assert_in_range(run(out, sizeof out, "grep -c -- '%s' %s", what, path), 0, 1);
-    return atoi(out);
-}
-
 /* Also one that nobody has waited for yet. */
 static bool has_ended(int pid)
 {
