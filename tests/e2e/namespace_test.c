@@ -85,18 +85,24 @@ static void enter(int flags)
     if (flags & CLONE_NEWPID)
         become_first_process();
     if (flags & CLONE_NEWNS) {
-        if (mount("", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 || mount("none", "/dev/shm", "tmpfs", MS_RDONLY, "size=4k") < 0)
+        if (mount("", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
             _exit(93);
+        if (access("/dev/shm", F_OK) == 0 && mount("none", "/dev/shm", "tmpfs", MS_RDONLY, "size=4k") < 0)
+            _exit(94);
         if (flags & CLONE_NEWPID) /* else the numbers in /proc are another namespace's */
             (void)!mount("none", "/proc", "proc", 0, NULL);
     }
 }
 
+/* No: it is not allowed, or "/" is no mount point, as after a chroot, and what is mounted below would be seen outside. */
 static bool may_enter(int flags)
 {
     pid_t pid = fork();
-    if (pid == 0)
-        _exit(unshare(flags) < 0);
+    if (pid == 0) {
+        if (unshare(flags) < 0)
+            _exit(1);
+        _exit(flags & CLONE_NEWNS && mount("", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0);
+    }
     return reap(pid) == 0;
 }
 
