@@ -93,7 +93,7 @@ static inline int arena_inline_pop(struct arena_inline_mcache *mc, struct arena_
     struct arena_slot s = top[-1];
     if (ARENA_INLINE_UNLIKELY(ARENA_INLINE_LOAD(s.word) != arena_inline_now(&mc->expect)))
         return 0;
-    ARENA_INLINE_STORE(s.word, to); /* CACHED(t) -> OWNED(t): mine, a plain store */
+    ARENA_INLINE_STORE(s.word, to); /* T3, T4 or T5 of shm/state.h, as word_alloc() */
     m->top = top - 1;
     *ret = s.object;
     return 1;
@@ -132,10 +132,10 @@ static inline int arena_inline_push(const struct arena_inline_heap *h, struct ar
     if (ARENA_INLINE_UNLIKELY(top >= m->limit))
         return 0;
     if (__builtin_expect(own == arena_inline_now(&mc->own), 1))
-        ARENA_INLINE_STORE(word, mc->cached); /* OWNED(t) -> CACHED(t): mine, a plain store */
+        ARENA_INLINE_STORE(word, mc->cached); /* T6, as word_free() */
     else {
         uint16_t shared = ARENA_INLINE_WORD_SHARED;
-        if (own != shared || !ARENA_INLINE_SWAP(word, &shared, mc->cached))
+        if (own != shared || !ARENA_INLINE_SWAP(word, &shared, mc->cached)) /* T11, as word_free_swap() */
             return 0;
     }
     __builtin_prefetch(p, 1); /* it will be the next one out, and was last touched when it came in */

@@ -54,27 +54,27 @@ static uint64_t keyed_hash(const uint64_t key[2], const uint64_t words[ROOT_NAME
     return v[0] ^ v[1] ^ v[2] ^ v[3];
 }
 
-/* A name as it stands in a slot: words, zeros behind its end. */
-struct words {
-    uint64_t w[ROOT_NAME / 8];
+/* A name as it stands in a slot: eight bytes at a time, zeros behind its end. */
+struct text {
+    uint64_t eight[ROOT_NAME / 8];
 };
 
-static struct words words_of(const char *name)
+static struct text text_of(const char *name)
 {
-    struct words words = {{0}};
-    memcpy(words.w, name, strnlen(name, ROOT_NAME - 1));
-    return words;
+    struct text text = {{0}};
+    memcpy(text.eight, name, strnlen(name, ROOT_NAME - 1));
+    return text;
 }
 
-static uint32_t bucket_of(const struct heap *h, const struct words *name)
+static uint32_t bucket_of(const struct heap *h, const struct text *name)
 {
-    return (uint32_t)(keyed_hash(h->header->root_key, name->w) % h->root_slots);
+    return (uint32_t)(keyed_hash(h->header->root_key, name->eight) % h->root_slots);
 }
 
 uint32_t root_bucket(const struct heap *h, const char *name)
 {
-    struct words words = words_of(name);
-    return bucket_of(h, &words);
+    struct text text = text_of(name);
+    return bucket_of(h, &text);
 }
 
 static bool bucket_touched(const struct heap *h, uint32_t bucket)
@@ -83,19 +83,19 @@ static bool bucket_touched(const struct heap *h, uint32_t bucket)
     return load_acquire(&h->root_touched[block / 64]) >> block % 64 & 1; /* [RT3] */
 }
 
-static bool has_name(const struct root *root, const struct words *name)
+static bool has_name(const struct root *root, const struct text *name)
 {
-    const uint64_t *words = (const uint64_t *)(const void *)root->name;
+    const uint64_t *eights = (const uint64_t *)(const void *)root->name;
     for (int i = 0; i < ROOT_NAME / 8; i++)
-        if (load_relaxed(&words[i]) != name->w[i])
+        if (load_relaxed(&eights[i]) != name->eight[i])
             return false;
     return true;
 }
 
 int root_lookup(const struct heap *h, const char *name, uint64_t *ret_ref)
 {
-    struct words words = words_of(name);
-    uint32_t at = bucket_of(h, &words);
+    struct text text = text_of(name);
+    uint32_t at = bucket_of(h, &text);
     if (!bucket_touched(h, at))
         return -ENOENT;
     const struct root_bucket *bucket = &h->root_buckets[at];
@@ -103,7 +103,7 @@ int root_lookup(const struct heap *h, const char *name, uint64_t *ret_ref)
     uint64_t ref = 0;
     for (unsigned n = 0; next && next <= h->root_slots && n < ROOT_CHAIN && !ref; n++) {
         const struct root *root = &h->roots[next - 1];
-        if (has_name(root, &words))
+        if (has_name(root, &text))
             ref = load_relaxed(&root->ref);
         next = load_relaxed(&root->next);
     }
@@ -134,12 +134,12 @@ static uint32_t *link_to(const struct heap *h, uint32_t bucket, uint32_t slot)
 
 int64_t root_find(const struct heap *h, const char *name)
 {
-    struct words words = words_of(name);
-    uint32_t at = bucket_of(h, &words);
+    struct text text = text_of(name);
+    uint32_t at = bucket_of(h, &text);
     uint32_t next = bucket_touched(h, at) ? h->root_buckets[at].first : 0;
     for (unsigned n = 0; next && next <= h->root_slots && n < ROOT_CHAIN; n++) {
         const struct root *root = &h->roots[next - 1];
-        if (root->ref && has_name(root, &words))
+        if (root->ref && has_name(root, &text))
             return next - 1;
         next = root->next;
     }
@@ -186,13 +186,13 @@ static void free_slot(struct heap *h, uint32_t slot)
     h->header->root_free = slot + 1;
 }
 
-static void link_slot(struct heap *h, uint32_t slot, uint32_t bucket, const struct words *name, uint32_t uid)
+static void link_slot(struct heap *h, uint32_t slot, uint32_t bucket, const struct text *name, uint32_t uid)
 {
     struct root *root = &h->roots[slot];
-    uint64_t *words = (uint64_t *)(void *)root->name;
+    uint64_t *eights = (uint64_t *)(void *)root->name;
     take_slot(h, slot);
     for (int i = 0; i < ROOT_NAME / 8; i++)
-        store_relaxed(&words[i], name->w[i]);
+        store_relaxed(&eights[i], name->eight[i]);
     store_relaxed(&root->uid, uid);
     store_relaxed(&root->next, h->root_buckets[bucket].first);
     store_relaxed(&root->used, 1);
@@ -201,8 +201,8 @@ static void link_slot(struct heap *h, uint32_t slot, uint32_t bucket, const stru
 
 void root_write(struct heap *h, uint32_t slot, const char *name, uint64_t ref, uint32_t uid)
 {
-    struct words words = words_of(name);
-    uint32_t at = bucket_of(h, &words), block = at / ROOT_BLOCK;
+    struct text text = text_of(name);
+    uint32_t at = bucket_of(h, &text), block = at / ROOT_BLOCK;
     struct root *root = &h->roots[slot];
     struct root_bucket *bucket = &h->root_buckets[at];
     uint32_t *link = link_to(h, at, slot);
@@ -215,7 +215,7 @@ void root_write(struct heap *h, uint32_t slot, const char *name, uint64_t ref, u
     store_relaxed(&bucket->seq, seq | 1);
     fence_release(); /* [RT1] */
     if (!link)
-        link_slot(h, slot, at, &words, uid);
+        link_slot(h, slot, at, &text, uid);
     store_relaxed(&root->ref, ref);
     if (!ref) {
         store_relaxed(link, root->next);

@@ -209,7 +209,7 @@ void *large_alloc(struct arena *a, struct mcache *mc, size_t size, size_t alignm
     void *object = a->base + ((uint64_t)first << PAGE_SHIFT);
     if (flags & ARENA_ZERO)
         memset(object, 0, size);
-    word_own(word, mc->cached, flags & ARENA_SHARED ? WORD_SHARED : mc->owned);
+    word_alloc(word, mc->cached, flags & ARENA_SHARED ? WORD_SHARED : mc->owned);
     if (flags & ARENA_SHARED)
         large_let_go(a, first);
     else if (mc->tx)

@@ -243,7 +243,7 @@ static void *take(struct mcache *mc, unsigned span_class, uint16_t to)
     for (;;) {
         while (m->top > mc->bases[span_class]) {
             struct arena_slot s = m->top[-1];
-            int ok = word_own(s.word, mc->cached, to);
+            int ok = word_alloc(s.word, mc->cached, to);
             m->top--;
             if (unlikely(!ok))
                 continue;
@@ -321,12 +321,10 @@ PUBLIC size_t arena_alloc_batch(arena_t *a, size_t size, void **out, size_t coun
         struct mcache *mc = mcache_of(a); /* the first object may have made it */
         struct arena_magazine *m = &mc->magazines[span_class];
         struct arena_slot *top = m->top;
-        uint32_t expect = load_relaxed(&mc->expect);
-        uint16_t owned = mc->owned;
-        while (got < count && top && load_relaxed(top[-1].word) == expect) {
-            store_relaxed(top[-1].word, owned);
+        uint16_t cached = mc->cached, owned = mc->owned;
+        bool fast = top && load_relaxed(&mc->expect) == cached;
+        while (fast && got < count && word_alloc(top[-1].word, cached, owned))
             out[got++] = (--top)->object;
-        }
         if (top != m->top)
             m->top = top; /* all words, then the top, once */
         if (got < count && (out[got] = alloc_slow(a, size, 0)) == NULL)

@@ -195,10 +195,10 @@ static bool free_word(struct arena *a, const void *p, uint16_t *word, uint16_t t
             return false;
         }
         if (l.seen == WORD_OWNED(a->tag)) {
-            store_relaxed(word, to); /* mine: a plain store */
+            word_free(word, to);
             return true;
         }
-        int swapped = word_swap(word, l.seen, to); /* a transaction's may be committed any moment: CAS; else look again */
+        int swapped = word_free_swap(word, l.seen, to); /* a transaction's may be committed any moment: CAS; else look again */
         look_end(&l);
         if (!swapped)
             continue;
@@ -254,7 +254,7 @@ void free_of_tx(struct arena *a, struct mcache *mc, unsigned tag, void *p, uint1
 {
     struct object object;
     if (object_find(&a->heap, (uint64_t)((uint8_t *)p - a->base), &object) &&
-        word_swap(word, WORD_OWNED(tag), WORD_CACHED(a->tag))) /* another thread may be just freeing it */
+        word_free_swap(word, WORD_OWNED(tag), WORD_CACHED(a->tag))) /* another thread may be just freeing it */
         hand_back(a, mc, p, &object);
 }
 
@@ -272,7 +272,7 @@ void limbo_free(struct arena *a, void *p)
 {
     struct object object;
     if (!object_find(&a->heap, (uint64_t)((uint8_t *)p - a->base), &object) ||
-        !word_own(object.word, WORD_OWNED(load_relaxed(&a->limbo)), WORD_CACHED(a->tag)))
+        !word_free_late(object.word, WORD_OWNED(load_relaxed(&a->limbo)), WORD_CACHED(a->tag)))
         return;
     hand_back(a, mcache_of(a), p, &object);
 }
@@ -324,8 +324,8 @@ static int publish_slow(arena_t *a, void *p)
         if (CLASS_IS_LARGE(object.span_class) && (rc = large_let_go(a, object.first)) < 0)
             return refused(rc, "arena_publish(%p): its size is in doubt, and the daemon cannot be asked", p);
         if (l.seen == WORD_OWNED(a->tag))
-            store_release(object.word, WORD_SHARED); /* [PB1] what the object holds, to whoever swaps it from SHARED */
-        else if (word_swap(object.word, l.seen, WORD_SHARED)) /* of a transaction that may be committed any moment */
+            word_publish(object.word);
+        else if (word_publish_swap(object.word, l.seen)) /* of a transaction that may be committed any moment */
             tx_freed(a, mcache_of(a), word_tag(l.seen));
         else
             continue;
@@ -343,7 +343,7 @@ static int claim_slow(arena_t *a, void *p)
         struct look l;
         if (word_standing(a, object.word, &l) != STANDS_SHARED)
             return refused_word(a, p, l.seen, "arena_claim");
-        int swapped = word_swap(object.word, l.seen, WORD_OWNED(a->tag)); /* [PB1] */
+        int swapped = word_claim(object.word, l.seen, WORD_OWNED(a->tag));
         look_end(&l);
         if (swapped)
             return 0;
@@ -357,7 +357,7 @@ PUBLIC int arena_publish(arena_t *a, void *p)
     uint16_t *word;
     if (unlikely(!word_of_small(a, mc, p, &word) || load_relaxed(word) != arena_inline_now(&mc->own)))
         return publish_slow(a, p);
-    store_release(word, WORD_SHARED); /* [PB1] */
+    word_publish(word);
     return 0;
 }
 
@@ -367,7 +367,7 @@ PUBLIC int arena_claim(arena_t *a, void *p)
     uint16_t *word;
     uint32_t own = load_relaxed(&mc->own);
     if (unlikely(own == NO_WORD || !word_of_small(a, mc, p, &word) ||
-                 load_relaxed(word) != WORD_SHARED || !word_swap(word, WORD_SHARED, (uint16_t)own))) /* [PB1] */
+                 load_relaxed(word) != WORD_SHARED || !word_claim(word, WORD_SHARED, (uint16_t)own)))
         return claim_slow(a, p);
     return 0;
 }

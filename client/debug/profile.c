@@ -140,7 +140,7 @@ void profile_look(struct profile *p)
 static void mark(struct profile *p, const struct mcache *mc, struct sample *s)
 {
     if (p->tag && load_relaxed(s->word) == mc->own)
-        store_relaxed(s->word, WORD_OWNED(p->tag)); /* OWNED by this process, before and after */
+        word_adopt(s->word, WORD_OWNED(p->tag)); /* T10: OWNED by this process, before and after */
     else
         move(s, FATE_SHARED);
 }

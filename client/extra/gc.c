@@ -154,7 +154,7 @@ static struct pin_table *table_new(struct arena *a)
     if (table && object_find(&a->heap, (uint64_t)((uint8_t *)table - a->base), &o)) {
         uint16_t seen = load_relaxed(o.word);
         if (seen != WORD_OWNED(a->tag)) /* it is sampled; but the collector believes the client's own tag alone */
-            word_swap(o.word, seen, WORD_OWNED(a->tag));
+            word_adopt_swap(o.word, seen, WORD_OWNED(a->tag)); /* T19 */
     }
     return table;
 }

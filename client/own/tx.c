@@ -136,8 +136,8 @@ int tx_adopt(struct mcache *mc, void *object)
         return -EINVAL;
     uint16_t seen = load_relaxed(o.word);
     if (seen == WORD_OWNED(a->tag))
-        store_relaxed(o.word, mc->owned); /* mine: a plain store */
-    else if (!word_is_owned(seen) || !tx_is_mine(a, word_tag(seen)) || !word_swap(o.word, seen, mc->owned))
+        word_adopt(o.word, mc->owned); /* T10 */
+    else if (!word_is_owned(seen) || !tx_is_mine(a, word_tag(seen)) || !word_adopt_swap(o.word, seen, mc->owned)) /* T19 */
         return 0; /* published already; the other way: one that is sampled */
     tx_log(mc, object, o.word);
     return 0;
@@ -188,7 +188,7 @@ int tx_move(struct arena *a, unsigned tag, void *object, uint16_t *word)
         struct log *log = &tx->moved;
         rc = log->count < log->capacity || make_room(a, tag, log, log->count) ? 0 : -ENOMEM;
         if (rc == 0) {
-            word_swap(word, load_relaxed(word), WORD_OWNED(tag)); /* OWNED(t), or one that is sampled: mine */
+            word_adopt_swap(word, load_relaxed(word), WORD_OWNED(tag)); /* T19: OWNED(t), or one that is sampled: mine */
             log->slots[log->count++] = (struct arena_slot){object, word};
         }
     }
@@ -467,7 +467,7 @@ static bool turn(const struct arena *a, unsigned tag, struct log *log)
         fence_seq_cst(); /* [TN1] it is seen, or the flag is */
         bool may = !snapshot_is_taken(a);
         for (unsigned n = 0; may && log->count && n < TURN_WORDS; n++)
-            word_swap(log->slots[--log->count].word, WORD_OWNED(tag), WORD_SHARED);
+            word_publish_swap(log->slots[--log->count].word, WORD_OWNED(tag)); /* T9 */
         fetch_add_release(turning, (uint32_t)-1); /* [TN1] the words before it */
         if (!may)
             return false;

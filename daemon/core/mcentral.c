@@ -165,7 +165,7 @@ static int cut(struct core *core, struct client *client, unsigned span_class, ui
         return rc;
     }
     for (uint32_t i = 0; i < pages && i < 16; i++)
-        store_relaxed(&core->heap.hints[first + i], 0);
+        hint_reset(&core->heap.hints[first + i]);
     span_write(&core->heap, first, pages, span_class, unit, client->tag, client->tag, client->uid);
     span_charged(client->account, client, pages);
     core->dspans[first] = (struct dspan){.next = SPAN_END, .prev = SPAN_END, .free = (uint16_t)objects};

@@ -288,7 +288,7 @@ int mheap_alloc_units(struct mheap *m, uint32_t units, uint32_t *next, uint32_t 
     pagealloc_take(&m->units, unit, units);
     uint16_t *words = m->heap->words + unit * UNIT_WORDS;
     for (uint32_t i = 0; i < units * UNIT_WORDS; i++)
-        store_relaxed(&words[i], WORD_FREE);
+        word_clear(&words[i]);
     m->units_used += units;
     *next = (uint32_t)unit + units;
     *ret_unit = (uint32_t)unit;

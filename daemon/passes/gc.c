@@ -659,7 +659,7 @@ static void sweep_span(struct core *core, struct gc *gc, const struct span_info 
             if (index >= span->objects || load_relaxed(word) != WORD_SHARED)
                 continue;
             if (!gc->report.dry_run) {
-                if (!word_swap(word, WORD_SHARED, WORD_FREE)) /* [ST1] */
+                if (!word_collect(word))
                     continue;
                 hint_set(&core->heap.hints[span->first + (index * size >> PAGE_SHIFT)]);
             }

@@ -38,6 +38,11 @@ static uint16_t verdict(const struct core *core, uint16_t word)
     return tag_state(&core->heap, tag) == TAG_TX_PUBLISHING && word_is_owned(word) ? WORD_SHARED : WORD_FREE;
 }
 
+static int change(uint16_t *word, uint16_t seen, uint16_t becomes)
+{
+    return becomes == WORD_FREE ? word_reclaim(word, seen) : word_publish_dead(word, seen);
+}
+
 /* Frees the dying tags' words of a span; how many are FREE after that. *ret_freed: changed to FREE. */
 static uint32_t reclaim_words(struct core *core, const struct span_info *span, uint32_t *ret_freed)
 {
@@ -45,7 +50,7 @@ static uint32_t reclaim_words(struct core *core, const struct span_info *span, u
     for (uint32_t i = 0; i < span->objects; i++) {
         uint16_t word = load_relaxed(&span->words[i]);
         uint16_t becomes = verdict(core, word);
-        if (becomes != word && word_swap(&span->words[i], word, becomes)) {
+        if (becomes != word && change(&span->words[i], word, becomes)) {
             if (becomes == WORD_FREE) {
                 freed++;
                 core->heap.header->reclaimed_objects += word_is_owned(word) != 0;

@@ -36,7 +36,7 @@ static void alloc_takes_a_word_that_this_client_caches_and_no_other(void **state
     for (int i = 0; i < ALL; i++)
         for (int t = 0; t < 3; t++) {
             uint16_t word = all_words[i];
-            assert_int_equal(word_own(&word, WORD_CACHED(ME), to[t]),
+            assert_int_equal(word_alloc(&word, WORD_CACHED(ME), to[t]),
                              all_words[i] == WORD_CACHED(ME));
             assert_int_equal(word, all_words[i] == WORD_CACHED(ME) ? to[t] : all_words[i]);
         }
@@ -52,15 +52,58 @@ static void a_flush_frees_a_word_that_this_client_caches_and_no_other(void **sta
     }
 }
 
+static int collect(uint16_t *word, uint16_t seen)
+{
+    assert_int_equal(seen, WORD_SHARED);
+    return word_collect(word);
+}
+
+static int free_late(uint16_t *word, uint16_t seen) { return word_free_late(word, seen, WORD_CACHED(ME)); }
+static int free_swap(uint16_t *word, uint16_t seen) { return word_free_swap(word, seen, WORD_CACHED(ME)); }
+static int claim(uint16_t *word, uint16_t seen) { return word_claim(word, seen, WORD_OWNED(ME)); }
+static int adopt_swap(uint16_t *word, uint16_t seen) { return word_adopt_swap(word, seen, WORD_OWNED(OTHER)); }
+
 static void a_swap_changes_the_word_that_was_seen_and_no_other(void **state)
 {
+    static const struct {
+        int (*door)(uint16_t *word, uint16_t seen);
+        uint16_t to;
+        bool of_shared; /* of no other word */
+    } doors[] = {{free_swap, WORD_CACHED(ME), false},
+                 {free_late, WORD_CACHED(ME), false},
+                 {word_publish_swap, WORD_SHARED, false},
+                 {claim, WORD_OWNED(ME), false},
+                 {word_reclaim, WORD_FREE, false},
+                 {word_publish_dead, WORD_SHARED, false},
+                 {collect, WORD_FREE, true},
+                 {adopt_swap, WORD_OWNED(OTHER), false}};
     (void)state;
-    for (int i = 0; i < ALL; i++)
-        for (int seen = 0; seen < ALL; seen++) {
-            uint16_t word = all_words[i];
-            assert_int_equal(word_swap(&word, all_words[seen], WORD_CACHED(ME)), i == seen);
-            assert_int_equal(word, i == seen ? WORD_CACHED(ME) : all_words[i]);
-        }
+    for (size_t d = 0; d < sizeof doors / sizeof doors[0]; d++)
+        for (int i = 0; i < ALL; i++)
+            for (int seen = 0; seen < ALL; seen++) {
+                uint16_t word = all_words[i];
+                if (doors[d].of_shared && all_words[seen] != WORD_SHARED)
+                    continue;
+                assert_int_equal(doors[d].door(&word, all_words[seen]), i == seen);
+                assert_int_equal(word, i == seen ? doors[d].to : all_words[i]);
+            }
+}
+
+static void the_only_writer_of_a_word_stores(void **state)
+{
+    uint16_t word = WORD_OWNED(ME);
+    uint8_t hint = 1;
+    (void)state;
+    word_free(&word, WORD_CACHED(ME));
+    assert_int_equal(word, WORD_CACHED(ME));
+    word_publish(&word);
+    assert_int_equal(word, WORD_SHARED);
+    word_adopt(&word, WORD_OWNED(OTHER));
+    assert_int_equal(word, WORD_OWNED(OTHER));
+    word_clear(&word);
+    assert_int_equal(word, WORD_FREE);
+    hint_reset(&hint);
+    assert_int_equal(hint, 0);
 }
 
 static void a_hint_stays_until_it_is_cleared_and_is_cleared_once(void **state)
@@ -107,7 +150,7 @@ static void *race(void *argument)
         for (int i = 0; i < BLOCK; i++) {
             uint16_t *word = &r->words[block * BLOCK + (uint64_t)i];
             uint16_t seen = load_relaxed(word);
-            if (seen == WORD_SHARED && word_swap(word, seen, r->to))
+            if (seen == WORD_SHARED && word_free_swap(word, seen, r->to))
                 r->wins++;
             else
                 r->losses++;
@@ -220,6 +263,7 @@ int main(void)
         cmocka_unit_test(alloc_takes_a_word_that_this_client_caches_and_no_other),
         cmocka_unit_test(a_flush_frees_a_word_that_this_client_caches_and_no_other),
         cmocka_unit_test(a_swap_changes_the_word_that_was_seen_and_no_other),
+        cmocka_unit_test(the_only_writer_of_a_word_stores),
         cmocka_unit_test(a_hint_stays_until_it_is_cleared_and_is_cleared_once),
         cmocka_unit_test(of_two_racing_frees_of_a_published_object_one_is_refused),
         cmocka_unit_test(of_two_racing_claims_of_a_published_object_one_wins),

@@ -97,6 +97,52 @@ static void in_an_mcache_of_zeros_every_fast_path_fails(void **state)
     assert_int_equal(done, 0);
 }
 
+/* Every word, by the fast path and by shm/state.h's door for the same transition: both change it, to the same, or neither. */
+static void a_pop_changes_the_words_that_word_alloc_changes(void **state)
+{
+    static const uint16_t to[] = {WORD_OWNED(5), WORD_OWNED(6), WORD_SHARED}; /* T3, T4, T5 */
+    struct arena_magazine *m = &mc.magazines[SPAN_CLASS(1, 0)];
+    uint64_t wrong = 0;
+    (void)state;
+    mc.expect = mc.cached = WORD_CACHED(5);
+    for (unsigned t = 0; t < 3; t++)
+        for (unsigned word = 0; word <= UINT16_MAX; word++) {
+            uint16_t here = (uint16_t)word, there = here;
+            struct arena_slot slots[] = {{base, &here}};
+            void *p;
+            m->top = slots + 1;
+            wrong += arena_inline_pop(&mc, m, to[t], &p) != word_alloc(&there, mc.cached, to[t]) || here != there;
+        }
+    m->top = NULL;
+    assert_int_equal(wrong, 0);
+}
+
+static void a_push_changes_the_words_that_word_free_changes(void **state)
+{
+    const unsigned c = SPAN_CLASS(2, 0);
+    struct arena_magazine *m = &mc.magazines[c];
+    uint64_t wrong = 0;
+    (void)state;
+    span_make(c);
+    mc.own = WORD_OWNED(5);
+    mc.cached = WORD_CACHED(5);
+    for (unsigned word = 0; word <= UINT16_MAX; word++) {
+        struct arena_slot slots[1];
+        uint16_t *here = &words[UNIT * UNIT_WORDS], there = (uint16_t)word;
+        int mine = word == WORD_OWNED(5), freed = mine;
+        m->top = slots;
+        m->limit = slots + 1;
+        *here = there;
+        if (mine)
+            word_free(&there, mc.cached); /* T6 */
+        else if (word == WORD_SHARED)
+            freed = word_free_swap(&there, WORD_SHARED, mc.cached); /* T11 */
+        wrong += arena_inline_push(&heap, &mc, base + SPAN_AT * PAGE_SIZE) != freed || *here != there;
+    }
+    m->top = m->limit = NULL;
+    assert_int_equal(wrong, 0);
+}
+
 static void each_size_has_its_classs_magazine(void **state)
 {
     (void)state;
@@ -111,6 +157,8 @@ int main(void)
         cmocka_unit_test(a_word_is_found_where_an_object_begins_and_nowhere_else),
         cmocka_unit_test(a_large_object_is_not_for_the_fast_path),
         cmocka_unit_test(in_an_mcache_of_zeros_every_fast_path_fails),
+        cmocka_unit_test(a_pop_changes_the_words_that_word_alloc_changes),
+        cmocka_unit_test(a_push_changes_the_words_that_word_free_changes),
         cmocka_unit_test(each_size_has_its_classs_magazine),
     };
     return cmocka_run_group_tests(tests, setup, NULL);

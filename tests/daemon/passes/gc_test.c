@@ -350,7 +350,7 @@ static void turn(uint32_t first)
     const struct map_header *header = f.h.header;
     may_turn = !header->collecting || header->snapped == header->collecting;
     if (may_turn)
-        assert_true(word_swap(&words_of(&f.h, first)[0], WORD_OWNED(tx), WORD_SHARED));
+        assert_true(word_publish_swap(&words_of(&f.h, first)[0], WORD_OWNED(tx)));
 }
 
 /* The snapshot has passed the head's place, and comes to the tail's. */
