@@ -132,9 +132,9 @@ static void print_site(const struct site *s, char *text, size_t capacity)
         snprintf(text, capacity, "an unknown place");
 }
 
-/* What is at a place of the heap. Who pops looks, as a collector does, at what the program's other threads write at the same
- * time as they like: with plain stores, of which no atomic here can be the partner. The word is compared with the frame's
- * addresses and no more. So ThreadSanitizer is told to leave this load out. */
+/* What is at a place of the heap. Who pops looks, as a collector does, at what the program's other threads write at the
+ * same time as they like: with plain stores, of which no atomic here can be the partner. The word is compared with the
+ * frame's addresses and no more. So ThreadSanitizer is told to leave this load out. */
 #ifdef __SANITIZE_THREAD__
 __attribute__((noinline, no_sanitize("thread")))
 #endif

@@ -28,8 +28,8 @@ struct stack {
     struct arena *arena;   /* NULL: nobody's. sync: registry_lock */
     uint64_t handles;      /* as in s, where a fork wipes it */
     size_t size;        /* of the object at s.base; 0: it is the scratch. sync: its thread writes, atomic */
-    /* NULL: no thread's yet. sync: its thread writes, atomic; others look for one that has ended, and only this one ever
-     * writes that */
+    /* NULL: no thread's yet. sync: its thread writes, atomic; others look for one that has ended, and only this one
+     * ever writes that */
     struct thread *owner;
     struct stack **tls; /* where its thread finds it */
     struct stack *next_spare; /* of those that are nobody's. sync: registry_lock */

@@ -601,7 +601,7 @@ static void *calls_and_is_not_to_be_cancelled(void *a)
 {
     struct arena_stats stats = {.size = sizeof stats};
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
-    pthread_cancel(pthread_self());
+    thread_cancel(pthread_self());
     int rc = arena_stats(a, &stats);
     pthread_testcancel();
     return rc == 0 ? a : NULL;
@@ -622,7 +622,7 @@ static void a_cancelled_thread_leaves_no_lock_behind(void **state)
         }
         for (int i = 0; i < CANCELLED; i++) {
             pause_us((unsigned)(random_next(&s) % 500));
-            assert_int_equal(pthread_cancel(threads[i].thread), 0);
+            assert_int_equal(thread_cancel(threads[i].thread), 0);
         }
         for (int i = 0; i < CANCELLED; i++) {
             assert_int_equal(pthread_join(threads[i].thread, &result), 0);

@@ -111,6 +111,25 @@ void pause_us(unsigned us)
     nanosleep(&pause, NULL);
 }
 
+#ifdef __SANITIZE_THREAD__
+void __sanitizer_symbolize_pc(void *pc, const char *format, char *out, size_t capacity);
+
+static void name_a_place(void)
+{
+    char place[256];
+    __sanitizer_symbolize_pc(__builtin_return_address(0), "%f", place, sizeof place);
+}
+#else
+static void name_a_place(void) {}
+#endif
+
+int thread_cancel(pthread_t thread)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, name_a_place);
+    return pthread_cancel(thread);
+}
+
 void daemon_start(struct daemon *d, const char *max, ...)
 {
     va_list args;

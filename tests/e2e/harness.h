@@ -6,6 +6,7 @@
 #ifndef TESTS_E2E_HARNESS_H
 #define TESTS_E2E_HARNESS_H
 
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -73,6 +74,11 @@ void *shared_memory(size_t bytes);
 
 /* Between two looks: others have the processor. */
 void pause_us(unsigned us);
+
+/* pthread_cancel. ThreadSanitizer reports a race in the middle of the store that it saw, and to name the first place it
+ * opens the program's files by the open() that programs call: a cancellation point. A thread that is cancelled there takes
+ * the report along, and seems to be cancelled where nothing can cancel it. So a place is named before. */
+int thread_cancel(pthread_t thread);
 
 /* Makes a directory of the test's own below $TMPDIR. */
 void temp_dir(char *out, size_t capacity, const char *name);

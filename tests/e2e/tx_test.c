@@ -546,7 +546,7 @@ static void a_thread_that_ends_aborts_its_own(void **state)
     assert_int_equal(pthread_create(&thread, NULL, is_cancelled, NULL), 0);
     while (!inside)
         pause_us(100);
-    pthread_cancel(thread);
+    thread_cancel(thread);
     pthread_join(thread, NULL);
     assert_int_equal(stat_of(&d, "objects_owned"), 1);
     commit();

@@ -12,6 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "tests/e2e/harness.h"
 #include "tests/model/operations.h"
 
 int shadow_fd;
@@ -201,7 +202,7 @@ static void run_threads(struct process_shadow *p, arena_t *a, uint64_t *seed)
     while (!atomic_load(&R->stop)) {
         int i = (int)(rnd(seed) % THREADS);
         if (rnd(seed) % 4 == 0) {
-            pthread_cancel(threads[i]);
+            thread_cancel(threads[i]);
             atomic_fetch_add(&R->count.cancels, 1);
         }
         thread_join(p, i);
