@@ -3,9 +3,9 @@
 DEPS        := gcc libc6-dev pkg-config libuv1-dev libmsgpack-dev libcmocka-dev libsystemd-dev libinih-dev uthash-dev \
                libcjson-dev libncurses-dev libdw-dev scdoc
 DEPS_ALL     = $(DEPS) g++ clang llvm clang-format clang-tidy cppcheck valgrind libclang-rt-14-dev libboost-dev libjemalloc2 \
-               libmimalloc2.0 libtcmalloc-minimal4 gnuplot-nox debhelper lintian abigail-tools systemd dbus \
+               libmimalloc2.0 libtcmalloc-minimal4 gnuplot-nox debhelper lintian build-essential abigail-tools systemd dbus \
                libnss-systemd strace gdb mandoc $(DEPS_AARCH64)
-DEPS_DEB    := $(filter-out libcmocka-dev,$(DEPS)) debhelper lintian
+DEPS_DEB    := $(filter-out libcmocka-dev,$(DEPS)) debhelper lintian build-essential
 SUDO         = $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # installs what dpkg does not have yet
 install_deps = missing=; for p in $(1); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || \
