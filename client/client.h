@@ -22,6 +22,7 @@
 
 #include "client/arena.h"
 #include "client/link/cancel.h"
+#include "client/link/hooks.h"
 #include "client/link/reason.h"
 #include "client/link/registry.h"
 #include "proto/msg.h"
@@ -324,6 +325,7 @@ void threads_reap(bool everywhere); /* gives back what threads that are gone hav
 uint32_t threads_stale(void); /* places of tls_mcaches that no heap may have, a bit each. With registry_lock */
 bool threads_after_fork(bool forking, uint32_t places); /* forking: by the thread that forked; returns whether it is that */
 void thread_has_forked(void);
+struct mcache *mcaches_map(struct arena *a); /* one more; NULL and errno. With registry_lock */
 void mcaches_unmap(struct arena *a);
 void mcaches_forget(struct arena *a); /* in a forked child */
 void mcaches_watch(struct arena *a);  /* every thread's next allocation takes the slow path */
@@ -339,7 +341,11 @@ void mcache_init(struct mcache *mc, struct arena *a, uint32_t number);
 uint64_t mcache_bytes(void); /* of memory that an mcache needs with its slots */
 void mcache_flush_all(struct mcache *mc);
 void mcache_push(struct mcache *mc, unsigned span_class, void *object, uint16_t *word); /* its word is CACHED already */
-void *alloc_class(struct mcache *mc, unsigned span_class, unsigned flags, size_t size);
+int mcache_refill(struct mcache *mc, unsigned span_class); /* an empty magazine: how many objects, or a negative errno */
+static inline bool mcache_is_full(const struct mcache *mc, unsigned span_class)
+{
+    return mc->magazines[span_class].top >= mc->magazines[span_class].limit;
+}
 
 /* What a word that became FREE tells the daemon or another process, and a grant of it or a reference to what was made there
  * tells another thread, is an order between this process's threads that goes through another process: ThreadSanitizer
@@ -380,8 +386,10 @@ static inline bool returns_pending(const struct arena *a) { return unlikely(load
 uint32_t returns_list(struct arena *a, uint64_t *cursor, uint32_t *out, uint32_t capacity);
 
 /* large.c */
-void *large_alloc(struct arena *a, struct mcache *mc, size_t size, size_t alignment, unsigned flags);
-void large_free(struct arena *a, uint64_t first, uint16_t *word);
+/* The first page of a span whose word is CACHED by this client: of the cache, or the daemon. 0 or a negative errno. */
+int large_take(struct arena *a, bool noscan, uint64_t pages, uint64_t align, uint32_t *ret_first);
+void large_free(struct arena *a, uint64_t first); /* its word is CACHED by this client */
+uint16_t *large_word(const struct arena *a, uint64_t first);
 /* 0, or -ENOTCONN: nobody can say yet how many pages it has, and it may not be published before. */
 int large_let_go(struct arena *a, uint64_t first);
 int large_extend(struct arena *a, uint64_t first, uint32_t pages); /* more or fewer, in place */
@@ -483,9 +491,6 @@ static inline void mcache_expect(struct mcache *mc)
         store_relaxed(&mc->expect, NO_WORD);
 }
 
-/* profile.c: called with what a slow path allocated, where `watched` is set */
-void watch_alloc(struct mcache *mc, void *object, size_t size);
-
 /* object.c. `call`: the function that was called, for messages. */
 int free_slow(struct arena *a, void *p, const char *call);
 void free_of_batch(struct arena *a, void *p); /* others are to be freed after it */
@@ -512,11 +517,12 @@ struct limbo_entry;
 int limbo_prepare(struct arena *a, struct limbo_entry **ret); /* 0 or a negative errno */
 void limbo_or_free(struct arena *a, void *object, struct limbo_entry *entry, const char *call);
 void late_settle(struct arena *a); /* what waits for the end of a collection that is over */
+void watch_alloc(struct mcache *mc, void *object, size_t size); /* profile.c */
 
 static inline void late_look(struct arena *a)
 {
     if (unlikely(load_relaxed(&a->late)))
-        late_settle(a);
+        hooks.late(a);
 }
 
 /* Pins of this process's on the object that begins at `ref` go with it; one that is to take its place gets as many, once at

@@ -1,4 +1,4 @@
-/* The account: what a process keeps of the heap without using it, how much of it, and who is asked for it.
+/* The account: what a process keeps of the heap without using it, and how much of it.
  *
  * What is counted, and its bound. H: bytes of the heap. k: clients attached, at least 4. t: threads of this process.
  *
@@ -18,13 +18,6 @@
  * At the bound: a magazine does not grow, and one without capacity frees to its class's lease and takes single objects; a
  * stash is flushed; spans with FREE words are let go, wholly free ones first; the oldest large objects are. A process that
  * only frees large objects keeps none.
- *
- * When memory is short the daemon counts up header->shortages. Each slow path and each free of a large object compares it
- * (trim_if_asked): the first thread of a process that finds it changed gives back leases and large objects and calls the
- * other threads, which give back their magazines at their next allocation; when all of those have that can be expected to,
- * the daemon is answered. An allocation that was refused calls the other threads of its own process likewise, waits for
- * those that answered the call before, and asks once more (keep_scrape). Threads that sleep keep what they have, within
- * the bound.
  */
 #ifndef CLIENT_KEEP_H
 #define CLIENT_KEEP_H
@@ -61,22 +54,5 @@ static inline uint64_t keep_now(struct arena *a, uint64_t limit)
     return limit < most ? limit : most;
 }
 void keep_init(struct arena *a);
-
-void trim_now(struct mcache *mc);
-static inline void trim_if_asked(struct mcache *mc)
-{
-    const struct arena *a = mc->arena;
-    if (unlikely(load_relaxed(&a->heap.header->shortages) != load_relaxed(&a->keep.shortage_seen) ||
-                 load_relaxed(&mc->trim_seen) != load_relaxed(&a->keep.trim_serial)))
-        trim_now(mc);
-}
-void keep_trim(struct mcache *mc); /* arena_trim */
-
-/* After an allocation was refused with `error`: is there anything that may still be given back? Gives it back, or has others
- * do so, if so: then the allocation is tried again. False at the second or third time. */
-struct scrape {
-    unsigned step;
-};
-bool keep_scrape(struct mcache *mc, struct scrape *s, int error);
 
 #endif

@@ -40,7 +40,7 @@ static uint32_t map_pages(const struct arena *a, uint64_t first) { return load_r
 static uint32_t noted_pages(const struct arena *a, uint64_t first) { return load_relaxed(&a->leases[first].pages); }
 static void note_pages(struct arena *a, uint64_t first, uint32_t pages) { store_relaxed(&a->leases[first].pages, pages); }
 
-static uint16_t *word_of(const struct arena *a, uint64_t first)
+uint16_t *large_word(const struct arena *a, uint64_t first)
 {
     return a->words + (uint64_t)page_entry_unit(load_relaxed(&a->pages[first])) * UNIT_WORDS;
 }
@@ -101,7 +101,7 @@ static uint32_t cache_take(struct arena *a, bool noscan, uint64_t pages, uint64_
 static void free_span(struct arena *a, uint32_t first)
 {
     BEFORE_FREE(a);
-    if (word_flush(word_of(a, first), WORD_CACHED(a->tag)))
+    if (word_flush(large_word(a, first), WORD_CACHED(a->tag)))
         hint_set(&a->heap.hints[first]);
     returns_put(a, first);
 }
@@ -151,80 +151,24 @@ static int ask_daemon(struct arena *a, unsigned span_class, uint64_t pages, uint
     return rc;
 }
 
-/* A span whose word is CACHED by this client. */
-static int obtain(struct mcache *mc, bool noscan, uint64_t pages, uint64_t align, struct scrape *scrape, uint32_t *ret_first)
+int large_take(struct arena *a, bool noscan, uint64_t pages, uint64_t align, uint32_t *ret_first)
 {
-    struct arena *a = mc->arena;
-    uint32_t first;
-    int rc;
-    do {
-        pthread_mutex_lock(&a->large.lock);
-        store_relaxed(&a->large.allocates, true);
-        first = cache_take(a, noscan, pages, align);
-        pthread_mutex_unlock(&a->large.lock);
-        if (first != LEASE_END) {
-            *ret_first = first;
-            return 0;
-        }
-        rc = ask_daemon(a, CLASS_LARGE | noscan, pages, align, &first);
-    } while (rc < 0 && keep_scrape(mc, scrape, rc)); /* what this process hoards may be what is missing */
-    if (rc < 0)
-        return rc;
-    if (!word_cache(word_of(a, first), WORD_CACHED(a->tag)))
+    pthread_mutex_lock(&a->large.lock);
+    store_relaxed(&a->large.allocates, true);
+    *ret_first = cache_take(a, noscan, pages, align);
+    pthread_mutex_unlock(&a->large.lock);
+    if (*ret_first != LEASE_END)
+        return 0;
+    int rc = ask_daemon(a, CLASS_LARGE | noscan, pages, align, ret_first);
+    if (rc == 0 && !word_cache(large_word(a, *ret_first), WORD_CACHED(a->tag)))
         return -EIO; /* somebody wrote into the state words */
-    *ret_first = first;
-    return 0;
-}
-
-void *large_alloc(struct arena *a, struct mcache *mc, size_t size, size_t alignment, unsigned flags)
-{
-    uint32_t first;
-    uint64_t pages = large_pages(size), align = alignment > PAGE_SIZE ? alignment >> PAGE_SHIFT : 1;
-    if (heap_is_stale(a)) {
-        errno = ESTALE;
-        return NULL;
-    }
-    int rc = mc->tx && !(flags & ARENA_SHARED) ? tx_room(mc) : 0;
-    if (rc < 0) {
-        errno = -rc;
-        return NULL;
-    }
-    trim_if_asked(mc);
-    if (!pages || size > a->heap_bytes) {
-        errno = ENOMEM;
-        return NULL;
-    }
-    if (pages < 2)
-        pages = 2; /* the cache chains in the entries of two pages */
-    struct scrape scrape = {0};
-    rc = obtain(mc, flags & ARENA_NOSCAN, pages, align, &scrape, &first);
-    uint64_t exact = (size + PAGE_SIZE - 1) >> PAGE_SHIFT;
-    if ((rc == -ENOMEM || rc == -EDQUOT) && exact > 1 && exact < pages) /* the rounding may be what is too much */
-        rc = obtain(mc, flags & ARENA_NOSCAN, exact, align, &scrape, &first);
-    if (rc < 0) {
-        errno = -rc;
-        return NULL;
-    }
-    uint16_t *word = word_of(a, first);
-    void *object = a->base + ((uint64_t)first << PAGE_SHIFT);
-    if (flags & ARENA_ZERO)
-        memset(object, 0, size);
-    word_alloc(word, mc->cached, flags & ARENA_SHARED ? WORD_SHARED : mc->owned);
-    if (flags & ARENA_SHARED)
-        large_let_go(a, first);
-    else if (mc->tx)
-        tx_log(mc, object, word);
-    if (unlikely(load_relaxed(&a->watched)))
-        watch_alloc(mc, object, size);
-    return object;
+    return rc;
 }
 
 /* Its word is CACHED by this client. */
-void large_free(struct arena *a, uint64_t first, uint16_t *word)
+void large_free(struct arena *a, uint64_t first)
 {
     struct large_cache *l = &a->large;
-    struct mcache *mc = mcache_of(a);
-    (void)word;
     pthread_mutex_lock(&l->lock);
     bool leased = is_leased(a, first);
     if (!leased)
@@ -242,8 +186,6 @@ void large_free(struct arena *a, uint64_t first, uint16_t *word)
     }
     pthread_mutex_unlock(&l->lock);
     conn_kick(a);
-    if (mc != &no_mcache)
-        trim_if_asked(mc);
 }
 
 uint64_t large_bytes(const struct arena *a, uint64_t first, uint64_t bytes)

@@ -152,7 +152,7 @@ static bool grow(struct mcache *mc, unsigned span_class)
 /* ---- refill and flush ------------------------------------------------------------------------------------------------- */
 
 /* Fills an empty magazine: how many objects, or a negative errno. */
-static int refill(struct mcache *mc, unsigned span_class)
+int mcache_refill(struct mcache *mc, unsigned span_class)
 {
     mark(mc->used_serial, span_class);
     mark(mc->refilled, span_class);
@@ -202,7 +202,6 @@ static void make_room(struct mcache *mc, unsigned span_class)
 {
     struct arena_magazine *m = &mc->magazines[span_class];
     mark(mc->used_serial, span_class);
-    trim_if_asked(mc);
     if (m->top < m->limit || (may_collect(mc, span_class) && grow(mc, span_class)))
         return;
     give_back(mc, span_class, is_marked(mc->refilled, span_class) ? capacity_of(mc, span_class) / 2 : 0);
@@ -220,142 +219,4 @@ void mcache_push(struct mcache *mc, unsigned span_class, void *object, uint16_t 
     }
     *m->top = slot;
     m->top++;
-}
-
-/* ---- alloc ------------------------------------------------------------------------------------------------------------- */
-
-/* An object whose word becomes `to`: popped, or after a refill. NULL and errno. */
-static void *take(struct mcache *mc, unsigned span_class, uint16_t to)
-{
-    struct arena_magazine *m = &mc->magazines[span_class];
-    struct scrape scrape = {0};
-    if (heap_is_stale(mc->arena)) {
-        errno = ESTALE;
-        return NULL;
-    }
-    bool logged = mc->tx && to == mc->owned;
-    int rc = unlikely(logged) ? tx_room(mc) : 0;
-    if (unlikely(rc < 0)) {
-        errno = -rc;
-        return NULL;
-    }
-    trim_if_asked(mc);
-    for (;;) {
-        while (m->top > mc->bases[span_class]) {
-            struct arena_slot s = m->top[-1];
-            int ok = word_alloc(s.word, mc->cached, to);
-            m->top--;
-            if (unlikely(!ok))
-                continue;
-            if (logged)
-                tx_log(mc, s.object, s.word);
-            return s.object;
-        }
-        int got = refill(mc, span_class);
-        if (got < 0 && keep_scrape(mc, &scrape, got)) /* what this process hoards may be what is missing */
-            continue;
-        if (got < 0) {
-            errno = -got;
-            return NULL;
-        }
-    }
-}
-
-void *alloc_class(struct mcache *mc, unsigned span_class, unsigned flags, size_t size)
-{
-    void *object = take(mc, span_class, flags & ARENA_SHARED ? WORD_SHARED : mc->owned);
-    if (unlikely(load_relaxed(&mc->arena->watched)) && object)
-        watch_alloc(mc, object, size);
-    else if (unlikely(load_relaxed(&mc->expect) == NO_WORD))
-        mcache_expect(mc); /* what was watched is watched no more */
-    if (object && (flags & ARENA_ZERO))
-        memset(object, 0, size);
-    return object;
-}
-
-static __attribute__((noinline)) void *alloc_slow(arena_t *a, size_t size, unsigned flags)
-{
-    if (flags & ~(unsigned)(ARENA_NOSCAN | ARENA_ZERO | ARENA_SHARED)) {
-        errno = refused(EINVAL, "arena_alloc_flags: unknown flags 0x%x", flags & ~(unsigned)(ARENA_NOSCAN | ARENA_ZERO | ARENA_SHARED));
-        return NULL;
-    }
-    struct mcache *mc = mcache_get(a);
-    if (!mc)
-        return NULL;
-    late_look(a);
-    if (unlikely(flags & ARENA_SHARED) && pins_are_declared(a))
-        return pinned_alloc(a, mc, size, flags);
-    if (size > SMALL_MAX)
-        return large_alloc(a, mc, size, 1, flags);
-    unsigned noscan = flags & ARENA_NOSCAN;
-    return alloc_class(mc, SPAN_CLASS(size_class_of((uint32_t)size, noscan), noscan), flags, size);
-}
-
-PUBLIC void *arena_alloc(arena_t *a, size_t size)
-{
-    struct arena_inline_mcache *mc = hot_mcache(mcache_of(a));
-    void *object;
-    if (likely(size <= SMALL_MAX && arena_inline_pop(mc, arena_inline_magazine_of(hot_of(a), mc, size), mc->owned, &object)))
-        return object;
-    return alloc_slow(a, size, 0);
-}
-
-PUBLIC void *arena_alloc_flags(arena_t *a, size_t size, unsigned flags)
-{
-    struct mcache *mc = mcache_of(a);
-    void *object;
-    if (unlikely(size > SMALL_MAX || flags > load_relaxed(&a->fast_flags)))
-        return alloc_slow(a, size, flags);
-    unsigned noscan = flags & ARENA_NOSCAN, size_class = size_class_of((uint32_t)size, noscan);
-    uint16_t to = flags & ARENA_SHARED ? WORD_SHARED : mc->owned;
-    if (unlikely(!arena_inline_pop(hot_mcache(mc), &mc->magazines[SPAN_CLASS(size_class, noscan)], to, &object)))
-        return alloc_slow(a, size, flags);
-    return flags & ARENA_ZERO ? memset(object, 0, size) : object;
-}
-
-PUBLIC size_t arena_alloc_batch(arena_t *a, size_t size, void **out, size_t count)
-{
-    size_t got = 0;
-    unsigned span_class = size > SMALL_MAX ? 0 : SPAN_CLASS(size_class_of((uint32_t)size, 0), 0);
-    while (got < count) {
-        struct mcache *mc = mcache_of(a); /* the first object may have made it */
-        struct arena_magazine *m = &mc->magazines[span_class];
-        struct arena_slot *top = m->top;
-        uint16_t cached = mc->cached, owned = mc->owned;
-        bool fast = top && load_relaxed(&mc->expect) == cached;
-        while (fast && got < count && word_alloc(top[-1].word, cached, owned))
-            out[got++] = (--top)->object;
-        if (top != m->top)
-            m->top = top; /* all words, then the top, once */
-        if (got < count && (out[got] = alloc_slow(a, size, 0)) == NULL)
-            break;
-        got += got < count;
-    }
-    return got;
-}
-
-/* ---- free -------------------------------------------------------------------------------------------------------------- */
-
-PUBLIC void arena_free(arena_t *a, void *p)
-{
-    if (unlikely(!arena_inline_push(hot_of(a), hot_mcache(mcache_of(a)), p)))
-        free_slow(a, p, "arena_free");
-}
-
-PUBLIC void arena_free_batch(arena_t *a, void **objects, size_t count)
-{
-    for (size_t i = 0; i < count; i++)
-        if (unlikely(!arena_inline_push(hot_of(a), hot_mcache(mcache_of(a)), objects[i])))
-            free_of_batch(a, objects[i]);
-}
-
-PUBLIC int arena_trim(arena_t *a)
-{
-    struct mcache *mc = mcache_get(a);
-    if (!mc)
-        return a->read_only ? 0 : -errno;
-    if (heap_is_stale(a))
-        return -ESTALE;
-    keep_trim(mc);
-    return 0;
 }

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "client/client.h"
+#include "client/alloc/trim.h"
 #include "client/debug/escape.h"
 #include "client/debug/profile.h"
 #include "shm/hazard.h"
@@ -216,11 +217,16 @@ static void hand_back(struct arena *a, struct mcache *mc, void *p, const struct 
 {
     struct arena_slot slot = {p, object->word};
     pins_freed(a, object->offset); /* before anybody can have it */
-    if (CLASS_IS_LARGE(object->span_class))
-        large_free(a, object->first, object->word);
-    else if (mc && mc->arena == a)
+    bool has = mc && mc->arena == a;
+    if (CLASS_IS_LARGE(object->span_class)) {
+        large_free(a, object->first);
+        if (has)
+            trim_if_asked(mc);
+    } else if (has) {
+        if (mcache_is_full(mc, object->span_class))
+            trim_if_asked(mc);
         mcache_push(mc, object->span_class, p, object->word);
-    else
+    } else
         lease_flush(a, object->span_class, &slot, 1);
 }
 
@@ -381,37 +387,6 @@ PUBLIC size_t arena_usable_size(arena_t *a, const void *p)
     return p && object_at(a, p, &object, why) == 0 ? object.size : 0;
 }
 
-PUBLIC void *arena_calloc(arena_t *a, size_t count, size_t size)
-{
-    size_t bytes;
-    if (__builtin_mul_overflow(count, size, &bytes)) {
-        errno = ENOMEM;
-        return NULL;
-    }
-    return arena_alloc_flags(a, bytes, ARENA_ZERO);
-}
-
-PUBLIC void *arena_aligned_alloc(arena_t *a, size_t alignment, size_t size)
-{
-    if (alignment == 0 || (alignment & (alignment - 1)) || alignment > 2 << 20) {
-        errno = refused(EINVAL, "alignment %zu is no power of two up to 2 MiB", alignment);
-        return NULL;
-    }
-    if ((uintptr_t)a->base & (alignment - 1)) { /* neither the common address nor one of the same alignment was to be had */
-        errno = refused(ENOMEM, "this process has mapped the heap at an address that is not aligned to %zu", alignment);
-        return NULL;
-    }
-    if (alignment <= 8 || (alignment == 16 && size >= 16))
-        return arena_alloc(a, size);
-    struct mcache *mc = mcache_get(a);
-    if (!mc)
-        return NULL;
-    unsigned size_class = alignment <= PAGE_SIZE && size <= SMALL_MAX ? size_class_aligned((uint32_t)size, (uint32_t)alignment, 0) : 0;
-    if (size_class)
-        return alloc_class(mc, SPAN_CLASS(size_class, 0), 0, size);
-    return large_alloc(a, mc, size ? size : 1, alignment, 0);
-}
-
 /* ---- realloc ------------------------------------------------------------------------------------------------------------------------------ */
 
 enum { WASTE_LITTLE = 256 /* bytes */ };
@@ -564,3 +539,18 @@ PUBLIC void *arena_ptr(const arena_t *a, arena_ref_t ref)
 }
 
 PUBLIC int arena_same_address(const arena_t *a) { return a->same_address; }
+
+/* ---- the fast paths -------------------------------------------------------------------------------------------------- */
+
+PUBLIC void arena_free(arena_t *a, void *p)
+{
+    if (unlikely(!arena_inline_push(hot_of(a), hot_mcache(mcache_of(a)), p)))
+        free_slow(a, p, "arena_free");
+}
+
+PUBLIC void arena_free_batch(arena_t *a, void **objects, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        if (unlikely(!arena_inline_push(hot_of(a), hot_mcache(mcache_of(a)), objects[i])))
+            free_of_batch(a, objects[i]);
+}

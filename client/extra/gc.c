@@ -23,6 +23,7 @@
 #include <uthash.h>
 
 #include "client/client.h"
+#include "client/alloc/alloc.h"
 #include "client/debug/escape.h"
 #include "client/extra/stack.h"
 #include "proto/packet.h"

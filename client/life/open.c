@@ -326,6 +326,18 @@ static int attached(struct arena *a, bool same)
     return -ESTALE;
 }
 
+static void thread_exit(struct arena *a, struct thread *t, struct mcache *mc)
+{
+    stack_thread_exit(a, t);
+    if (mc && mc->tx)
+        tx_thread_exit(mc);
+}
+
+static void trim(struct arena *a)
+{
+    stack_collect(a); /* or it is as it was */
+}
+
 /* ---- hooks ----------------------------------------------------------------------------------------------------------- */
 
 /* Before main(), so that handlers of the program's are behind ours, and a fork before the first arena_open is one of a process
@@ -337,6 +349,12 @@ __attribute__((constructor)) static void on_load(void)
         .forked = thread_has_forked,
         .stale = mcaches_expire,
         .attached = attached,
+        .thread_exit = thread_exit,
+        .thread_forget = stack_forget_own,
+        .trim = trim,
+        .late = late_settle,
+        .alloc_pinned = pinned_alloc,
+        .watch_alloc = watch_alloc,
     };
     fork_start();
     threads_start();

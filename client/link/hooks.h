@@ -5,8 +5,12 @@
 #define CLIENT_HOOKS_H
 
 #include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
 
 struct arena;
+struct mcache;
+struct thread;
 
 struct hooks {
     /* of link/fork.c: the first thread of a forked child makes new what all heaps share. `forking`: it is the one that forked */
@@ -17,6 +21,17 @@ struct hooks {
     /* of link/attach.c: a forked child has become a client of its own. `same`: of its parent's heap; else of none. 0 or a
      * negative errno, with which the child is no client */
     int (*attached)(struct arena *a, bool same);
+    /* of alloc/thread.c: a thread - this one, or one that is gone - has ended, and leaves what it has of the heap beside its
+     * mcache. mc NULL: it has none */
+    void (*thread_exit)(struct arena *a, struct thread *t, struct mcache *mc);
+    void (*thread_forget)(uint32_t index); /* a heap was closed while this thread was ending, and it may have an entry there */
+    /* of alloc/trim.c: arena_trim gives back what this thread has beside its mcache */
+    void (*trim)(struct arena *a);
+    /* of all slow paths: something waits for the end of a collection, or of its snapshot (arena.late) */
+    void (*late)(struct arena *a);
+    /* of alloc/alloc.c: ARENA_SHARED in a process that pins; an object was allocated while allocations are watched */
+    void *(*alloc_pinned)(struct arena *a, struct mcache *mc, size_t size, unsigned flags);
+    void (*watch_alloc)(struct mcache *mc, void *object, size_t size);
 };
 
 extern struct hooks hooks;

@@ -25,183 +25,11 @@
 #include <time.h>
 
 #include "client/client.h"
+#include "client/alloc/tx_log.h"
 #include "shm/hazard.h"
 #include "shm/root.h"
 
-enum { LOG_FIRST = 256, TURN_WORDS = 1024 /* turned between two looks at the collector */ };
-
-struct log {
-    struct arena_slot *slots;
-    size_t count, capacity;
-};
-
-struct transaction {
-    uint16_t tag;
-    bool in_doubt;           /* a commit was not answered: it may have been done. In tx_late: its thread has ended */
-    bool closed;             /* to objects that other threads move: while a commit is under way or in doubt. sync: tx_lock */
-    struct log log;          /* in the order of allocation, until it is compacted. sync: its thread */
-    struct log moved;        /* objects of it that other threads have moved. sync: tx_lock */
-    uint64_t freed;          /* of its objects since the log was compacted, by its thread; */
-    uint64_t freed_by_others; /* what a->tx_freed_by_others was then */
-    uint64_t expected, desired; /* of the commit in doubt */
-    char root[ROOT_NAME];
-    struct transaction *next; /* of tx_open or tx_late. sync: tx_lock */
-};
-
-static int reopen(struct arena *a, struct transaction *tx);
-
-/* ---- the log ---------------------------------------------------------------------------------------------------------------------- */
-
-/* 1. above */
-static bool is_live(const struct arena *a, unsigned tag, const struct arena_slot *s)
-{
-    struct object object;
-    return object_find(&a->heap, (uint64_t)((uint8_t *)s->object - a->base), &object) && !object.remainder &&
-           object.word == s->word && load_relaxed(s->word) == WORD_OWNED(tag);
-}
-
-static int compare_slots(const void *a, const void *b)
-{
-    const struct arena_slot *x = a, *y = b;
-    return x->object < y->object ? -1 : x->object > y->object;
-}
-
-/* Drops what is dead, and all but one of the entries of an object that was freed and allocated again in its place. */
-static void compact(const struct arena *a, unsigned tag, struct log *log)
-{
-    size_t live = 0, count = 0;
-    for (size_t i = 0; i < log->count; i++)
-        if (is_live(a, tag, &log->slots[i]))
-            log->slots[live++] = log->slots[i];
-    qsort(log->slots, live, sizeof *log->slots, compare_slots);
-    for (size_t i = 0; i < live; i++)
-        if (!count || log->slots[count - 1].object != log->slots[i].object)
-            log->slots[count++] = log->slots[i];
-    log->count = count;
-}
-
-/* Room for one more. `freed`: at most so many of its entries are dead or twice there. */
-static bool make_room(const struct arena *a, unsigned tag, struct log *log, uint64_t freed)
-{
-    if (log->count && freed >= log->count / 4)
-        compact(a, tag, log);
-    if (log->count <= log->capacity / 2 && log->count < log->capacity)
-        return true;
-    size_t capacity = log->capacity ? log->capacity * 2 : LOG_FIRST;
-    struct arena_slot *grown = realloc(log->slots, capacity * sizeof *grown);
-    if (!grown)
-        return log->count < log->capacity;
-    log->slots = grown;
-    log->capacity = capacity;
-    return true;
-}
-
-int tx_room(struct mcache *mc)
-{
-    struct transaction *tx = mc->tx;
-    int rc = likely(!tx->in_doubt) ? 0 : reopen(mc->arena, tx);
-    if (rc < 0 || likely(tx->log.count < tx->log.capacity))
-        return rc;
-    uint64_t others = load_relaxed(&mc->arena->tx_freed_by_others);
-    uint64_t freed = tx->freed + (others - tx->freed_by_others);
-    tx->freed = 0;
-    tx->freed_by_others = others;
-    if (make_room(mc->arena, tx->tag, &tx->log, freed))
-        return 0;
-    return refused(-ENOMEM, "no private memory to note an object of a transaction");
-}
-
-void tx_log(struct mcache *mc, void *object, uint16_t *word)
-{
-    struct log *log = &mc->tx->log;
-    log->slots[log->count++] = (struct arena_slot){object, word};
-}
-
-void tx_freed(struct arena *a, const struct mcache *mc, unsigned tag)
-{
-    if (mc && mc->tx && mc->tx->tag == tag)
-        mc->tx->freed++;
-    else
-        fetch_add_relaxed(&a->tx_freed_by_others, 1);
-}
-
-int tx_adopt(struct mcache *mc, void *object)
-{
-    struct object o;
-    struct arena *a = mc->arena;
-    int rc = mc->tx ? tx_room(mc) : 0;
-    if (!mc->tx || rc < 0)
-        return rc;
-    if (!object_find(&a->heap, (uint64_t)((uint8_t *)object - a->base), &o))
-        return -EINVAL;
-    uint16_t seen = load_relaxed(o.word);
-    if (seen == WORD_OWNED(a->tag))
-        word_adopt(o.word, mc->owned); /* T10 */
-    else if (!word_is_owned(seen) || !tx_is_mine(a, word_tag(seen)) || !word_adopt_swap(o.word, seen, mc->owned)) /* T19 */
-        return 0; /* published already; the other way: one that is sampled */
-    tx_log(mc, object, o.word);
-    return 0;
-}
-
-/* ---- which are open ---------------------------------------------------------------------------------------------------------------- */
-
-void tx_init(struct arena *a)
-{
-    pthread_mutex_init(&a->tx_lock, NULL);
-    a->tx_open = a->tx_late = NULL; /* a forked child's parent's */
-    a->tx_clean = 0;
-    a->limbo = 0;
-}
-
-static void tx_link(struct arena *a, struct transaction **list, struct transaction *tx)
-{
-    pthread_mutex_lock(&a->tx_lock);
-    tx->next = *list;
-    *list = tx;
-    pthread_mutex_unlock(&a->tx_lock);
-}
-
-static void tx_unlink(struct arena *a, struct transaction *tx)
-{
-    pthread_mutex_lock(&a->tx_lock);
-    struct transaction **at = &a->tx_open;
-    while (*at && *at != tx)
-        at = &(*at)->next;
-    if (*at)
-        *at = tx->next;
-    pthread_mutex_unlock(&a->tx_lock);
-}
-
-bool tx_is_mine(const struct arena *a, unsigned tag)
-{
-    return tag != load_relaxed(&a->limbo) && tag_is_of(&a->heap, tag, TAG_TX, a->tag);
-}
-
-int tx_move(struct arena *a, unsigned tag, void *object, uint16_t *word)
-{
-    int rc = -EBUSY;
-    pthread_mutex_lock(&a->tx_lock);
-    struct transaction *tx = a->tx_open;
-    while (tx && tx->tag != tag)
-        tx = tx->next;
-    if (tx && !tx->closed) {
-        struct log *log = &tx->moved;
-        rc = log->count < log->capacity || make_room(a, tag, log, log->count) ? 0 : -ENOMEM;
-        if (rc == 0) {
-            word_adopt_swap(word, load_relaxed(word), WORD_OWNED(tag)); /* T19: OWNED(t), or one that is sampled: mine */
-            log->slots[log->count++] = (struct arena_slot){object, word};
-        }
-    }
-    pthread_mutex_unlock(&a->tx_lock);
-    return rc;
-}
-
-static void set_closed(struct arena *a, struct transaction *tx, bool closed)
-{
-    pthread_mutex_lock(&a->tx_lock);
-    tx->closed = closed;
-    pthread_mutex_unlock(&a->tx_lock);
-}
+enum { TURN_WORDS = 1024 /* turned between two looks at the collector */ };
 
 /* ---- tags --------------------------------------------------------------------------------------------------------------------------- */
 
@@ -347,23 +175,6 @@ PUBLIC int arena_tx_begin(arena_t *a)
     return 0;
 }
 
-struct transaction *tx_suspend(struct mcache *mc)
-{
-    struct transaction *tx = mc->tx;
-    mc->tx = NULL;
-    mc->owned = WORD_OWNED(mc->arena->tag);
-    mcache_expect(mc);
-    return tx;
-}
-
-void tx_resume(struct mcache *mc, struct transaction *tx)
-{
-    mc->tx = tx;
-    if (tx)
-        mc->owned = WORD_OWNED(tx->tag);
-    mcache_expect(mc);
-}
-
 /* The thread's is over: it is nobody's any more but the caller's. */
 static struct transaction *leave(struct mcache *mc)
 {
@@ -373,73 +184,23 @@ static struct transaction *leave(struct mcache *mc)
     return tx;
 }
 
-static void tx_free(struct transaction *tx)
-{
-    free(tx->log.slots);
-    free(tx->moved.slots);
-    free(tx);
-}
-
-/* The heap is closed: the daemon frees what they had, or turns it. */
-void tx_fini(struct arena *a)
-{
-    struct transaction **lists[] = {&a->tx_open, &a->tx_late}, *tx;
-    for (int i = 0; i < 2; i++)
-        while ((tx = *lists[i]) != NULL) {
-            *lists[i] = tx->next;
-            tx_free(tx);
-        }
-}
-
 /* The leases of the log's large objects go back, before the commit: after it others may free them. */
 static int let_go_of_large(struct arena *a, const struct transaction *tx, const struct log *log)
 {
     int rc = 0;
     for (size_t i = 0; i < log->count && rc == 0; i++) {
         uint64_t page = (uint64_t)((uint8_t *)log->slots[i].object - a->base) >> PAGE_SHIFT;
-        if (CLASS_IS_LARGE(page_entry_class(load_relaxed(&a->pages[page]))) && is_live(a, tx->tag, &log->slots[i]))
+        if (CLASS_IS_LARGE(page_entry_class(load_relaxed(&a->pages[page]))) && tx_is_live(a, tx->tag, &log->slots[i]))
             rc = large_let_go(a, page);
     }
     return rc;
-}
-
-/* What became of a commit that was not answered: 0 it was not done and will not be, -EALREADY it was, -ENOTCONN nobody can
- * say yet. A connection anew ends the old one, and with it what was still to be read there. */
-static int settle(struct arena *a, struct transaction *tx, bool waits)
-{
-    if (!tx->in_doubt)
-        return 0;
-    struct patience patience = conn_patience(a);
-    if (!waits)
-        patience.left_ms = 0;
-    conn_lock(a);
-    a->conn.out.mode = a->conn.out.value = 0; /* any reply will do */
-    int rc = conn_call_within(a, MSG_MODE, MSG_OK, patience);
-    conn_unlock(a);
-    if (rc == -ENOTCONN || rc == -EINPROGRESS)
-        return -ENOTCONN;
-    tx->in_doubt = false;
-    return rc == 0 && tag_state(&a->heap, tx->tag) == TAG_TX_COMMITTED ? -EALREADY : 0;
-}
-
-/* Something new is to be of a transaction whose commit was in doubt: 0 if that was not done. If it was, whatever bears the tag is
- * published from its first moment on, so there is nothing new; the commit or the abort that follows tells the caller. */
-static int reopen(struct arena *a, struct transaction *tx)
-{
-    int rc = settle(a, tx, true);
-    if (rc == 0)
-        set_closed(a, tx, false);
-    if (rc != -EALREADY)
-        return rc;
-    tx->in_doubt = true;
-    return refused(rc, "the commit that was in doubt was done: nothing more can be of its transaction");
 }
 
 /* Frees what a log names; the thread is in no transaction any more. */
 static void free_log(struct arena *a, struct mcache *mc, unsigned tag, const struct log *log)
 {
     for (size_t i = 0; i < log->count; i++)
-        if (is_live(a, tag, &log->slots[i]))
+        if (tx_is_live(a, tag, &log->slots[i]))
             free_of_tx(a, mc, tag, log->slots[i].object, log->slots[i].word);
 }
 
@@ -504,7 +265,7 @@ static bool settle_orphan(struct arena *a, struct transaction *tx)
     if (load_relaxed(&a->conn.fd) < 0 || !conn_trylock(a)) /* who needs the daemon makes a connection anew */
         return false;
     conn_unlock(a);
-    int rc = settle(a, tx, false);
+    int rc = tx_settle(a, tx, false);
     if (rc == -EALREADY)
         return turn_all(a, tx, true);
     if (rc < 0)
@@ -582,7 +343,7 @@ PUBLIC int arena_tx_commit(arena_t *a, const char *root, arena_ref_t expected, a
     if (root && root_name_check(root) < 0)
         return refused(-EINVAL, "a root's name has 1 to %d bytes, none of them a control character", ROOT_NAME - 1);
     late_look(a);
-    int rc = settle(a, tx, true);
+    int rc = tx_settle(a, tx, true);
     if (rc == -EALREADY) {
         bool same = is_the_one_in_doubt(tx, root, expected, desired);
         committed(mc);
@@ -590,12 +351,12 @@ PUBLIC int arena_tx_commit(arena_t *a, const char *root, arena_ref_t expected, a
     }
     if (rc < 0)
         return rc;
-    set_closed(a, tx, true);
+    tx_set_closed(a, tx, true);
     rc = let_go_of_large(a, tx, &tx->log);
     if (rc == 0)
         rc = let_go_of_large(a, tx, &tx->moved);
     if (rc < 0) {
-        set_closed(a, tx, false);
+        tx_set_closed(a, tx, false);
         return rc;
     }
     strcpy(tx->root, root ? root : "");
@@ -607,17 +368,17 @@ PUBLIC int arena_tx_commit(arena_t *a, const char *root, arena_ref_t expected, a
         committed(mc);
         return 0;
     }
-    set_closed(a, tx, tx->in_doubt); /* what may be published already takes in no copy */
+    tx_set_closed(a, tx, tx->in_doubt); /* what may be published already takes in no copy */
     if (rc == -EINVAL && root)
         refused_root(a, root, desired, tx->tag);
     return rc == -EPERM ? -EINVAL : rc;
 }
 
-/* 0, or why not: see settle(). */
+/* 0, or why not: see tx_settle(). */
 static int abort_tx(struct mcache *mc, bool waits)
 {
     struct arena *a = mc->arena;
-    int rc = settle(a, mc->tx, waits);
+    int rc = tx_settle(a, mc->tx, waits);
     if (rc == -EALREADY)
         committed(mc);
     if (rc < 0)

@@ -2,6 +2,7 @@
  * protocols_test.c; here the threads refill and let go while others wait for the daemon, while the
  * wire is full, while the connection is made anew, and when memory is short. */
 #include "client/alloc/keep.h"
+#include "client/alloc/trim.h"
 #include "tests/explore/suite.h"
 
 enum { A = 1, B = 2 };

@@ -46,6 +46,10 @@ static void switched(void *tls)
     tls_mcaches[0] = tls ? tls : &no_mcache;
 }
 
+static void nothing(struct arena *a) /* a thread has nothing beside its mcache */
+{
+    (void)a;
+}
 struct mcache *mcache_get(struct arena *a)
 {
     return mcache_of(a);
@@ -74,7 +78,7 @@ bool thread_is_ending(struct thread *t, uint32_t index)
 }
 pthread_mutex_t registry_lock;
 
-/* client/link/thread.c's */
+/* client/alloc/thread.c's */
 uint32_t mcaches_call(struct arena *a, const struct mcache *except, uint32_t serial)
 {
     uint32_t open = 0;
@@ -300,6 +304,7 @@ void world_setup(const struct world_options *o)
     memset(bad_frees, 0, sizeof bad_frees);
     mcache_count = 0;
     ex_switched = switched;
+    hooks.trim = nothing;
     world_heap = (struct heap){.base = objects,
                                .heap_bytes = WORLD_PAGES << PAGE_SHIFT,
                                .header = &map.header,

@@ -18,7 +18,7 @@
 #include <sys/mman.h>
 
 #include "client/client.h"
-#include "client/extra/stack.h"
+#include "client/link/hooks.h"
 
 enum { LAST_ROUND = PTHREAD_DESTRUCTOR_ITERATIONS - 1 };
 
@@ -62,114 +62,6 @@ static void list_remove(struct thread *t)
     *t->at = t->next;
     if (t->next)
         t->next->at = t->at;
-}
-
-/* ---- mcaches ------------------------------------------------------------------------------------------------------------------------ */
-
-/* Addresses for all of them in a row, nothing behind them yet. Where so many are not to be had - under valgrind, which has
- * 128 GiB in all, or a limit of address space - for as many threads as there is room for. */
-static bool mcaches_reserve(struct arena *a)
-{
-    for (uint32_t slots = MCACHES_MAX; slots; slots /= 2) {
-        void *p = mmap(NULL, (uint64_t)MCACHE_BYTES * slots, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (p != MAP_FAILED) {
-            a->mcache_slots = slots;
-            store_release(&a->mcache_base, (uint8_t *)p); /* [FK3] a fork between the two finds neither, or both */
-            return true;
-        }
-    }
-    errno = refused(ENOMEM, "no addresses for the caches of a thread: %d MiB", MCACHE_BYTES >> 20);
-    return false;
-}
-
-/* Takes back the addresses. Where mcaches are not wiped but missing in a child, something else may be where one of its parent's
- * was, and the next to the last was perhaps just being made. */
-void mcaches_unmap(struct arena *a)
-{
-    uint64_t from = forked(a) && !fork_wipes() ? a->mcache_count + 1ULL : 0;
-    if (a->mcache_base && from < a->mcache_slots)
-        munmap(a->mcache_base + from * MCACHE_BYTES, (a->mcache_slots - from) * MCACHE_BYTES);
-    a->mcache_count = a->mcache_slots = 0;
-    a->mcache_base = NULL;
-}
-
-/* In a forked child, for its own: its parent's addresses, from the first on, unless a thread may still know those that its
- * parent had used. */
-void mcaches_forget(struct arena *a)
-{
-    registry_enter();
-    a->free_mcaches = NULL;
-    if (!fork_wipes())
-        mcaches_unmap(a);
-    else if (!(lost_places >> a->index & 1))
-        a->mcache_count = 0;
-    pthread_mutex_unlock(&registry_lock);
-}
-
-static struct mcache *mcache_at(const struct arena *a, uint32_t number)
-{
-    return (struct mcache *)(void *)(a->mcache_base + (uint64_t)number * MCACHE_BYTES);
-}
-
-/* Its memory: zeros, and zeros again in a fork's child. A kernel that cannot wipe it keeps it from the child: what the parent
- * has cached is never to be found there. */
-static bool mcache_back(uint8_t *at)
-{
-    uint64_t bytes = (mcache_bytes() + 4095) & ~4095ULL;
-    if (mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
-        return false;
-    madvise(at, bytes, MADV_NOHUGEPAGE);
-    return madvise(at, bytes, fork_wipes() ? MADV_WIPEONFORK : MADV_DONTFORK) == 0;
-}
-
-static struct mcache *mcache_map(struct arena *a)
-{
-    if (!a->mcache_base && !mcaches_reserve(a))
-        return NULL;
-    if (a->mcache_count == a->mcache_slots) {
-        errno = refused(EAGAIN, "there are addresses for the caches of %u threads, and no more", a->mcache_slots);
-        return NULL;
-    }
-    struct mcache *mc = mcache_at(a, a->mcache_count);
-    if (!mcache_back(a->mcache_base + (uint64_t)a->mcache_count * MCACHE_BYTES)) {
-        errno = refused(errno, "no memory for the caches of a thread");
-        return NULL;
-    }
-    mcache_init(mc, a, a->mcache_count);
-    store_release(&a->mcache_count, a->mcache_count + 1); /* [MC1] */
-    return mc;
-}
-
-/* From any thread. An mcache, once mapped, stays mapped, so no lock is needed: a thread that gets its mcache meanwhile, or ends
- * a transaction, looks for itself [EX1]. */
-void mcaches_expire(struct arena *a)
-{
-    uint32_t count = load_acquire(&a->mcache_count); /* [MC1] */
-    for (uint32_t i = 0; i < count; i++) {
-        store_relaxed(&mcache_at(a, i)->expect, NO_WORD);
-        store_relaxed(&mcache_at(a, i)->own, NO_WORD);
-    }
-}
-
-void mcaches_watch(struct arena *a)
-{
-    uint32_t count = load_acquire(&a->mcache_count); /* [MC1] */
-    for (uint32_t i = 0; i < count; i++)
-        store_relaxed(&mcache_at(a, i)->expect, NO_WORD);
-}
-
-uint32_t mcaches_call(struct arena *a, const struct mcache *except, uint32_t serial)
-{
-    uint32_t count = load_acquire(&a->mcache_count), open = 0; /* [MC1] */
-    for (uint32_t i = 0; i < count; i++) {
-        struct mcache *mc = mcache_at(a, i);
-        uint32_t behind = serial - load_acquire(&mc->trim_seen); /* [TR1] */
-        if (mc == except || behind == 0 || behind > UINT32_MAX / 2 || load_relaxed(&mc->budget_used) == 0)
-            continue;
-        store_relaxed(&mc->expect, NO_WORD);
-        open += behind == 1;
-    }
-    return open;
 }
 
 /* ---- a thread comes -------------------------------------------------------------------------------------------------------------- */
@@ -247,7 +139,7 @@ static struct mcache *thread_join(struct arena *a)
         a->free_mcaches = mc->next_free;
         store_relaxed(&mc->trim_seen, load_relaxed(&a->keep.trim_serial)); /* it has nothing to give back */
     } else
-        mc = mcache_map(a);
+        mc = mcaches_map(a);
     if (mc) {
         me.thread->mcaches[a->index] = mc;
         tls_mcaches[a->index] = mc;
@@ -297,13 +189,10 @@ static void leave_heap(struct thread *t, uint32_t index)
     }
     a->busy++;
     pthread_mutex_unlock(&registry_lock);
-    stack_thread_exit(a, t);
     struct mcache *mc = t->mcaches[index];
-    if (mc) {
-        if (mc->tx)
-            tx_thread_exit(mc);
+    hooks.thread_exit(a, t, mc);
+    if (mc)
         mcache_flush_all(mc);
-    }
     registry_enter();
     if (mc) {
         if (t == me.thread)
@@ -323,7 +212,7 @@ static void forget_closed(struct thread *t)
     for (uint32_t i = 0; i < HEAPS_MAX; i++)
         if (t->stale >> i & 1) {
             tls_mcaches[i] = &no_mcache;
-            stack_forget_own(i);
+            hooks.thread_forget(i);
         }
     t->stale = 0;
 }
@@ -409,6 +298,19 @@ void threads_reap(bool everywhere)
     }
     me.reaps = false;
     cancel_on();
+}
+
+/* In a forked child, for its own: its parent's addresses, from the first on, unless a thread may still know those that its
+ * parent had used. */
+void mcaches_forget(struct arena *a)
+{
+    registry_enter();
+    a->free_mcaches = NULL;
+    if (!fork_wipes())
+        mcaches_unmap(a);
+    else if (!(lost_places >> a->index & 1))
+        a->mcache_count = 0;
+    pthread_mutex_unlock(&registry_lock);
 }
 
 /* ---- heaps come and go ------------------------------------------------------------------------------------------------------------ */
