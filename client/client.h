@@ -241,6 +241,7 @@ struct arena {
     unsigned debug;        /* DEBUG_*, of $ARENA_DEBUG. constant after arena_open */
     bool watched;          /* allocations take the slow path, and are told to watch_alloc(). sync: atomic [EX1] */
     struct profile *profile; /* of $ARENA_PROFILE; NULL: none. constant after arena_open */
+    uint16_t sampled_tag;    /* of what it samples; 0: none could be had. constant after arena_open */
     struct escape *escape; /* what ARENA_DEBUG=escape keeps. sync: registry_lock */
     uint64_t stack_max;    /* bytes. sync: atomic */
     char *socket;
@@ -491,22 +492,6 @@ static inline void mcache_expect(struct mcache *mc)
         store_relaxed(&mc->expect, NO_WORD);
 }
 
-/* object.c. `call`: the function that was called, for messages. */
-int free_slow(struct arena *a, void *p, const char *call);
-void free_of_batch(struct arena *a, void *p); /* others are to be freed after it */
-static inline void free_as(struct arena *a, void *p, const char *call)
-{
-    if (p && unlikely(!arena_inline_push(hot_of(a), hot_mcache(mcache_of(a)), p)))
-        free_slow(a, p, call);
-}
-void free_of_tx(struct arena *a, struct mcache *mc, unsigned tag, void *p, uint16_t *word); /* OWNED(tag), not committed */
-/* To the limbo: OWNED by it, from any standing that may be freed. False: a bad free, reported. */
-bool limbo_word(struct arena *a, void *p, uint16_t limbo, const char *call);
-void limbo_free(struct arena *a, void *p); /* and out of it */
-/* Moves an object to one of `size` bytes, of the same standing and kind, of which the first `used` count: NULL and errno. */
-void *object_move(struct arena *a, void *p, size_t used, size_t size, const char *call);
-void refused_root(struct arena *a, const char *name, uint64_t ref, unsigned tx);
-
 /* gc.c */
 int pins_init(struct arena *a); /* also in a forked child: it has none of its parent's */
 void pins_fini(struct arena *a);
@@ -517,7 +502,6 @@ struct limbo_entry;
 int limbo_prepare(struct arena *a, struct limbo_entry **ret); /* 0 or a negative errno */
 void limbo_or_free(struct arena *a, void *object, struct limbo_entry *entry, const char *call);
 void late_settle(struct arena *a); /* what waits for the end of a collection that is over */
-void watch_alloc(struct mcache *mc, void *object, size_t size); /* profile.c */
 
 static inline void late_look(struct arena *a)
 {
@@ -527,17 +511,17 @@ static inline void late_look(struct arena *a)
 
 /* Pins of this process's on the object that begins at `ref` go with it; one that is to take its place gets as many, once at
  * least if `born`. -ENOMEM and the like: nothing has changed. */
-void pins_freed_slow(struct arena *a, uint64_t ref);
-static inline void pins_freed(struct arena *a, uint64_t ref)
-{
-    if (unlikely(!load_relaxed(&a->fast_bytes)))
-        pins_freed_slow(a, ref);
-}
+void pins_unpin(struct arena *a, uint64_t ref);
 void pins_moved(const struct arena *a, uint64_t ref); /* to the copy of what was freed: there is none to be unpinned any more */
 int pins_copy(struct arena *a, uint64_t from, uint64_t to, uint64_t size, bool born);
 bool pins_is_pinned(struct arena *a, uint64_t ref);
 void *pinned_alloc(struct arena *a, struct mcache *mc, size_t size, unsigned flags); /* ARENA_SHARED, born pinned */
-bool pins_are_declared(const struct arena *a); /* what comes to be SHARED is born pinned */
+/* What comes to be SHARED is born pinned. */
+static inline bool pins_are_declared(const struct arena *a) { return load_relaxed(&a->gc_mode) == GC_PINS; }
+int limbo_tag(struct arena *a); /* takes its tag, if it has none yet: 0 or a negative errno */
+
+/* The serial of the collection that runs; 0: none does. */
+static inline uint32_t collecting(const struct arena *a) { return load_acquire(&a->heap.header->collecting); } /* [GC1] */
 
 /* [TN1] committed words are not turned then; they are after it. */
 static inline bool snapshot_is_taken(const struct arena *a)

@@ -109,8 +109,10 @@ void profile_alloc(struct mcache *mc, void *object, size_t size);
 void profile_freed(struct arena *a, const void *p);
 void profile_published(struct arena *a, const void *p);
 
-/* With profile.lock held: looks at the words of all that was published. */
+/* sample.c. profile_look, with profile.lock held: looks at the words of all that was published. */
 void profile_look(struct profile *p);
+void profile_drop(struct profile *p, struct sample **at);
+uint64_t profile_interval(uint64_t *seed, uint64_t mean); /* to the next event, exponential, at least 1 */
 uint64_t profile_now_ns(void);
 
 /* profile_file.c. path NULL: in p->dir. */

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "client/client.h"
+#include "client/own/free.h"
 
 PUBLIC int arena_buf_init(arena_buf_t *b, arena_t *a, size_t capacity)
 {

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include "client/client.h"
+#include "client/extra/move.h"
 
 enum { COPY_LEAST = 64 };
 

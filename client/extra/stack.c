@@ -17,7 +17,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "client/debug/escape.h"
+#include "client/link/hooks.h"
+#include "client/own/free.h"
 #include "client/extra/stack.h"
 
 enum { WIPED_BYTES = 64 << 10, WIPED_EACH = 64, CHUNK_STACKS = WIPED_BYTES / WIPED_EACH, CHUNKS_MAX = 128 };
@@ -213,7 +214,7 @@ __attribute__((noinline)) PUBLIC void *arena_frame_alloc_slow(arena_stack_t *s, 
     k->s->top = top + bytes;
     void *p = k->s->base + top;
     if (k->arena->debug & DEBUG_ESCAPE)
-        escape_note_frame(k, top, top + bytes);
+        hooks.frame_object(k, top, top + bytes);
     return p;
 }
 
@@ -226,7 +227,7 @@ __attribute__((noinline)) PUBLIC void arena_frame_pop_slow(arena_stack_t *s, are
     if (frame < STACK_BOTTOM) /* pushed in a child before its stack was begun anew */
         frame = STACK_BOTTOM;
     if (k->arena->debug & DEBUG_ESCAPE)
-        escape_check_pop(k, frame);
+        hooks.frame_pop(k, frame);
     if (is_debugged(k))
         memset(k->s->base + frame, 0xdb, k->s->top - frame);
     k->s->top = frame;

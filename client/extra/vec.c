@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "client/client.h"
+#include "client/own/free.h"
 
 PUBLIC int arena_vec_init(arena_vec_t *v, arena_t *a, size_t item_size, size_t capacity,
                           unsigned flags)

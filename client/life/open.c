@@ -13,7 +13,9 @@
 #include "client/link/environ.h"
 #include "client/link/hooks.h"
 #include "client/debug/escape.h"
+#include "client/debug/pinned.h"
 #include "client/debug/profile.h"
+#include "client/debug/watch.h"
 #include "client/extra/stack.h"
 #include "client/debug/site.h"
 
@@ -355,6 +357,12 @@ __attribute__((constructor)) static void on_load(void)
         .late = late_settle,
         .alloc_pinned = pinned_alloc,
         .watch_alloc = watch_alloc,
+        .unpin = pins_unpin,
+        .used = pinned_look,
+        .sample_freed = profile_freed,
+        .sample_published = profile_published,
+        .frame_object = escape_note_frame,
+        .frame_pop = escape_check_pop,
     };
     fork_start();
     threads_start();

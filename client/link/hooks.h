@@ -10,6 +10,8 @@
 
 struct arena;
 struct mcache;
+struct object;
+struct stack;
 struct thread;
 
 struct hooks {
@@ -32,6 +34,15 @@ struct hooks {
     /* of alloc/alloc.c: ARENA_SHARED in a process that pins; an object was allocated while allocations are watched */
     void *(*alloc_pinned)(struct arena *a, struct mcache *mc, size_t size, unsigned flags);
     void (*watch_alloc)(struct mcache *mc, void *object, size_t size);
+    /* of own/: an object that begins at `ref` is freed, and this process has pins; ARENA_DEBUG=pins: the program uses an object; a
+     * sampled object is freed, or published */
+    void (*unpin)(struct arena *a, uint64_t ref);
+    void (*used)(struct arena *a, const void *p, const struct object *o, const char *call);
+    void (*sample_freed)(struct arena *a, const void *p);
+    void (*sample_published)(struct arena *a, const void *p);
+    /* of extra/stack.c, ARENA_DEBUG=escape: a frame got the object [at, end); the frames from `frame` on are popped */
+    void (*frame_object)(struct stack *k, size_t at, size_t end);
+    void (*frame_pop)(struct stack *k, size_t frame);
 };
 
 extern struct hooks hooks;

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "client/client.h"
+#include "client/own/object.h"
 #include "shm/root.h"
 
 static int refused_name(void)

@@ -25,6 +25,8 @@
 #include <time.h>
 
 #include "client/client.h"
+#include "client/own/object.h"
+#include "client/own/free.h"
 #include "client/alloc/tx_log.h"
 #include "shm/hazard.h"
 #include "shm/root.h"

@@ -4,7 +4,7 @@
 
 EXPLORERS   := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/explore/*_test.c))
 EXPLORE_SRC := $(addprefix tests/explore/,explore.c search.c suite.c wire.c world.c) $(SHM_SRC) \
-               $(addprefix client/,$(addprefix link/,cancel.c hooks.c reason.c returns.c) $(addprefix alloc/,keep.c lease.c large.c mcache.c trim.c tx_log.c alloc.c object.c) own/tx.c debug/site.c) \
+               $(addprefix client/,$(addprefix link/,cancel.c hooks.c reason.c returns.c) $(addprefix alloc/,keep.c lease.c large.c mcache.c trim.c tx_log.c alloc.c) $(addprefix own/,object.c free.c publish.c tx.c)) \
                $(addprefix daemon/,$(addprefix core/,core.c clients.c mcentral.c mheap.c pagealloc.c) $(addprefix passes/,reclaim.c sweep.c scavenge.c))
 EXPLORE_OBJ := $(patsubst %.c,$(B)/explore/%.o,$(EXPLORE_SRC))
 tests: $(EXPLORERS)

@@ -4,7 +4,7 @@
 # its tier's README.md. Headers beside the folders, such as heap.h, are for all; a .c there is above all.
 set -u
 build=${ARENA_BUILD:-build}
-strict="" # tiers in which a fault is an error; in the others it is said
+strict="client" # tiers in which a fault is an error; in the others it is said
 
 # FILE FILE NAME: the first needs the second, for that name, or as a header that it includes
 edges() {
