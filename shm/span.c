@@ -27,6 +27,40 @@ void span_clear(struct heap *h, uint64_t first)
         store_relaxed(&h->pages[first + i], i < 16 && (returned >> i & 1) ? PAGE_COLD : PAGE_WARM);
 }
 
+void span_begin(struct heap *h, uint64_t first)
+{
+    store_release(&h->spans[first].returned, 0); /* [RP1] as above */
+}
+
+void span_write_entries(struct heap *h, uint64_t first, uint32_t from, uint32_t count, unsigned span_class, uint32_t unit)
+{
+    for (uint32_t i = from; i < from + count; i++)
+        store_relaxed(&h->pages[first + i], page_entry_make(span_class, unit, i));
+}
+
+void span_write_record(struct heap *h, uint64_t first, uint32_t page_count, unsigned span_class, uint32_t unit, uint16_t lessee,
+                       uint16_t charged, uint32_t uid)
+{
+    struct span *span = &h->spans[first];
+    store_relaxed(&span->page_count, page_count);
+    store_relaxed(&span->unit, unit);
+    store_relaxed(&span->uid, uid);
+    store_relaxed(&span->charged, charged);
+    store_relaxed(&span->lessee, lessee);
+    store_release(&span->span_class, (uint8_t)span_class); /* [SP1] */
+}
+
+void span_clear_record(struct heap *h, uint64_t first)
+{
+    store_release(&h->spans[first].span_class, 0); /* [SP1] */
+}
+
+void pages_clear(struct heap *h, uint64_t first, uint64_t pages)
+{
+    for (uint64_t i = 0; i < pages; i++)
+        store_relaxed(&h->pages[first + i], PAGE_WARM);
+}
+
 uint32_t span_count_free(const struct span_info *span)
 {
     uint32_t count = 0;

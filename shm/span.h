@@ -43,9 +43,20 @@ static inline uint32_t span_units(uint32_t objects) { return (objects + UNIT_WOR
 void span_write(struct heap *h, uint64_t first, uint32_t page_count, unsigned span_class, uint32_t unit, uint16_t lessee,
                 uint16_t charged, uint32_t uid);
 
+/* The same in parts, for a span whose entries are written a few at a time: entries from index `from` on, any number of times,
+ * and when all are written the record. */
+void span_begin(struct heap *h, uint64_t first);
+void span_write_entries(struct heap *h, uint64_t first, uint32_t from, uint32_t count, unsigned span_class, uint32_t unit);
+void span_write_record(struct heap *h, uint64_t first, uint32_t page_count, unsigned span_class, uint32_t unit, uint16_t lessee,
+                       uint16_t charged, uint32_t uid);
+
 /* Undoes it; the entries become PAGE_WARM, or PAGE_COLD where `returned` says so. Daemon only.
  * die: the record goes first: see span_write(). */
 void span_clear(struct heap *h, uint64_t first);
+
+/* The record alone; pages without a span's record become PAGE_WARM whenever, in any order. */
+void span_clear_record(struct heap *h, uint64_t first);
+void pages_clear(struct heap *h, uint64_t first, uint64_t pages);
 
 /* How many of its words are FREE now. O(objects). */
 uint32_t span_count_free(const struct span_info *span);

@@ -163,6 +163,7 @@ void client_die(struct core *core, struct client *client)
 {
     if (client->state == CLIENT_DYING)
         return;
+    mcentral_give_up(core, client);
     client->state = CLIENT_DYING;
     client->account->clients--;
     client->account->dying++;
@@ -204,7 +205,7 @@ bool client_take_back(struct core *core, struct client *client, uint64_t *cursor
             continue;
         }
         if (load_relaxed(&core->heap.spans[page].lessee) == client->tag && core->dspans[page].listed != client->resume_serial) {
-            words += span.objects + span.page_count;
+            words += span.objects + span_entries_now(&span);
             mcentral_uncache_span(core, client, page);
         }
         page += span.page_count;

@@ -189,12 +189,10 @@ static void raise_to(uint64_t *most, uint64_t value) { *most = value > *most ? v
 void turn_end(struct core *core)
 {
     struct turn *t = &core->turn, *most = &core->turn_most;
-    /* by one packet: all pages of the heap given back, then those that a sweep looks at, then all granted again */
-    uint64_t packet_entries = core->heap.page_count + (TURN_WORDS + core->heap.page_count) + core->heap.page_count;
     ASSERT(t->packets <= TURN_PACKETS && t->retries <= TURN_RETRIES);
     ASSERT(t->words <= TURN_WORDS + PACKET_WORDS);
     ASSERT(t->backed <= TURN_BACKED + PACKET_BACKED);
-    ASSERT(t->entries <= TURN_ENTRIES + packet_entries);
+    ASSERT(t->entries <= TURN_ENTRIES + PACKET_ENTRIES);
     raise_to(&most->words, t->words);
     raise_to(&most->entries, t->entries);
     raise_to(&most->backed, t->backed);
@@ -206,5 +204,6 @@ void turn_end(struct core *core)
 bool core_turn(struct core *core)
 {
     bool more = reclaim_turn(core, TURN_WORDS);
-    return sweep_turn(core) || more;
+    more = sweep_turn(core) || more;
+    return mcentral_entries_turn(core) || more;
 }

@@ -47,18 +47,39 @@ struct refusal {
  * being returned or backed, are on no list. */
 enum span_list { LIST_NONE, LIST_NONEMPTY, LIST_EMPTY, LIST_RETURNED, LIST_BUSY };
 struct dspan {
-    uint32_t next, prev; /* first pages; SPAN_END ends */
-    uint16_t free;
-    uint8_t list;
-    uint8_t in_flight;   /* runs of pages, of a busy one */
-    uint8_t tick;        /* the mheap's, when it came to nonempty */
-    uint8_t looked;      /* for pages to return, since then */
-    uint16_t listed;     /* its lessee's resume_serial when a RESUME has listed it; 0: not since it was leased */
+    union {
+        struct {
+            uint32_t next, prev; /* first pages; SPAN_END ends */
+            uint16_t free;
+            uint8_t list;
+            uint8_t in_flight;   /* runs of pages, of a busy one */
+            uint8_t tick;        /* the mheap's, when it came to nonempty */
+            uint8_t looked;      /* for pages to return, since then */
+            uint16_t listed;     /* its lessee's resume_serial when a RESUME has listed it; 0: not since it was leased */
+        };
+        /* Of the first page of those that were a span's, or a part of one, and whose entries are cleared by turns. */
+        struct {
+            uint32_t next;  /* first page; 0: the last */
+            uint32_t pages; /* to be cleared; those behind them are free */
+            uint32_t unit;  /* given up with the last of them; 0: none */
+        } clearing;
+    };
 };
 #define SPAN_END UINT32_MAX
 
 /* Of one user: what all its clients pin. sync: loop thread */
 struct uid_account;
+
+/* A large span, or what one grows by, whose entries are written by turns: its pages are the mheap's no more, and no record
+ * shows them yet. */
+struct cutting {
+    uint64_t first;       /* page of the span */
+    uint32_t from, pages; /* entries to be written, from index `from` on; pages 0: none */
+    uint32_t done;
+    uint32_t unit;
+    uint8_t span_class;
+    struct client *next;  /* of those whose entries are not all written */
+};
 
 enum client_state { CLIENT_NONE, CLIENT_LIVE, CLIENT_DETACHED, CLIENT_DYING };
 struct client {
@@ -69,6 +90,7 @@ struct client {
     uint16_t resume_serial; /* of that; never 0 */
     uint32_t pid, uid;
     uint64_t leased_pages, leased_spans;
+    struct cutting cutting;
     uint32_t next_unit;     /* behind its last units of state words, see mheap_alloc_units() */
     uint64_t charged_pages, charged_spans;
     uint64_t refills;
@@ -142,6 +164,8 @@ struct core {
     bool scavenge_now;        /* spans need not be idle: a trim was asked for */
     uint64_t progress;       /* counts whatever may let a waiting request succeed */
     uint64_t spans;
+    struct client *cutting_first, *cutting_last; /* whose entries are written by turns, */
+    uint32_t clearing;       /* and first page of those that are cleared so; 0: none */
     uint64_t cold_in_spans;  /* pages of spans that have no memory behind them: the sum of `returned` in the map */
     uint64_t trim_serial;    /* the last shortage: header->shortages */
     uint64_t refused_full, refused_limit; /* requests for memory, since this daemon was started */
@@ -168,10 +192,14 @@ enum {
     TURN_NOTICES = 64,       /* clients told to trim */
     TURN_BYTES = 1 << 18,    /* of packets */
     SPAN_WORDS_MAX = 2048,   /* objects of a span */
+    SPAN_PAGES_MAX = 16,     /* pages of a span, but for a large one */
     BACKED_STEP = 1 << 18,   /* bytes of state words backed at a time */
 
     /* what it gives back is counted, then a sweep looks, then what is granted is cleared */
     PACKET_WORDS = RETURN_SPANS_TURN * SPAN_WORDS_MAX + TURN_WORDS + SPAN_WORDS_MAX + LEASE_SPANS_MAX * SPAN_WORDS_MAX,
+    /* Entries of what is given back, of what a sweep finds free, and of what is granted. Those of larger spans are written and
+     * cleared at once only where the turn has room for all of them; else by turns, see mcentral_entries_turn(). */
+    PACKET_ENTRIES = (RETURN_SPANS_TURN + LEASE_SWEEP_SPANS + LEASE_SPANS_MAX) * SPAN_PAGES_MAX,
     /* All behind what is backed is free, and spans of one class take the lowest lines there: the words of a grant follow
      * one another, SPAN_WORDS_MAX words a span being whole lines. Then the end of a step. */
     PACKET_BACKED = LEASE_SPANS_MAX * SPAN_WORDS_MAX * 2 + BACKED_STEP,
@@ -183,7 +211,7 @@ int core_start(struct core *core, const struct heap *heap, const struct backing 
                uint64_t now_ns, char *ret_why);
 void core_stop(struct core *core);
 
-/* Does up to a turn's work of whatever is pending (reclaim, sweep); true if there is more. */
+/* Does up to a turn's work of whatever is pending (reclaim, sweep, page entries); true if there is more. */
 bool core_turn(struct core *core);
 
 /* More may be done for clients in this turn. */
@@ -219,6 +247,19 @@ void mcentral_list_leased(struct core *core, const struct span_info *span);
 /* A leased large span to `pages` pages in place, as request `request` of the client: 0, -ENOMEM when what follows is not
  * free, -EPERM, -ECANCELED. */
 int mcentral_extend(struct core *core, struct client *client, uint32_t request, uint64_t first, uint32_t pages);
+
+/* What was begun for a large request of this client, and is not granted, is undone. */
+void mcentral_give_up(struct core *core, struct client *client);
+
+/* Writes and clears a turn's worth of the entries that are left; true: there are more. A span of 64 GiB has 8.4 million. */
+bool mcentral_entries_turn(struct core *core);
+static inline bool mcentral_entries_wait(const struct core *core) { return core->clearing || core->cutting_first; }
+
+/* Entries that a span may have cleared at once, when it is uncut. */
+static inline uint32_t span_entries_now(const struct span_info *span)
+{
+    return span->page_count <= SPAN_PAGES_MAX ? span->page_count : 0;
+}
 
 /* Notes a span that the map says is charged to a user and to a client of it (NULL: it is gone). */
 void span_charged(struct uid_account *account, struct client *client, uint32_t pages);
@@ -338,6 +379,7 @@ struct uid_account {
     uint32_t transactions; /* tags for them, also those that the pass has not freed yet */
     uint64_t unread; /* bytes of replies to INFO that its connections have not read */
     uint64_t charged_pages, charged_spans;
+    uint64_t cutting_pages; /* that its clients are being granted */
     uint8_t spans_at[SPAN_CLASS_COUNT]; /* by class: 1 + the place of its lists in `spans`; 0: it never had any */
     uint8_t spans_count;
     struct user_spans *spans;

@@ -138,7 +138,7 @@ static int quota_check(struct core *core, const struct client *client, uint64_t 
     uint64_t bytes = pages << PAGE_SHIFT;
     int rc = limit_check(core, "limit-client-bytes", l->client_bytes, client->charged_pages << PAGE_SHIFT, bytes);
     if (rc == 0 && !ours)
-        rc = limit_check(core, "limit-user-bytes", l->uid_bytes, a->charged_pages << PAGE_SHIFT, bytes);
+        rc = limit_check(core, "limit-user-bytes", l->uid_bytes, (a->charged_pages + a->cutting_pages) << PAGE_SHIFT, bytes);
     if (rc == 0 && spans)
         rc = limit_check(core, "limit-client-spans", l->client_spans, client->charged_spans, spans);
     if (rc == 0 && spans && !ours)
@@ -148,11 +148,13 @@ static int quota_check(struct core *core, const struct client *client, uint64_t 
 
 /* ---- cutting and uncutting ------------------------------------------------------------------------------------------------------ */
 
-/* Cuts `pages` pages into a span, leased and charged to `client`: words, entries, record, in this order. */
-static int cut(struct core *core, struct client *client, unsigned span_class, uint32_t pages, uint32_t align,
-               uint64_t *ret_first)
+static uint32_t objects_of(unsigned span_class) { return CLASS_IS_LARGE(span_class) ? 1 : class_table[span_class].objects; }
+
+/* Pages and state words for a span. */
+static int take(struct core *core, struct client *client, unsigned span_class, uint32_t pages, uint32_t align,
+                uint64_t *ret_first, uint32_t *ret_unit)
 {
-    uint32_t objects = CLASS_IS_LARGE(span_class) ? 1 : class_table[span_class].objects, unit;
+    uint32_t objects = objects_of(span_class), unit;
     uint64_t first;
     int rc = account_spans(client->account, span_class);
     if (rc == 0)
@@ -166,13 +168,170 @@ static int cut(struct core *core, struct client *client, unsigned span_class, ui
     }
     for (uint32_t i = 0; i < pages && i < 16; i++)
         hint_reset(&core->heap.hints[first + i]);
-    span_write(&core->heap, first, pages, span_class, unit, client->tag, client->tag, client->uid);
-    span_charged(client->account, client, pages);
-    core->dspans[first] = (struct dspan){.next = SPAN_END, .prev = SPAN_END, .free = (uint16_t)objects};
-    core->spans++;
     core->turn.words += objects;
-    core->turn.entries += pages;
     *ret_first = first;
+    *ret_unit = unit;
+    return 0;
+}
+
+/* A span is in the map: it is the client's. */
+static void note_cut(struct core *core, struct client *client, unsigned span_class, uint64_t first, uint32_t pages)
+{
+    span_charged(client->account, client, pages);
+    core->dspans[first] =
+        (struct dspan){.next = SPAN_END, .prev = SPAN_END, .free = (uint16_t)objects_of(span_class)};
+    core->spans++;
+}
+
+/* Cuts `pages` pages into a span, leased and charged to `client`: words, entries, record, in this order. */
+static int cut(struct core *core, struct client *client, unsigned span_class, uint32_t pages, uint32_t align,
+               uint64_t *ret_first)
+{
+    uint32_t unit;
+    int rc = take(core, client, span_class, pages, align, ret_first, &unit);
+    if (rc < 0)
+        return rc;
+    span_write(&core->heap, *ret_first, pages, span_class, unit, client->tag, client->tag, client->uid);
+    core->turn.entries += pages;
+    note_cut(core, client, span_class, *ret_first, pages);
+    return 0;
+}
+
+/* ---- entries by turns ----------------------------------------------------------------------------------------------------------- */
+
+/* A large object has an entry a page: 8.4 million for 64 GiB, which take 20 ms. What the turn has no room for is written and
+ * cleared by mcentral_entries_turn(): before the record is there, and after it has gone. die: entries that no record covers,
+ * in any number and order; the next start clears them. */
+static bool fits_turn(const struct core *core, uint32_t pages)
+{
+    return pages <= SPAN_PAGES_MAX || core->turn.entries + pages <= TURN_ENTRIES;
+}
+
+static void cutting_begin(struct core *core, struct client *client, const struct cutting *begun)
+{
+    client->cutting = *begun;
+    client->account->cutting_pages += begun->pages;
+    *(core->cutting_first ? &core->cutting_last->cutting.next : &core->cutting_first) = client;
+    core->cutting_last = client;
+}
+
+/* It is not, or not any more, on the list; all was written. */
+static void cutting_end(struct client *client)
+{
+    client->account->cutting_pages -= client->cutting.pages;
+    client->cutting = (struct cutting){0};
+}
+
+static bool is_cutting(const struct client *client, unsigned span_class, uint32_t from, uint32_t pages)
+{
+    const struct cutting *c = &client->cutting;
+    return c->pages && c->span_class == span_class && c->from == from && c->pages == pages;
+}
+
+/* Pages that no record covers any more are cleared and free, and with the last of them a unit (0: none). */
+static void clear(struct core *core, uint64_t first, uint32_t pages, uint32_t unit)
+{
+    if (fits_turn(core, pages)) {
+        pages_clear(&core->heap, first, pages);
+        mheap_free(&core->mheap, first, pages, true);
+        if (unit)
+            mheap_free_units(&core->mheap, unit, 1);
+        core->turn.entries += pages <= SPAN_PAGES_MAX ? 0 : pages;
+        core->progress++;
+        return;
+    }
+    core->dspans[first].clearing.next = core->clearing;
+    core->dspans[first].clearing.pages = pages;
+    core->dspans[first].clearing.unit = unit;
+    core->clearing = (uint32_t)first;
+    core->mheap.clearing_pages += pages;
+}
+
+void mcentral_give_up(struct core *core, struct client *client)
+{
+    struct cutting c = client->cutting;
+    struct client *before = NULL, *at = core->cutting_first;
+    if (!c.pages)
+        return;
+    for (; at && at != client; at = at->cutting.next)
+        before = at;
+    if (at) {
+        *(before ? &before->cutting.next : &core->cutting_first) = c.next;
+        if (core->cutting_last == client)
+            core->cutting_last = before;
+    }
+    cutting_end(client);
+    clear(core, c.first + c.from, c.pages, c.from ? 0 : c.unit);
+}
+
+/* From the last page to the first: where they begin says that they wait. */
+static uint32_t clear_some(struct core *core, uint32_t most)
+{
+    uint32_t first = core->clearing, unit = core->dspans[first].clearing.unit, pages = core->dspans[first].clearing.pages;
+    uint32_t some = pages < most ? pages : most;
+    pages -= some;
+    core->dspans[first].clearing.pages = pages;
+    if (!pages) {
+        core->clearing = core->dspans[first].clearing.next;
+        core->dspans[first] = (struct dspan){.next = SPAN_END, .prev = SPAN_END};
+    }
+    pages_clear(&core->heap, first + pages, some);
+    mheap_free(&core->mheap, first + pages, some, true);
+    core->mheap.clearing_pages -= some;
+    if (!pages && unit)
+        mheap_free_units(&core->mheap, unit, 1);
+    core->progress++;
+    return some;
+}
+
+/* Whoever was served stands behind the others. */
+static uint32_t write_some(struct core *core, uint32_t most)
+{
+    struct client *client = core->cutting_first;
+    struct cutting *c = &client->cutting;
+    uint32_t left = c->pages - c->done, some = left < most ? left : most;
+    span_write_entries(&core->heap, c->first, c->from + c->done, some, c->span_class, c->unit);
+    c->done += some;
+    core->cutting_first = c->next;
+    c->next = NULL;
+    if (c->done == c->pages)
+        core->progress++;
+    else {
+        *(core->cutting_first ? &core->cutting_last->cutting.next : &core->cutting_first) = client;
+        core->cutting_last = client;
+    }
+    return some;
+}
+
+bool mcentral_entries_turn(struct core *core)
+{
+    uint32_t room = TURN_ENTRIES / 2;
+    while (room && core->clearing)
+        room -= clear_some(core, room);
+    for (room = TURN_ENTRIES / 2; room && core->cutting_first;)
+        room -= write_some(core, room);
+    return mcentral_entries_wait(core);
+}
+
+/* Cuts a large span of which the entries do not fit the turn: -EAGAIN until they are written. */
+static int cut_by_turns(struct core *core, struct client *client, unsigned span_class, uint32_t pages, uint32_t align,
+                        uint64_t *ret_first)
+{
+    struct cutting *c = &client->cutting;
+    if (!c->pages) {
+        struct cutting begun = {.pages = pages, .span_class = (uint8_t)span_class};
+        int rc = take(core, client, span_class, pages, align, &begun.first, &begun.unit);
+        if (rc < 0)
+            return rc;
+        span_begin(&core->heap, begun.first);
+        cutting_begin(core, client, &begun);
+    }
+    if (c->done < c->pages)
+        return -EAGAIN;
+    *ret_first = c->first;
+    span_write_record(&core->heap, c->first, pages, span_class, c->unit, client->tag, client->tag, client->uid);
+    cutting_end(client);
+    note_cut(core, client, span_class, *ret_first, pages);
     return 0;
 }
 
@@ -186,6 +345,12 @@ static void uncut(struct core *core, const struct span_info *span)
     list_move(core, span, LIST_NONE);
     span_discharge(core, record);
     core->cold_in_spans -= (uint64_t)__builtin_popcount(returned);
+    if (span->page_count > SPAN_PAGES_MAX) {
+        span_clear_record(&core->heap, span->first);
+        core->spans--;
+        clear(core, span->first, span->page_count, unit);
+        return;
+    }
     span_clear(&core->heap, span->first);
     mheap_free_units(&core->mheap, unit, span_units(span->objects));
     if (!returned)
@@ -315,8 +480,14 @@ int mcentral_cache_large(struct core *core, struct client *client, unsigned span
     *ret_fresh = false;
     if (!CLASS_IS_LARGE(span_class))
         return -EINVAL;
-    int rc = quota_check(core, client, pages, 1, false);
-    if (rc < 0 || (rc = cut(core, client, span_class, pages, align, &first)) < 0)
+    bool begun = is_cutting(client, span_class, 0, pages);
+    if (!begun)
+        mcentral_give_up(core, client); /* what another request had begun */
+    int rc = begun ? 0 : quota_check(core, client, pages, 1, false);
+    if (rc == 0)
+        rc = begun || !fits_turn(core, pages) ? cut_by_turns(core, client, span_class, pages, align, &first)
+                                              : cut(core, client, span_class, pages, align, &first);
+    if (rc < 0)
         return rc;
     span_at(&core->heap, first, &span);
     lease(core, client, &span);
@@ -341,7 +512,7 @@ int mcentral_uncache_span(struct core *core, struct client *client, uint64_t fir
     for (uint32_t i = 0; i < span.page_count && i < 16; i++)
         hint_clear(&core->heap.hints[first + i]); /* by an exchange, and then the count */
     core->turn.words += span.objects;
-    core->turn.entries += span.page_count; /* should it be wholly free */
+    core->turn.entries += span_entries_now(&span); /* should it be wholly free */
     mcentral_place(core, &span, span_count_free(&span));
     return 0;
 }
@@ -355,14 +526,29 @@ static void shrink(struct core *core, struct client *client, const struct span_i
     if (!fewer)
         return;
     store_release(&core->heap.spans[span->first].page_count, pages); /* [PC1] */
-    for (uint32_t i = pages; i < span->page_count; i++)
-        store_relaxed(&core->heap.pages[span->first + i], PAGE_WARM);
-    mheap_free(&core->mheap, span->first + pages, fewer, true);
-    core->turn.entries += fewer;
+    core->turn.entries += fewer <= SPAN_PAGES_MAX ? fewer : 0;
+    clear(core, span->first + pages, fewer, 0);
     client->leased_pages -= fewer;
     client->charged_pages -= fewer;
     client->account->charged_pages -= fewer;
-    core->progress++;
+}
+
+/* Takes the `more` pages behind a large span: 0, and their entries can be written at once, or are written; or an error. */
+static int take_behind(struct core *core, struct client *client, const struct span_info *span, uint32_t more)
+{
+    struct cutting begun = {.first = span->first, .from = span->page_count, .pages = more, .span_class = span->span_class,
+                            .unit = core->heap.spans[span->first].unit};
+    const struct cutting *c = &client->cutting;
+    if (is_cutting(client, span->span_class, span->page_count, more) && c->first == span->first)
+        return c->done < c->pages ? -EAGAIN : 0;
+    mcentral_give_up(core, client);
+    int rc = quota_check(core, client, more, 0, false);
+    if (rc == 0)
+        rc = mheap_take_next(&core->mheap, span->first + span->page_count, more, core->now_ns);
+    if (rc < 0 || fits_turn(core, more))
+        return rc;
+    cutting_begin(core, client, &begun);
+    return -EAGAIN;
 }
 
 int mcentral_extend(struct core *core, struct client *client, uint32_t request, uint64_t first, uint32_t pages)
@@ -379,21 +565,25 @@ int mcentral_extend(struct core *core, struct client *client, uint32_t request, 
         return 0;
     }
     uint32_t more = pages - span.page_count;
-    int rc = quota_check(core, client, more, 0, false);
+    int rc = take_behind(core, client, &span, more);
     if (rc < 0)
         return rc;
-    rc = mheap_take_next(&core->mheap, first + span.page_count, more, core->now_ns);
-    if (rc < 0)
-        return rc;
+    bool written = client->cutting.pages;
     if (!client_may(core, client, request)) {
-        mheap_free(&core->mheap, first + span.page_count, more, true);
+        if (written)
+            mcentral_give_up(core, client);
+        else
+            mheap_free(&core->mheap, first + span.page_count, more, true);
         return -ECANCELED;
     }
     struct span *record = &core->heap.spans[first];
-    for (uint32_t i = span.page_count; i < pages; i++) /* die: entries that no record covers; cleared at the next start */
-        store_relaxed(&core->heap.pages[first + i], page_entry_make(span.span_class, record->unit, i));
+    if (written)
+        cutting_end(client);
+    else { /* die: entries that no record covers; cleared at the next start */
+        span_write_entries(&core->heap, first, span.page_count, more, span.span_class, record->unit);
+        core->turn.entries += more;
+    }
     store_release(&record->page_count, pages); /* [PC1] the entries first */
-    core->turn.entries += more;
     client->leased_pages += more;
     client->charged_pages += more;
     client->account->charged_pages += more;

@@ -199,6 +199,8 @@ int mheap_alloc(struct mheap *m, uint32_t pages, uint32_t align, uint64_t now_ns
         *ret_first = first;
         return 0;
     }
+    if (m->clearing_pages) /* soon */
+        return -EAGAIN;
     bool in_flight = m->growing_pages || m->returning_pages;
     uint64_t step = grow_step(m), want = pages > step ? pages : step;
     if (want > GROW_SMALL && m->warm.free_count < GROW_SMALL) /* something is left for small requests */
@@ -236,13 +238,16 @@ void mheap_free(struct mheap *m, uint64_t first, uint64_t pages, bool warm)
         m->age[i] = m->tick;
 }
 
-/* Is any of these pages in a span? Those that are neither in one nor free are on their way to or from the system. */
+/* Is any of these pages in a span? Those that are neither in one nor free are on their way to or from the system, or, with
+ * an entry that no record covers, to or from a large span. */
 static bool any_in_span(const struct mheap *m, uint64_t first, uint64_t end)
 {
     for (uint64_t at = first; at < end; at++) {
         at = pagealloc_next_taken(&m->free, at);
-        if (at < end && page_entry_class(load_relaxed(&m->heap->pages[at])))
-            return true;
+        uint64_t entry = at < end ? load_relaxed(&m->heap->pages[at]) : 0;
+        struct span_info span;
+        if (page_entry_class(entry))
+            return span_at(m->heap, at - page_entry_index(entry), &span) && at < span.first + span.page_count;
     }
     return false;
 }

@@ -40,7 +40,8 @@ struct mheap {
     bool holding;            /* units that are given up come there, see mheap_hold_units() */
     uint8_t *age;            /* by 32 pages: the tick at which the newest of them was freed */
     uint8_t tick;
-    uint64_t used_pages;     /* in spans */
+    uint64_t used_pages;     /* in spans, or on the way there and back: */
+    uint64_t clearing_pages; /* of them, those that will be free when their entries are cleared */
     uint64_t growing_pages;  /* in flight */
     uint64_t grow_request;   /* pages of the request that is growing now: what backs it does small ones first */
     uint64_t ahead_first, ahead_pages; /* in flight for nobody yet; 0: none */

@@ -152,7 +152,7 @@ bool reclaim_turn(struct core *core, uint32_t words)
             continue;
         }
         passed += span.page_count; /* before it may be uncut */
-        done += span.objects + span.page_count; /* entries are written when it is uncut */
+        done += span.objects + span_entries_now(&span);
         reclaim_span(core, &span);
     }
     if (!r->running)

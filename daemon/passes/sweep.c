@@ -53,7 +53,7 @@ uint32_t sweep_some(struct core *core, uint32_t spans, uint32_t hints, const str
             hint_clear(&h->hints[first + i]); /* by an exchange, and then the count */
         hint_clear(&h->hints[page]);
         words += span.objects;
-        pages += span.page_count;
+        pages += span_entries_now(&span);
         mcentral_place(core, &span, span_count_free(&span));
     }
     if (account) { /* for a client; a pass of its own is bounded above */

@@ -261,6 +261,7 @@ void connection_close(struct connection *c, const char *why)
         log_event(LOG_LEVEL_WARNING, "cut", "pid=%u uid=%u tag=%u why=\"%s\"", c->pid, c->uid,
                   c->client ? c->client->tag : 0u, why);
     if (c->client) {
+        mcentral_give_up(&s->core, c->client); /* what waits is dropped below */
         c->client->connection = NULL;
         c->client->resuming = false;
         if (c->client->read_only) /* it cannot take a declaration back that waits here: its word goes with its connection */

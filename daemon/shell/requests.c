@@ -88,6 +88,7 @@ static void hello_resume(struct connection *c)
     }
     if (client->connection) {
         struct connection *old = client->connection;
+        mcentral_give_up(&s->core, client);
         old->client = NULL;
         connection_close(old, NULL);
     }
@@ -509,6 +510,7 @@ static void on_memory(struct connection *c)
         return;
     struct pending *waiting = malloc(sizeof *waiting);
     if (!waiting) {
+        mcentral_give_up(&s->core, c->client);
         connection_error(c, in.id, ENOMEM, "the daemon is out of memory");
         return;
     }

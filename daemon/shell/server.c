@@ -197,7 +197,7 @@ static void on_idle(uv_idle_t *idle)
 void server_pump(struct server *s)
 {
     if (!s->idle_on && (s->core.reclaim.running || s->core.sweep_to_go || info_waits(s) || s->resume_first || collector_busy(s) ||
-                        strays_busy(s) || ready_waits(&s->ready) || s->notice_at ||
+                        strays_busy(s) || mcentral_entries_wait(&s->core) || ready_waits(&s->ready) || s->notice_at ||
                         (s->pending_count && s->pending_progress != s->core.progress))) {
         uv_idle_start(&s->idle, on_idle);
         s->idle_on = true;

@@ -312,10 +312,41 @@ static void a_turn_writes_the_page_entries_of_few_large_spans(void **state)
     continue_daemon();
     for (int i = 0; i < CLIENTS; i++)
         await_answer(&r[i]);
-    assert_in_range(most_of("entries"), TURN_ENTRIES, TURN_ENTRIES + PAGES);
+    assert_in_range(most_of("entries"), TURN_ENTRIES, TURN_ENTRIES + PACKET_ENTRIES);
     all_is_well();
     for (int i = 0; i < CLIENTS; i++)
         raw_close(&r[i]);
+}
+
+/* Granted, grown, cut back and given back, each with more entries than a turn may write; while others are served. */
+static void an_object_of_many_turns_is_written_by_turns(void **state)
+{
+    enum { PAGES = 3 * TURN_ENTRIES, MORE = 2 * TURN_ENTRIES };
+    struct raw r;
+    (void)state;
+    start("1G", "--reserve", "1G");
+    raw_greet(&r, d.socket);
+    for (int round = 0; round < 3; round++) {
+        ask_spans(&r, MSG_LARGE, CLASS_LARGE, PAGES, 0);
+        assert_int_equal(raw_receive(&r), MSG_GRANT);
+        uint32_t span = m.list[0];
+        for (int grow = 1; grow >= 0; grow--) {
+            m.first = span;
+            ask_spans(&r, MSG_EXTEND, CLASS_LARGE, grow ? PAGES + MORE : 1, 0);
+            assert_int_equal(raw_receive(&r), MSG_OK);
+            assert_int_equal(m.value, grow ? PAGES + MORE : 1);
+        }
+        give_back(&r, &span, 1);
+    }
+    ask_spans(&r, MSG_LARGE, CLASS_LARGE, PAGES + MORE, 0); /* and its client goes while it is under way, or has it */
+    others_get_on();
+    raw_close(&r);
+    raw_greet(&r, d.socket);
+    ask_spans(&r, MSG_LARGE, CLASS_LARGE, PAGES, 0);
+    assert_int_equal(raw_receive(&r), MSG_GRANT);
+    assert_in_range(most_of("entries"), 1, TURN_ENTRIES + PACKET_ENTRIES);
+    all_is_well();
+    raw_close(&r);
 }
 
 static void a_turn_tries_so_many_waiting_requests_and_no_more(void **state)
@@ -373,6 +404,7 @@ int main(void)
         TEST(a_turn_clears_and_backs_the_words_of_one_heavy_grant),
         TEST(a_turn_behind_a_restart_backs_no_more),
         TEST(a_turn_writes_the_page_entries_of_few_large_spans),
+        TEST(an_object_of_many_turns_is_written_by_turns),
         TEST(a_turn_tries_so_many_waiting_requests_and_no_more),
     };
     return cmocka_run_group_tests(tests, open_board, NULL);
