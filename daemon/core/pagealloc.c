@@ -166,6 +166,7 @@ static void open_fresh(struct pagealloc *p, uint64_t end)
         return;
     end = (end + step - 1) / step * step;
     p->fresh = end < p->count ? end : p->count;
+    p->touched = p->fresh;
     flip_bits(p, first, p->fresh - first, true);
 }
 
@@ -175,6 +176,7 @@ static void set_bits(struct pagealloc *p, uint64_t first, uint64_t count, bool f
     if (!free)
         open_fresh(p, first + count);
     ASSERT(first + count <= p->fresh);
+    p->touched = first + count > p->touched ? first + count : p->touched;
     flip_bits(p, first, count, free);
     p->free_count = free ? p->free_count + count : p->free_count - count;
 }
@@ -354,7 +356,7 @@ static uint64_t find_from(const struct pagealloc *p, uint64_t from, uint64_t cou
  * and not by runs: a client can make millions of runs that are long enough and hold no aligned one. */
 static uint64_t find_aligned(const struct pagealloc *p, uint64_t from, uint64_t count, uint64_t align)
 {
-    uint64_t words = (p->fresh + 63) / 64, stride = align > 64 ? align / 64 : 1;
+    uint64_t words = ((p->touched < p->fresh ? p->touched : p->fresh) + 63) / 64, stride = align > 64 ? align / 64 : 1;
     uint64_t starts = align < 64 ? UINT64_MAX / ((1ULL << align) - 1) : 1; /* each align-th bit */
     for (uint64_t i = from / 64 / stride * stride; i < words;) {
         if (!p->bits[i]) {
@@ -405,8 +407,8 @@ uint64_t pagealloc_longest(const struct pagealloc *p)
 
 const char *pagealloc_check(const struct pagealloc *p)
 {
-    uint64_t free_count = 0, end = (p->count + CHUNK - 1) / CHUNK * CHUNK;
-    for (uint64_t at = 0; at < p->fresh; at += CHUNK) {
+    uint64_t free_count = 0, end = (p->count + CHUNK - 1) / CHUNK * CHUNK, touched = p->touched < p->fresh ? p->touched : p->fresh;
+    for (uint64_t at = 0; at < touched; at += CHUNK) {
         const struct summary *s = &p->level[0][at / CHUNK];
         if (s->max == 0 && at + CHUNK <= p->count)
             continue; /* looked at below */
@@ -421,7 +423,7 @@ const char *pagealloc_check(const struct pagealloc *p)
     if (free_count + (p->count - p->fresh) != p->free_count)
         return "the number of free pages is wrong";
     for (unsigned level = 0; level < p->levels; level++)
-        for (uint64_t node = 0; node < p->nodes[level] && node * node_pages(level) < p->fresh; node++) {
+        for (uint64_t node = 0; node < p->nodes[level] && node * node_pages(level) < touched; node++) {
             struct summary s = node_summary(p, level, node), *old = &p->level[level][node];
             if (s.start != old->start || s.max != old->max || s.end != old->end)
                 return "a summary disagrees with what is below it";

@@ -9,7 +9,7 @@
  * zero and untouched. A page from there that is taken moves `fresh` behind it first. So memory and time are in proportion
  * to what was used, and a search sees the tree below `fresh`, then the one run that goes over it.
  *
- * Invariants (pagealloc_check(), O(fresh)): each summary is what its children, or its bits, say; none is set from fresh on.
+ * Invariants (pagealloc_check(), O(touched)): each summary is what its children, or its bits, say; none is set from fresh on.
  * Loop thread.
  */
 #ifndef DAEMON_PAGEALLOC_H
@@ -29,6 +29,7 @@ struct pagealloc {
     uint64_t count;      /* pages 0..count-1 */
     uint64_t free_count;
     uint64_t fresh;      /* see above; count: there are none */
+    uint64_t touched;    /* nor do they say anything from here on: all pages from it to `fresh` are taken, and always were */
     uint64_t *bits;      /* 1: free */
     struct summary *level[PAGEALLOC_LEVELS]; /* [0]: by chunk of 512 pages; the last has one node */
     uint64_t nodes[PAGEALLOC_LEVELS];

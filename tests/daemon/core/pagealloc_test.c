@@ -297,6 +297,8 @@ static void the_check_notices_each_kind_of_corruption(void **state)
     struct pagealloc p;
     (void)state;
     assert_int_equal(pagealloc_init(&p, 100001), 0);
+    pagealloc_free(&p, 0, 100001); /* all of it was used once: nothing is passed over */
+    pagealloc_take(&p, 0, 100001);
     pagealloc_free(&p, 700, 9000);
     assert_null(pagealloc_check(&p));
     for (unsigned level = 0; level < p.levels; level++) {
