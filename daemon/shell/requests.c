@@ -338,9 +338,14 @@ static void no_memory(struct connection *c, const struct pending *p)
     const struct mheap *m = &core->mheap;
     const char *dir = c->server->regions.directory;
     uint32_t need = p->type == MSG_LEASE ? class_table[p->span_class].pages : p->pages;
+    const struct mcentral *central = &core->central[p->span_class];
+    uint64_t partly = p->type == MSG_LEASE ? central->nonempty_count + central->returned_count : 0; /* its user has none */
+    char others[96] = "";
+    if (partly)
+        snprintf(others, sizeof others, "; what is free in %llu spans of this size is other users'", (unsigned long long)partly);
     if (is_full(core, p, need))
-        connection_error(c, p->id, ENOMEM, "the heap is full: %llu of %llu pages in spans, no run of %u is to be had",
-                         (unsigned long long)m->used_pages, (unsigned long long)core->heap.page_count, need);
+        connection_error(c, p->id, ENOMEM, "the heap is full: %llu of %llu pages in spans, no run of %u is to be had%s",
+                         (unsigned long long)m->used_pages, (unsigned long long)core->heap.page_count, need, others);
     else
         connection_error(c, p->id, ENOMEM, "the machine has no memory: %llu MiB of the heap are free, but the machine and its "
                          "cgroups%s%s would give %llu MiB beyond memory-reserve",

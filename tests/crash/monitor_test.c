@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "daemon/shell/info.h"
@@ -139,6 +140,57 @@ static void monitors_that_do_not_read_hold_so_much_and_are_cut_off(void **state)
     stat_await(&d, "clients", 1);
     is_at_most(memory_of_daemon("VmHWM"), before + INFO_UNREAD_ALL + (24 << 20));
     assert_int_equal(check_of(&d), 0);
+}
+
+/* From its first byte on all that the daemon has is charged to the cgroup: heap, sockets, replies. */
+static void in_a_small_cgroup_it_outlives_four_thousand_monitors_that_do_not_read(void **state)
+{
+    enum { MONITORS = 4000, SPANS = 1000, DEPTH = 3 };
+    static struct raw r[MONITORS];
+    struct memory_cgroup group;
+    struct raw holder, honest;
+    (void)state;
+    if (LESS != 1) {
+        print_message("skipped: a sanitizer has memory of its own\n");
+        return;
+    }
+    if (!memory_cgroup_make(&group, "256M")) {
+        print_message("skipped: no memory cgroup can be made: needs root, and a memory controller\n");
+        return;
+    }
+    memory_cgroup_enter(&group, getpid());
+    daemon_start(&d, "64M", "--limit-clients", "0", "--hello-timeout", "3000", NULL);
+    memory_cgroup_leave(&group, getpid());
+    pid_t serving = daemon_serving(&d);
+    make_spans(&holder, SPANS);
+    for (int i = 0; i < MONITORS; i++) {
+        monitor(&r[i]);
+        for (int n = 0; n < DEPTH; n++) { /* as many as the socket takes, and nobody reads */
+            m.what = i % 3 ? INFO_SPANS : INFO_CLIENTS;
+            m.cursor = 0;
+            m.type = MSG_INFO;
+            m.id = (uint32_t)n + 2;
+            int bytes = msg_encode(&m, packet, sizeof packet);
+            assert_true(bytes > 0);
+            send(r[i].fd, packet, (size_t)bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
+        }
+    }
+    monitor(&honest);
+    for (int i = 0; i < 10; i++) {
+        ask(&honest, INFO_SPANS);
+        assert_int_equal(raw_receive(&honest), MSG_ROWS);
+        assert_true(m.body_bytes > INFO_REPLY / 2);
+    }
+    is_at_most(memory_of_daemon("VmHWM"), 128 << 20);
+    assert_int_equal(daemon_serving(&d), serving);
+    assert_int_equal(stat_of(&d, "epoch"), 1);
+    for (int i = 0; i < MONITORS; i++)
+        close(r[i].fd);
+    assert_int_equal(check_of(&d), 0);
+    close(honest.fd);
+    daemon_clean(&d);
+    d.dir[0] = 0;
+    memory_cgroup_remove(&group);
 }
 
 static void monitors_that_read_are_all_answered(void **state)
@@ -284,6 +336,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(monitors_that_do_not_read_hold_so_much_and_are_cut_off),
+        TEST(in_a_small_cgroup_it_outlives_four_thousand_monitors_that_do_not_read),
         TEST(monitors_that_read_are_all_answered),
         TEST(clients_that_come_back_need_no_memory_by_the_size_of_the_heap),
         TEST(a_list_that_was_begun_and_given_up_does_not_count),

@@ -237,6 +237,46 @@ static void what_is_freed_by_anybody_is_nobody_s_any_more(void **state)
     leave(&bob);
 }
 
+/* Ann has all of the heap, half of each span is free. That half is hers, and of what she frees wholly anybody is served. */
+static void in_a_full_heap_free_places_are_their_user_s_and_free_spans_anybody_s(void **state)
+{
+    const unsigned classes[] = {CLASS, CLASS + 1};
+    char said[80];
+    (void)state;
+    if (!is_root())
+        return;
+    daemon_start(&d, "16M", "--socket-mode", "0666", "--allow-users", "*", "--return-after", "100000000", NULL);
+    assert_int_equal(chmod(d.dir, 0755), 0);
+    open_as(&ann, ANN);
+    open_as(&bob, BOB);
+    fill(&ann, SPANS_MAX, class_table[CLASS].objects / 2);
+    assert_int_equal(user_figure(ANN, "spans_charged"), filled_count);
+    snprintf(said, sizeof said, "; what is free in %u spans of this size is other users'", filled_count);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(lease(&bob, classes[i], 1), 0);
+        assert_int_equal(m.error, ENOMEM);
+        assert_non_null(strstr(m.text, "the heap is full: "));
+        assert_int_equal(strstr(m.text, said) != NULL, classes[i] == CLASS);
+    }
+    assert_int_equal(user_figure(BOB, "spans_charged"), 0);
+    for (uint32_t i = filled_count / 2; i < filled_count; i++) {
+        fill_words(&ann, filled[i], WORD_FREE, 0);
+        hint_set(&ann.h.hints[filled[i]]);
+    }
+    for (int i = 0; i < 2; i++) {
+        uint32_t bobs = lease(&bob, classes[i], 1);
+        assert_true(bobs > 0);
+        assert_true(i == 1 || was_filled(m.list[0]));
+    }
+    user_await(ANN, "spans_charged", filled_count / 2);
+    assert_true(user_figure(BOB, "spans_charged") >= 2);
+    assert_true(lease(&ann, CLASS, 1) > 0); /* while there is some, her own places come first */
+    assert_true(was_filled(m.list[0]));
+    assert_int_equal(user_figure(ANN, "spans_charged"), filled_count / 2);
+    leave(&ann);
+    leave(&bob);
+}
+
 /* Takes tags for transactions until it is refused: their number; the text says which limit it was. */
 static uint32_t take_tags(struct raw *r, const char *limit)
 {
@@ -389,6 +429,7 @@ int main(void)
         TEST(what_one_user_filled_is_never_another_s_to_pay),
         TEST(nor_when_she_is_gone_and_after_a_restart),
         TEST(what_is_freed_by_anybody_is_nobody_s_any_more),
+        TEST(in_a_full_heap_free_places_are_their_user_s_and_free_spans_anybody_s),
         TEST(tags_for_transactions_are_limited_by_client_user_and_in_all),
         TEST(one_user_cannot_take_all_tags_by_default),
         TEST(connections_of_a_user_have_a_limit_of_their_own),

@@ -115,53 +115,22 @@ static void a_small_tmpfs_behind_a_backing_directory_is_the_limit(void **state)
     rmdir(mount_dir);
 }
 
-/* A directory in which memory cgroups can be made: where the controller is mounted, or a mount of our own. */
-static bool find_memory_cgroup(char *out, size_t capacity, bool *ret_v2, bool *ret_mounted)
-{
-    char probe[600];
-    *ret_mounted = false;
-    *ret_v2 = false;
-    if (run(out, capacity, "awk '$3 == \"cgroup\" && $4 ~ /memory/ { print $2; exit }' /proc/mounts | tr -d '\\n'") == 0 && out[0])
-        return true;
-    *ret_v2 = true;
-    if (run(out, capacity, "awk '$3 == \"cgroup2\" { print $2; exit }' /proc/mounts | tr -d '\\n'") == 0 && out[0] &&
-        run(probe, sizeof probe, "grep -q memory %s/cgroup.subtree_control", out) == 0)
-        return true;
-    *ret_v2 = false;
-    snprintf(out, capacity, "/tmp/arena-cgroup-%d", (int)getpid());
-    *ret_mounted = mkdir(out, 0755) == 0 && mount("arena-test", out, "cgroup", 0, "memory") == 0;
-    if (!*ret_mounted)
-        rmdir(out);
-    return *ret_mounted;
-}
-
 static void a_memory_cgroup_is_the_limit_and_nobody_is_killed(void **state)
 {
     struct daemon d;
-    char where[256], group[300], out[256];
-    bool v2, mounted;
+    struct memory_cgroup group;
     (void)state;
-    if (!find_memory_cgroup(where, sizeof where, &v2, &mounted)) {
-        print_message("skipped: no memory controller of cgroups is to be had: needs root\n");
-        skip();
-    }
-    snprintf(group, sizeof group, "%s/arena-test-%d", where, (int)getpid());
-    if (mkdir(group, 0755) < 0 || run(out, sizeof out, "echo 200M > %s/%s", group, v2 ? "memory.max" : "memory.limit_in_bytes") != 0) {
-        rmdir(group);
-        print_message("skipped: no memory cgroup can be made in %s: needs root\n", where);
+    if (!memory_cgroup_make(&group, "200M")) {
+        print_message("skipped: no memory cgroup can be made: needs root, and a memory controller\n");
         skip();
     }
     daemon_start(&d, "1G", "--memory-reserve", "32M", NULL);
-    assert_int_equal(run(out, sizeof out, "echo %d > %s/cgroup.procs && echo %d > %s/cgroup.procs", (int)d.pid, group,
-                         (int)daemon_serving(&d), group), 0);
+    memory_cgroup_enter(&group, d.pid);
+    memory_cgroup_enter(&group, daemon_serving(&d));
     fill_all_ways(&d, 100 << 20, 100 << 20, ENOMEM, "the machine has no memory: ");
     assert_int_equal(stat_of(&d, "epoch"), 1); /* a keeper would hide that the daemon was killed */
     daemon_clean(&d);
-    rmdir(group);
-    if (mounted) {
-        umount(where);
-        rmdir(where);
-    }
+    memory_cgroup_remove(&group);
 }
 
 static void a_machine_that_gives_nothing_is_no_full_heap(void **state)

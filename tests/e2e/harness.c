@@ -9,8 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -400,4 +402,72 @@ int line_count(const char *path, const char *pattern)
     char out[64];
     assert_in_range(run(out, sizeof out, "grep -c -- '%s' %s", pattern, path), 0, 1);
     return atoi(out);
+}
+
+/* ---- memory cgroups ------------------------------------------------------------------------------------------------------------ */
+
+/* A directory in which memory cgroups can be made: where the controller is mounted, or a mount of our own. */
+static bool find_memory_cgroup(char *out, size_t capacity, bool *ret_v2, bool *ret_mounted)
+{
+    char probe[600];
+    *ret_mounted = false;
+    *ret_v2 = false;
+    if (run(out, capacity, "awk '$3 == \"cgroup\" && $4 ~ /memory/ { print $2; exit }' /proc/mounts | tr -d '\\n'") == 0 && out[0])
+        return true;
+    *ret_v2 = true;
+    if (run(out, capacity, "awk '$3 == \"cgroup2\" { print $2; exit }' /proc/mounts | tr -d '\\n'") == 0 && out[0] &&
+        run(probe, sizeof probe, "grep -q memory %s/cgroup.subtree_control", out) == 0)
+        return true;
+    *ret_v2 = false;
+    snprintf(out, capacity, "/tmp/arena-cgroup-%d", (int)getpid());
+    *ret_mounted = mkdir(out, 0755) == 0 && mount("arena-test", out, "cgroup", 0, "memory") == 0;
+    if (!*ret_mounted)
+        rmdir(out);
+    return *ret_mounted;
+}
+
+/* The group that this process is in, below the same controller. */
+static bool own_memory_cgroup(const char *where, bool v2, char *out, size_t capacity)
+{
+    char path[256];
+    const char *line = v2 ? "$1 == \"0\"" : "$2 ~ /(^|,)memory(,|$)/";
+    if (run(path, sizeof path, "awk -F: '%s { print $3; exit }' /proc/self/cgroup | tr -d '\\n'", line) != 0 || !path[0])
+        return false;
+    snprintf(out, capacity, "%s%s", where, path);
+    return access(out, W_OK) == 0;
+}
+
+bool memory_cgroup_make(struct memory_cgroup *group, const char *limit)
+{
+    char out[256];
+    bool v2;
+    if (!find_memory_cgroup(group->where, sizeof group->where, &v2, &group->mounted))
+        return false;
+    snprintf(group->dir, sizeof group->dir, "%.255s/arena-test-%d", group->where, (int)getpid());
+    if (own_memory_cgroup(group->where, v2, group->from, sizeof group->from) && mkdir(group->dir, 0755) == 0 &&
+        run(out, sizeof out, "echo %s > %s/%s", limit, group->dir, v2 ? "memory.max" : "memory.limit_in_bytes") == 0)
+        return true;
+    memory_cgroup_remove(group);
+    return false;
+}
+
+void memory_cgroup_enter(const struct memory_cgroup *group, pid_t pid)
+{
+    char out[256];
+    assert_int_equal(run(out, sizeof out, "echo %d > %s/cgroup.procs", (int)pid, group->dir), 0);
+}
+
+void memory_cgroup_leave(const struct memory_cgroup *group, pid_t pid)
+{
+    char out[256];
+    assert_int_equal(run(out, sizeof out, "echo %d > %s/cgroup.procs", (int)pid, group->from), 0);
+}
+
+void memory_cgroup_remove(const struct memory_cgroup *group)
+{
+    rmdir(group->dir);
+    if (group->mounted) {
+        umount(group->where);
+        rmdir(group->where);
+    }
 }

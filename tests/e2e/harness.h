@@ -102,6 +102,17 @@ int run(char *out, size_t capacity, const char *format, ...) __attribute__((form
 /* Lines of a file, which is there, that a pattern of grep's meets. */
 int line_count(const char *path, const char *pattern);
 
+/* A memory cgroup of the test's own, with a limit as "200M"; false: none can be made. What has entered must have ended, or
+ * have left for the one that it came from (memory_cgroup_leave()), before it is removed. */
+struct memory_cgroup {
+    char where[256], dir[300], from[600];
+    bool mounted;
+};
+bool memory_cgroup_make(struct memory_cgroup *group, const char *limit);
+void memory_cgroup_enter(const struct memory_cgroup *group, pid_t pid);
+void memory_cgroup_leave(const struct memory_cgroup *group, pid_t pid);
+void memory_cgroup_remove(const struct memory_cgroup *group);
+
 /* An empty config file where another user can go; the caller unlinks it. 0 or 1, as a setup returns. */
 int conf_make(char ret_path[64]);
 void conf_write(const char *path, const char *text);
