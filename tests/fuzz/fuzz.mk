@@ -14,12 +14,13 @@ $(B)/tests/fuzz/core_replay: $(call obj,tests/fuzz/core_fuzz.c tests/fuzz/replay
 	$(CC) $(ALL_LDFLAGS) -pthread -o $@ $^ $(DAEMON_LIBS)
 
 FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= $(patsubst tests/fuzz/%_fuzz.c,%,$(wildcard tests/fuzz/*_fuzz.c))
 FUZZ_COVERED  = $(addprefix daemon/,shell/requests.c core/clients.c core/mcentral.c passes/reclaim.c passes/scavenge.c passes/gc.c shell/connection.c) shm/root.c
 FUZZ_CC       = clang $(ALL_CPPFLAGS) -std=gnu11 $(WARN) $(WERROR) -g -O1
 .PHONY: fuzz
-fuzz: ## libFuzzer on every target: FUZZ_SECONDS= each (clang); then how much of the daemon the core's inputs reach (llvm-cov)
+fuzz: ## libFuzzer on FUZZ_TARGETS= (all), FUZZ_SECONDS= each (clang); then how much of the daemon the core's inputs reach (llvm-cov)
 	@mkdir -p $(B)/fuzz
-	@for target in $(patsubst tests/fuzz/%_fuzz.c,%,$(wildcard tests/fuzz/*_fuzz.c)); do \
+	@for target in $(FUZZ_TARGETS); do \
 	    more=; [ $$target != core ] || more="$(FUZZ_CORE) $(DAEMON_LIBS)"; \
 	    $(FUZZ_CC) -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
 	        -o $(B)/fuzz/$$target tests/fuzz/$${target}_fuzz.c $(PROTO_SRC) $$more $(LIB_LIBS) && \
@@ -40,3 +41,16 @@ fuzz-coverage:
 	@llvm-profdata merge -o $(B)/fuzz/core.profdata $(B)/fuzz/core-*.profraw && rm $(B)/fuzz/core-*.profraw
 	@llvm-cov report $(B)/fuzz/core-covered -instr-profile=$(B)/fuzz/core.profdata $(FUZZ_COVERED) | \
 	    awk '/^TOTAL|\.c / { printf "%-22s %5d lines, %5d missed: %7s\n", $$1, $$8, $$9, $$10 }'
+
+# ---- coverage ----------------------------------------------------------------------------------
+# COVERED: programs of build-coverage/tests and scripts; all of `make test` but what looks at the build as it ships
+
+COVERED      ?= $(MODEL) $(E2E_TESTS) $(UNIT_TESTS) $(REPLAYS) \
+                $(filter-out %/hardening.sh %/symbols.sh %/install.sh,$(wildcard tests/scripts/*.sh))
+COVER_FLAGS   = -fprofile-instr-generate=$(abspath build-coverage/profiles)/%c%m.profraw
+.PHONY: coverage coverage-run
+coverage: ## functions that no test reaches, and lines reached by tier (clang, llvm-cov): COVERED=
+	@$(MAKE) --no-print-directory CC=clang CXX=clang++ B=build-coverage HARDEN= HARDEN_LD= FORTIFY= LDFLAGS='$(COVER_FLAGS)' \
+	    CFLAGS='-O0 -gline-tables-only $(COVER_FLAGS) -fcoverage-mapping -mllvm -runtime-counter-relocation' coverage-run
+coverage-run: all $(EXAMPLES) $(filter $(B)/%,$(COVERED))
+	@tests/coverage $(B) $(COVERED)
