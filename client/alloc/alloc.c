@@ -11,10 +11,15 @@
  * also a magazine that has no slots yet. The slow path finds out which. */
 #include <string.h>
 
-#include "client/client.h"
 #include "client/alloc/alloc.h"
+#include "client/alloc/large.h"
+#include "client/alloc/mcache.h"
+#include "client/alloc/thread.h"
 #include "client/alloc/trim.h"
+#include "client/alloc/tx_log.h"
+#include "client/heap.h"
 #include "client/link/hooks.h"
+#include "client/link/reason.h"
 
 /* ---- objects of the size classes ------------------------------------------------------------------------------------- */
 

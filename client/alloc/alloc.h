@@ -3,7 +3,7 @@
 #ifndef CLIENT_ALLOC_H
 #define CLIENT_ALLOC_H
 
-#include "client/client.h"
+#include "client/heap.h"
 
 void *alloc_class(struct mcache *mc, unsigned span_class, unsigned flags, size_t size);
 void *alloc_large(struct arena *a, struct mcache *mc, size_t size, size_t alignment, unsigned flags);

@@ -18,41 +18,53 @@
  * At the bound: a magazine does not grow, and one without capacity frees to its class's lease and takes single objects; a
  * stash is flushed; spans with FREE words are let go, wholly free ones first; the oldest large objects are. A process that
  * only frees large objects keeps none.
- */
+ *
+ * Memory: struct keep, a heap's. sync: relaxed atomics: an account, whose order changes nothing but bounds. */
 #ifndef CLIENT_KEEP_H
 #define CLIENT_KEEP_H
 
-#include "client/client.h"
+#include <stdbool.h>
+#include <stdint.h>
 
-enum { LEASE_AHEAD_PARTS = 4 }; /* a lease ahead is at most so small a part of what may be kept FREE */
+#include "shm/layout.h"
 
-#ifdef ARENA_EXPLORE /* its world is tiny, and is to keep as a large heap does */
-#define KEEP_HEAP_BYTES(a) ((void)(a), 1ULL << 30)
-#else
-#define KEEP_HEAP_BYTES(a) ((a)->heap_bytes)
-#endif
+struct keep {
+    uint64_t heap_bytes; /* constant */
+    const uint32_t *attached; /* header->clients; constant */
+    uint64_t free_bytes, free_limit; /* in current, idle and stashes; the limits adapt within the bounds above */
+    uint64_t full_bytes, full_limit;
+    uint64_t held_pages;   /* of all classes */
+    uint64_t missed_bytes; /* flushed into spans that had been let go, since the last lease */
+    uint32_t trim_serial;  /* a thread that finds it changed gives its magazines back [TR1] */
+    uint32_t shortage_seen; /* of header->shortages */
+    uint64_t called_ms;    /* when trim_serial was last counted up for want of memory */
+    uint64_t most, magazines; /* bounds of so many `clients` */
+    uint32_t clients;
+};
+
+enum { KEEP_FREE_LEAST = 1 << 20 /* to which what is kept is halved while a process shrinks */ };
 
 /* A heap in which every span counts. */
-static inline bool keep_is_small(const struct arena *a) { return KEEP_HEAP_BYTES(a) < 1ULL << 30; }
+static inline bool keep_is_small(const struct keep *k) { return k->heap_bytes < 1ULL << 30; }
 /* Bytes; `least` as they are at first and after a trim, `most` to which they may grow. */
-uint64_t keep_thread_budget(struct arena *a);
-uint64_t keep_free_least(struct arena *a);
-uint64_t keep_full_least(struct arena *a);
-uint64_t keep_large_least(struct arena *a);
-void keep_look_at_clients(struct arena *a, uint32_t clients);
-static inline uint64_t keep_most(struct arena *a)
+uint64_t keep_thread_budget(struct keep *k, uint32_t threads);
+uint64_t keep_free_least(struct keep *k);
+uint64_t keep_full_least(struct keep *k);
+uint64_t keep_large_least(struct keep *k);
+void keep_look_at_clients(struct keep *k, uint32_t clients);
+static inline uint64_t keep_most(struct keep *k)
 {
-    uint32_t clients = load_relaxed(&a->heap.header->clients);
-    if (unlikely(clients != load_relaxed(&a->keep.clients)))
-        keep_look_at_clients(a, clients);
-    return load_relaxed(&a->keep.most);
+    uint32_t clients = load_relaxed(k->attached);
+    if (unlikely(clients != load_relaxed(&k->clients)))
+        keep_look_at_clients(k, clients);
+    return load_relaxed(&k->most);
 }
 /* What may be kept of the kind now, of an adapted limit: clients may have come since it was adapted. */
-static inline uint64_t keep_now(struct arena *a, uint64_t limit)
+static inline uint64_t keep_now(struct keep *k, uint64_t limit)
 {
-    uint64_t most = keep_most(a);
+    uint64_t most = keep_most(k);
     return limit < most ? limit : most;
 }
-void keep_init(struct arena *a);
+void keep_init(struct keep *k, uint64_t heap_bytes, const struct map_header *header);
 
 #endif

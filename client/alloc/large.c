@@ -13,8 +13,14 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "client/client.h"
 #include "client/alloc/keep.h"
+#include "client/alloc/large.h"
+#include "client/alloc/lease.h"
+#include "client/alloc/tx_log.h"
+#include "client/heap.h"
+#include "client/link/conn.h"
+#include "client/link/fork.h"
+#include "client/link/returns.h"
 
 enum { POPULATE_MAX = 512 }; /* pages, 4 MiB: what a program asks for beyond it may be sparse */
 
@@ -26,7 +32,7 @@ void large_init(struct arena *a)
     for (int i = 0; i < 256; i++)
         l->bins[0][i] = l->bins[1][i] = LEASE_END;
     l->oldest = l->newest = LEASE_END;
-    l->limit = keep_large_least(a);
+    l->limit = keep_large_least(&a->keep);
 }
 
 /* Eight bins a doubling: a bin's sizes are at most 12.5 % apart. */
@@ -122,7 +128,7 @@ static int ask_daemon(struct arena *a, unsigned span_class, uint64_t pages, uint
     enum { LIST_MOST = 512 };
     struct large_cache *l = &a->large;
     pthread_mutex_lock(&l->lock);
-    if (l->evicted && l->limit < keep_most(a))
+    if (l->evicted && l->limit < keep_most(&a->keep))
         l->limit *= 2;
     l->evicted = false;
     l->evictions = 0;
@@ -173,7 +179,7 @@ void large_free(struct arena *a, uint64_t first)
     bool leased = is_leased(a, first);
     if (!leased)
         note_pages(a, first, map_pages(a, first)); /* nobody can extend it */
-    uint64_t bytes = (uint64_t)noted_pages(a, first) << PAGE_SHIFT, limit = keep_now(a, l->limit);
+    uint64_t bytes = (uint64_t)noted_pages(a, first) << PAGE_SHIFT, limit = keep_now(&a->keep, l->limit);
     if (!load_relaxed(&l->allocates) || bytes > limit || (leased && load_relaxed(&a->leases[first].doubt)))
         free_span(a, (uint32_t)first);
     else
@@ -181,7 +187,7 @@ void large_free(struct arena *a, uint64_t first)
     if (l->bytes > limit) {
         evict(a, limit - limit / 4);
         l->evicted = true;
-        if (++l->evictions >= 4 && l->limit > keep_large_least(a))
+        if (++l->evictions >= 4 && l->limit > keep_large_least(&a->keep))
             l->limit /= 2;
     }
     pthread_mutex_unlock(&l->lock);
@@ -248,7 +254,7 @@ void large_release_all(struct arena *a)
     struct large_cache *l = &a->large;
     pthread_mutex_lock(&l->lock);
     evict(a, 0);
-    l->limit = keep_large_least(a);
+    l->limit = keep_large_least(&a->keep);
     store_relaxed(&l->allocates, false); /* until it does again */
     pthread_mutex_unlock(&l->lock);
     conn_kick(a);

@@ -17,8 +17,21 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "client/client.h"
 #include "client/alloc/keep.h"
+#include "client/alloc/lease.h"
+#include "client/heap.h"
+#include "client/link/conn.h"
+#include "client/link/returns.h"
+
+enum {
+    LEASE_FEW_PAGES = 8,           /* 64 KiB: what a lease asks for of a class that has little */
+    LEASE_MAX_PAGES = 128,         /* 1 MiB: the most that it asks for */
+    LEASE_AHEAD_PARTS = 4,         /* a lease ahead is at most so small a part of what may be kept FREE */
+    HINT_LOOKS = 64,               /* full spans whose hints a refill looks at before it asks the daemon */
+    SHRINK_MIN = 256 << 10,        /* of a class: what is flushed below it is no shrinking */
+    HELD_FEW = 64 << 20,           /* of what is leased or filled: up to it ripples of free bytes are kept up to */
+    RIPPLE_FEW = 12 << 20,         /* this */
+};
 
 int lease_init(struct arena *a)
 {
@@ -34,7 +47,7 @@ int lease_init(struct arena *a)
     if (fork) /* the stashes too are forgotten: another thread may have been in the middle of one */
         memset(a->central, 0, sizeof a->central);
     returns_init(a);
-    keep_init(a);
+    keep_init(&a->keep, a->heap_bytes, a->heap.header);
     return 0;
 }
 
@@ -139,9 +152,9 @@ static void release(struct arena *a, struct central *c, enum lease_list list, co
 static void release_full(struct arena *a, struct central *c)
 {
     const uint64_t *full = &a->keep.full_bytes;
-    uint64_t bound = keep_now(a, load_relaxed(&a->keep.full_limit));
+    uint64_t bound = keep_now(&a->keep, load_relaxed(&a->keep.full_limit));
     release(a, c, LEASE_FULL, full, bound);
-    for (unsigned i = 2; i < SPAN_CLASS_COUNT && keep_is_small(a) && load_relaxed(full) > bound; i++) {
+    for (unsigned i = 2; i < SPAN_CLASS_COUNT && keep_is_small(&a->keep) && load_relaxed(full) > bound; i++) {
         struct central *other = &a->central[i];
         if (other == c || pthread_mutex_trylock(&other->lock) != 0)
             continue;
@@ -161,7 +174,7 @@ static bool is_shrinking(const struct central *c)
 static void release_free(struct arena *a, struct central *c)
 {
     struct keep *k = &a->keep;
-    uint64_t limit = keep_now(a, load_relaxed(&k->free_limit)), before = load_relaxed(&k->free_bytes);
+    uint64_t limit = keep_now(&a->keep, load_relaxed(&k->free_limit)), before = load_relaxed(&k->free_bytes);
     if (before <= limit)
         return;
     release(a, c, LEASE_IDLE, &k->free_bytes, limit - limit / 4);
@@ -178,7 +191,7 @@ static void release_free(struct arena *a, struct central *c)
 static void adapt(struct arena *a, struct central *c)
 {
     struct keep *k = &a->keep;
-    uint64_t most = keep_most(a), all = most, least = keep_free_least(a);
+    uint64_t most = keep_most(&a->keep), all = most, least = keep_free_least(&a->keep);
     uint64_t limit = load_relaxed(&k->free_limit), held = load_relaxed(&k->held_pages) << PAGE_SHIFT;
     uint64_t ripple = held <= HELD_FEW ? RIPPLE_FEW : held / 64;
     uint64_t swung = c->gave_back > c->stash_peak ? c->gave_back : c->stash_peak;
@@ -239,8 +252,8 @@ void lease_release_all(struct arena *a)
         give_back_all(a, c);
         pthread_mutex_unlock(&c->lock);
     }
-    store_relaxed(&a->keep.free_limit, keep_free_least(a));
-    store_relaxed(&a->keep.full_limit, keep_full_least(a));
+    store_relaxed(&a->keep.free_limit, keep_free_least(&a->keep));
+    store_relaxed(&a->keep.full_limit, keep_full_least(&a->keep));
     give_back_ahead(a);
     conn_kick(a);
 }
@@ -264,7 +277,7 @@ static bool stash_grow(struct central *c, uint32_t count)
 static bool stash_put(struct arena *a, struct central *c, const struct arena_slot *slots, uint32_t count)
 {
     uint64_t bytes = (uint64_t)count * class_table[c - a->central].size;
-    if (load_relaxed(&a->keep.free_bytes) + bytes > keep_now(a, load_relaxed(&a->keep.free_limit)) ||
+    if (load_relaxed(&a->keep.free_bytes) + bytes > keep_now(&a->keep, load_relaxed(&a->keep.free_limit)) ||
         (c->stash_count + count > c->stash_capacity && !stash_grow(c, c->stash_count + count)))
         return false;
     memcpy(c->stash + c->stash_count, slots, count * sizeof *slots);
@@ -398,7 +411,7 @@ static uint32_t ask_pages(struct arena *a, const struct central *c)
     const struct class_info *info = &class_table[c - a->central];
     uint32_t few = c->held_pages / 2 < LEASE_FEW_PAGES ? c->held_pages / 2 : LEASE_FEW_PAGES, part = c->held_pages / 128;
     uint32_t ask = part < few ? few : part > LEASE_MAX_PAGES ? LEASE_MAX_PAGES : part;
-    bool enough = keep_is_small(a) && load_relaxed(&a->keep.free_bytes) > keep_most(a);
+    bool enough = keep_is_small(&a->keep) && load_relaxed(&a->keep.free_bytes) > keep_most(&a->keep);
     return ask < info->pages || enough ? info->pages : ask;
 }
 
@@ -437,7 +450,7 @@ static int ask_daemon(struct arena *a, unsigned span_class, struct grant *ret)
 static void ask_ahead(struct arena *a, struct central *c)
 {
     if (c->count[LEASE_CURRENT] + c->count[LEASE_IDLE] > c->grant_spans / 2 ||
-        (uint64_t)ask_pages(a, c) << PAGE_SHIFT > keep_most(a) / LEASE_AHEAD_PARTS || !conn_trylock(a))
+        (uint64_t)ask_pages(a, c) << PAGE_SHIFT > keep_most(&a->keep) / LEASE_AHEAD_PARTS || !conn_trylock(a))
         return;
     if (!a->conn.ahead.id) {
         write_request(a, c, LEASE_AHEAD);
@@ -494,9 +507,9 @@ static void taken(struct arena *a, struct central *c, uint32_t got)
     c->flushed -= c->flushed < bytes ? c->flushed : bytes;
     if (c->grant_spans > 1)
         ask_ahead(a, c);
-    if (keep_is_small(a) && load_relaxed(&a->keep.free_bytes) / 2 > keep_most(a))
+    if (keep_is_small(&a->keep) && load_relaxed(&a->keep.free_bytes) / 2 > keep_most(&a->keep))
         release_free(a, c); /* one span may be more than is kept: others use what is FREE in it */
-    if (keep_is_small(a) && load_relaxed(&a->keep.full_bytes) / 2 > keep_most(a))
+    if (keep_is_small(&a->keep) && load_relaxed(&a->keep.full_bytes) / 2 > keep_most(&a->keep))
         release_full(a, c); /* and what they free in it is everybody's at once */
 }
 

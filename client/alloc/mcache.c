@@ -19,8 +19,16 @@
  */
 #include <string.h>
 
-#include "client/client.h"
 #include "client/alloc/keep.h"
+#include "client/alloc/lease.h"
+#include "client/alloc/mcache.h"
+#include "client/heap.h"
+#include "client/link/registry.h"
+
+enum {
+    FREES_ONLY_SLOTS = 64,         /* of a magazine of a thread that only frees in its class, */
+    FREES_ONLY_BYTES = 64 << 10,   /* whichever is less */
+};
 
 /* ---- no mcache, and the sentinel ------------------------------------------------------------------------------------ */
 
@@ -136,7 +144,7 @@ static bool grow(struct mcache *mc, unsigned span_class)
     uint32_t capacity = now ? now * 2 : capacity_first(span_class), size = class_table[span_class].size;
     if (capacity > most)
         capacity = most;
-    uint64_t bytes = (uint64_t)(capacity - now) * size, budget = keep_thread_budget(mc->arena);
+    uint64_t bytes = (uint64_t)(capacity - now) * size, budget = keep_thread_budget(&mc->arena->keep, load_relaxed(&mc->arena->mcache_count));
     if (mc->budget_used + bytes > budget) {
         while (now == 0 && capacity && (uint64_t)capacity * size > budget / FIRST_PARTS)
             capacity /= 2;

@@ -1,7 +1,11 @@
 /* The mcaches of a heap: where they are, and what all of them are told. */
 #include <sys/mman.h>
 
-#include "client/client.h"
+#include "client/alloc/mcache.h"
+#include "client/alloc/mcaches.h"
+#include "client/heap.h"
+#include "client/link/fork.h"
+#include "client/link/reason.h"
 
 /* ---- their addresses ------------------------------------------------------------------------------------------------- */
 

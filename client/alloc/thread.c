@@ -17,8 +17,16 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "client/client.h"
+#include "client/alloc/keep.h"
+#include "client/alloc/mcache.h"
+#include "client/alloc/mcaches.h"
+#include "client/alloc/thread.h"
+#include "client/heap.h"
+#include "client/link/attach.h"
+#include "client/link/cancel.h"
+#include "client/link/fork.h"
 #include "client/link/hooks.h"
+#include "client/link/registry.h"
 
 enum { LAST_ROUND = PTHREAD_DESTRUCTOR_ITERATIONS - 1 };
 

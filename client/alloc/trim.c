@@ -1,8 +1,18 @@
+#include "client/alloc/keep.h"
+#include "client/alloc/large.h"
+#include "client/alloc/lease.h"
+#include "client/alloc/mcache.h"
+#include "client/alloc/mcaches.h"
+#include "client/alloc/thread.h"
 #include "client/alloc/trim.h"
+#include "client/heap.h"
+#include "client/link/cancel.h"
+#include "client/link/conn.h"
+#include "client/link/hooks.h"
+#include "client/link/returns.h"
+#include "client/link/socket.h"
 
 #include <time.h>
-
-#include "client/link/hooks.h"
 
 enum {
     CALL_PAUSE_MS = 10, /* calls closer together are one */

@@ -11,8 +11,7 @@
 #ifndef CLIENT_TRIM_H
 #define CLIENT_TRIM_H
 
-#include "client/alloc/keep.h"
-#include "client/client.h"
+#include "client/alloc/mcache.h"
 
 void trim_now(struct mcache *mc);
 static inline void trim_if_asked(struct mcache *mc)

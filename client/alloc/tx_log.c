@@ -1,4 +1,9 @@
+#include "client/alloc/mcache.h"
 #include "client/alloc/tx_log.h"
+#include "client/heap.h"
+#include "client/link/conn.h"
+#include "client/link/reason.h"
+#include "client/link/socket.h"
 
 #include <stdlib.h>
 #include <string.h>

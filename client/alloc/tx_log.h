@@ -5,7 +5,7 @@
 #ifndef CLIENT_TX_LOG_H
 #define CLIENT_TX_LOG_H
 
-#include "client/client.h"
+#include "client/heap.h"
 #include "shm/root.h"
 
 struct log {
@@ -25,6 +25,21 @@ struct transaction {
     char root[ROOT_NAME];
     struct transaction *next; /* of tx_open or tx_late. sync: tx_lock */
 };
+
+/* A transaction is open on the thread: tx_room() before an object is taken, 0 or why there is none; tx_log() after. */
+void tx_init(struct arena *a);
+void tx_fini(struct arena *a);
+int tx_room(struct mcache *mc);
+void tx_log(struct mcache *mc, void *object, uint16_t *word);
+void tx_freed(struct arena *a, const struct mcache *mc, unsigned tag); /* an object of an open one is it no more */
+int tx_adopt(struct mcache *mc, void *object); /* an object of the process's becomes the open one's; or there is none */
+/* An object of the process's, so far, becomes that of the open transaction `tag` of any thread: 0, -ENOMEM, -EBUSY it is
+ * being committed, or that is in doubt. */
+int tx_move(struct arena *a, unsigned tag, void *object, uint16_t *word);
+/* What is allocated between the two is the process's own, whatever transaction is open. */
+struct transaction *tx_suspend(struct mcache *mc);
+void tx_resume(struct mcache *mc, struct transaction *tx);
+bool tx_is_mine(const struct arena *a, unsigned tag);
 
 /* The open ones' list, and that of those whose words are turned later: tx_open, tx_late. */
 void tx_link(struct arena *a, struct transaction **list, struct transaction *tx);

@@ -8,7 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "client/client.h"
+#include "client/heap.h"
 #include "client/ctl/ctl.h"
 #include "client/link/environ.h"
 #include "proto/packet.h"

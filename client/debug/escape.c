@@ -1,10 +1,15 @@
+#include "client/alloc/tx_log.h"
 #include "client/debug/escape.h"
+#include "client/debug/site.h"
+#include "client/extra/stack.h"
+#include "client/heap.h"
+#include "client/link/reason.h"
+#include "client/link/registry.h"
+#include "shm/root.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "shm/root.h"
 
 /* Where the objects of the heap were allocated: open addressing by address, never shrinks. */
 struct escape {

@@ -2,9 +2,12 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "client/client.h"
 #include "client/debug/pinned.h"
 #include "client/debug/site.h"
+#include "client/extra/pins.h"
+#include "client/heap.h"
+#include "client/link/cancel.h"
+#include "client/link/reason.h"
 #include "client/own/object.h"
 
 void pinned_look(struct arena *a, const void *p, const struct object *o, const char *call)

@@ -2,7 +2,7 @@
 #ifndef CLIENT_PINNED_H
 #define CLIENT_PINNED_H
 
-#include "client/client.h"
+#include "client/heap.h"
 
 void pinned_look(struct arena *a, const void *p, const struct object *o, const char *call);
 

@@ -4,7 +4,13 @@
 #include <string.h>
 #include <time.h>
 
+#include "client/alloc/mcaches.h"
 #include "client/debug/profile.h"
+#include "client/heap.h"
+#include "client/link/environ.h"
+#include "client/link/fork.h"
+#include "client/link/registry.h"
+#include "client/own/tx.h"
 
 static struct profile *profiles; /* sync: registry_lock */
 

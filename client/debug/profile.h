@@ -17,7 +17,7 @@
 #ifndef CLIENT_PROFILE_H
 #define CLIENT_PROFILE_H
 
-#include "client/client.h"
+#include "client/heap.h"
 #include "client/link/environ.h"
 #include "client/debug/site.h"
 

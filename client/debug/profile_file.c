@@ -17,6 +17,9 @@
 #include <unistd.h>
 
 #include "client/debug/profile.h"
+#include "client/debug/site.h"
+#include "client/heap.h"
+#include "client/link/cancel.h"
 
 static void put_text(FILE *f, const char *text)
 {

@@ -3,7 +3,12 @@
 #include <string.h>
 #include <time.h>
 
+#include "client/alloc/mcache.h"
+#include "client/alloc/tx_log.h"
 #include "client/debug/profile.h"
+#include "client/debug/site.h"
+#include "client/heap.h"
+#include "client/own/object.h"
 
 uint64_t profile_now_ns(void)
 {

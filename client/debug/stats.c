@@ -3,7 +3,10 @@
 
 #include <msgpack.h>
 
-#include "client/client.h"
+#include "client/heap.h"
+#include "client/link/attach.h"
+#include "client/link/conn.h"
+#include "client/link/fork.h"
 #include "proto/stats.h"
 
 struct place {

@@ -1,7 +1,9 @@
-#include "client/debug/watch.h"
-
+#include "client/alloc/mcache.h"
 #include "client/debug/escape.h"
 #include "client/debug/profile.h"
+#include "client/debug/watch.h"
+#include "client/heap.h"
+#include "client/link/environ.h"
 
 void watch_alloc(struct mcache *mc, void *object, size_t size)
 {

@@ -2,7 +2,7 @@
 #ifndef CLIENT_WATCH_H
 #define CLIENT_WATCH_H
 
-#include "client/client.h"
+#include "client/heap.h"
 
 void watch_alloc(struct mcache *mc, void *object, size_t size);
 

@@ -4,7 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "client/client.h"
+#include "client/extra/grow.h"
+#include "client/heap.h"
 #include "client/own/free.h"
 
 PUBLIC int arena_buf_init(arena_buf_t *b, arena_t *a, size_t capacity)

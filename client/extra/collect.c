@@ -7,8 +7,16 @@
 
 #include <msgpack.h>
 
-#include "client/client.h"
+#include "client/extra/pins.h"
 #include "client/extra/stack.h"
+#include "client/heap.h"
+#include "client/link/attach.h"
+#include "client/link/cancel.h"
+#include "client/link/conn.h"
+#include "client/link/fork.h"
+#include "client/link/reason.h"
+#include "client/link/socket.h"
+#include "client/own/object.h"
 #include "proto/packet.h"
 
 /* ---- safepoints ---------------------------------------------------------------------------------------------------------------------- */

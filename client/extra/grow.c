@@ -3,8 +3,13 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "client/client.h"
+#include "client/alloc/large.h"
+#include "client/alloc/mcache.h"
+#include "client/alloc/thread.h"
+#include "client/alloc/tx_log.h"
+#include "client/extra/grow.h"
 #include "client/extra/move.h"
+#include "client/heap.h"
 
 enum { COPY_LEAST = 64 };
 

@@ -2,8 +2,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "client/client.h"
+#include "client/alloc/large.h"
+#include "client/alloc/mcache.h"
+#include "client/alloc/thread.h"
+#include "client/alloc/tx_log.h"
 #include "client/extra/move.h"
+#include "client/extra/pins.h"
+#include "client/heap.h"
 #include "client/own/free.h"
 #include "client/own/object.h"
 #include "client/own/publish.h"

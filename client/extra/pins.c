@@ -18,10 +18,19 @@
 
 #include <uthash.h>
 
-#include "client/client.h"
 #include "client/alloc/alloc.h"
+#include "client/alloc/mcache.h"
+#include "client/alloc/thread.h"
+#include "client/alloc/tx_log.h"
+#include "client/extra/pins.h"
+#include "client/heap.h"
+#include "client/link/cancel.h"
+#include "client/link/conn.h"
 #include "client/link/environ.h"
+#include "client/link/fork.h"
+#include "client/link/reason.h"
 #include "client/own/free.h"
+#include "client/own/tx.h"
 
 enum { TABLES_MAX = 65536 };
 

@@ -17,9 +17,17 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "client/link/hooks.h"
-#include "client/own/free.h"
+#include "client/alloc/mcache.h"
+#include "client/alloc/thread.h"
+#include "client/alloc/tx_log.h"
+#include "client/extra/pins.h"
 #include "client/extra/stack.h"
+#include "client/heap.h"
+#include "client/link/environ.h"
+#include "client/link/fork.h"
+#include "client/link/hooks.h"
+#include "client/link/reason.h"
+#include "client/link/registry.h"
 
 enum { WIPED_BYTES = 64 << 10, WIPED_EACH = 64, CHUNK_STACKS = WIPED_BYTES / WIPED_EACH, CHUNKS_MAX = 128 };
 _Static_assert(sizeof(struct arena_stack) <= WIPED_EACH, "what a fork wipes of a stack");

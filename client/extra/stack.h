@@ -3,7 +3,7 @@
 #ifndef CLIENT_STACK_H
 #define CLIENT_STACK_H
 
-#include "client/client.h"
+#include "client/heap.h"
 #include "client/link/environ.h"
 
 enum {

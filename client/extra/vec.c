@@ -1,7 +1,9 @@
 /* Vectors: items of one size, in an object that grows. */
 #include <string.h>
 
-#include "client/client.h"
+#include "client/extra/grow.h"
+#include "client/heap.h"
+#include "client/link/reason.h"
 #include "client/own/free.h"
 
 PUBLIC int arena_vec_init(arena_vec_t *v, arena_t *a, size_t item_size, size_t capacity,

@@ -8,16 +8,28 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "client/client.h"
-#include "client/link/attach.h"
-#include "client/link/environ.h"
-#include "client/link/hooks.h"
+#include "client/alloc/large.h"
+#include "client/alloc/lease.h"
+#include "client/alloc/mcache.h"
+#include "client/alloc/mcaches.h"
+#include "client/alloc/thread.h"
 #include "client/debug/escape.h"
 #include "client/debug/pinned.h"
 #include "client/debug/profile.h"
-#include "client/debug/watch.h"
-#include "client/extra/stack.h"
 #include "client/debug/site.h"
+#include "client/debug/watch.h"
+#include "client/extra/pins.h"
+#include "client/extra/stack.h"
+#include "client/heap.h"
+#include "client/link/attach.h"
+#include "client/link/cancel.h"
+#include "client/link/environ.h"
+#include "client/link/fork.h"
+#include "client/link/hooks.h"
+#include "client/link/reason.h"
+#include "client/link/registry.h"
+#include "client/link/socket.h"
+#include "client/own/tx.h"
 
 enum { SOCKET_PATH_MAX = sizeof((struct sockaddr_un *)0)->sun_path };
 

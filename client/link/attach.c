@@ -6,10 +6,16 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "client/client.h"
+#include "client/heap.h"
 #include "client/link/attach.h"
+#include "client/link/cancel.h"
+#include "client/link/conn.h"
 #include "client/link/environ.h"
+#include "client/link/fork.h"
 #include "client/link/hooks.h"
+#include "client/link/reason.h"
+#include "client/link/registry.h"
+#include "client/link/socket.h"
 #include "proto/packet.h"
 
 /* ---- HELLO ----------------------------------------------------------------------------------------------------------- */

@@ -4,7 +4,9 @@
 #ifndef CLIENT_ATTACH_H
 #define CLIENT_ATTACH_H
 
-#include "client/client.h"
+#include <stdbool.h>
+
+#include "client/link/conn.h"
 
 /* Sends HELLO, as a new client or (HELLO_LOOK) to learn which heap is there, and takes the reply with its descriptors: three of
  * a client. Their number, -EPIPE: the connection was lost, or another negative errno. */

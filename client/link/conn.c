@@ -36,8 +36,14 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "client/client.h"
+#include "client/heap.h"
+#include "client/link/cancel.h"
+#include "client/link/conn.h"
+#include "client/link/fork.h"
 #include "client/link/hooks.h"
+#include "client/link/reason.h"
+#include "client/link/returns.h"
+#include "client/link/socket.h"
 #include "shm/ticket.h"
 
 enum {
@@ -72,13 +78,13 @@ void conn_unlock(struct arena *a)
         sent = returns_send(a);
         pthread_mutex_unlock(&a->conn.lock);
         fence_seq_cst(); /* [RQ1] unlocked, then the queue is looked at */
-    } while (sent && returns_pending(a) && pthread_mutex_trylock(&a->conn.lock) == 0);
+    } while (sent && returns_pending(&a->returns) && pthread_mutex_trylock(&a->conn.lock) == 0);
     cancel_on();
 }
 
 void conn_kick(struct arena *a)
 {
-    if (!returns_pending(a))
+    if (!returns_pending(&a->returns))
         return;
     fence_seq_cst(); /* [RQ1] it is queued, then the lock is looked at */
     if (conn_trylock(a))

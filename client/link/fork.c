@@ -16,7 +16,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "client/client.h"
+#include "client/heap.h"
+#include "client/link/fork.h"
 #include "client/link/hooks.h"
 
 /* What a fork copies while another thread is at it is a moment between two of that thread's stores, where the later one is

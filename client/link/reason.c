@@ -1,10 +1,10 @@
+#include "client/heap.h"
+#include "client/link/cancel.h"
 #include "client/link/reason.h"
 
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-
-#include "client/client.h"
 
 /* ---- what is refused, and why ---------------------------------------------------------------------------------------- */
 

@@ -1,3 +1,4 @@
+#include "client/heap.h"
 #include "client/link/registry.h"
 
 #include <time.h>

@@ -13,7 +13,9 @@
  *
  * die: the daemon takes back a dead client's leases, whatever it had told.
  */
-#include "client/client.h"
+#include "client/heap.h"
+#include "client/link/returns.h"
+#include "client/link/socket.h"
 
 enum { RETURNS_MOST = 1024 }; /* spans that one packet gives back */
 
@@ -143,7 +145,7 @@ bool returns_send(struct arena *a)
 {
     struct msg *out = &a->conn.out;
     int rc = 0;
-    while (rc == 0 && returns_pending(a)) {
+    while (rc == 0 && returns_pending(&a->returns)) {
         if (a->conn.fd < 0 || heap_is_stale(a))
             return false;
         out->list_count = returns_take(a, out->list, RETURNS_MOST);

@@ -10,7 +10,10 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "client/client.h"
+#include "client/heap.h"
+#include "client/link/conn.h"
+#include "client/link/reason.h"
+#include "client/link/socket.h"
 #include "proto/packet.h"
 
 /* ---- descriptors ------------------------------------------------------------------------------------------------------ */

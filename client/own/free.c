@@ -11,8 +11,17 @@
  * client, or the magazine is full. The slow path finds out which. */
 #include <string.h>
 
-#include "client/client.h"
+#include "client/alloc/large.h"
+#include "client/alloc/lease.h"
+#include "client/alloc/mcache.h"
+#include "client/alloc/thread.h"
 #include "client/alloc/trim.h"
+#include "client/alloc/tx_log.h"
+#include "client/heap.h"
+#include "client/link/environ.h"
+#include "client/link/fork.h"
+#include "client/link/hooks.h"
+#include "client/link/reason.h"
 #include "client/own/free.h"
 #include "client/own/object.h"
 

@@ -3,7 +3,7 @@
 #ifndef CLIENT_FREE_H
 #define CLIENT_FREE_H
 
-#include "client/client.h"
+#include "client/alloc/mcache.h"
 
 int free_slow(struct arena *a, void *p, const char *call);
 

@@ -4,8 +4,15 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "client/client.h"
+#include "client/alloc/large.h"
+#include "client/alloc/lease.h"
+#include "client/alloc/mcache.h"
+#include "client/alloc/tx_log.h"
+#include "client/heap.h"
+#include "client/link/environ.h"
 #include "client/link/hooks.h"
+#include "client/link/reason.h"
+#include "client/link/socket.h"
 #include "client/own/object.h"
 #include "shm/hazard.h"
 

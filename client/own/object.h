@@ -3,7 +3,7 @@
 #ifndef CLIENT_OBJECT_H
 #define CLIENT_OBJECT_H
 
-#include "client/client.h"
+#include "client/heap.h"
 #include "client/link/environ.h"
 #include "client/link/hooks.h"
 #include "shm/hazard.h"

@@ -1,6 +1,13 @@
 /* Publish and claim: an object that this process owns becomes everybody's, and the other way. */
 
-#include "client/client.h"
+#include "client/alloc/large.h"
+#include "client/alloc/mcache.h"
+#include "client/alloc/thread.h"
+#include "client/alloc/tx_log.h"
+#include "client/heap.h"
+#include "client/link/fork.h"
+#include "client/link/hooks.h"
+#include "client/link/reason.h"
 #include "client/own/object.h"
 #include "client/own/publish.h"
 

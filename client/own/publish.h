@@ -3,7 +3,7 @@
 #ifndef CLIENT_PUBLISH_H
 #define CLIENT_PUBLISH_H
 
-#include "client/client.h"
+#include "client/heap.h"
 
 int publish_slow(arena_t *a, void *p); /* 0 or a negative errno */
 

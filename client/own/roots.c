@@ -8,7 +8,12 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "client/client.h"
+#include "client/heap.h"
+#include "client/link/attach.h"
+#include "client/link/conn.h"
+#include "client/link/fork.h"
+#include "client/link/reason.h"
+#include "client/link/socket.h"
 #include "client/own/object.h"
 #include "shm/root.h"
 

@@ -24,10 +24,18 @@
 #include <string.h>
 #include <time.h>
 
-#include "client/client.h"
-#include "client/own/object.h"
-#include "client/own/free.h"
+#include "client/alloc/large.h"
+#include "client/alloc/mcache.h"
+#include "client/alloc/thread.h"
 #include "client/alloc/tx_log.h"
+#include "client/heap.h"
+#include "client/link/cancel.h"
+#include "client/link/conn.h"
+#include "client/link/reason.h"
+#include "client/link/socket.h"
+#include "client/own/free.h"
+#include "client/own/object.h"
+#include "client/own/tx.h"
 #include "shm/hazard.h"
 #include "shm/root.h"
 

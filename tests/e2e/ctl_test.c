@@ -14,7 +14,7 @@
 
 #include <cjson/cJSON.h>
 
-#include "client/client.h"
+#include "client/heap.h"
 #include "tests/e2e/ctl_answers.h"
 
 /* ---- JSON ------------------------------------------------------------------------------------ */

@@ -10,7 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "client/client.h"
+#include "client/heap.h"
 #include "shm/ticket.h"
 #include "tests/e2e/harness.h"
 

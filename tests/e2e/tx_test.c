@@ -14,7 +14,7 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
-#include "client/client.h"
+#include "client/heap.h"
 #include "shm/ticket.h"
 #include "tests/e2e/harness.h"
 

@@ -237,12 +237,12 @@ void conn_unlock(struct arena *a)
         sent = returns_send(a);
         pthread_mutex_unlock(&a->conn.lock);
         fence_seq_cst();
-    } while (sent && returns_pending(a) && pthread_mutex_trylock(&a->conn.lock) == 0);
+    } while (sent && returns_pending(&a->returns) && pthread_mutex_trylock(&a->conn.lock) == 0);
 }
 
 void conn_kick(struct arena *a)
 {
-    if (!returns_pending(a))
+    if (!returns_pending(&a->returns))
         return;
     fence_seq_cst();
     if (conn_trylock(a))

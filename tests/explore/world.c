@@ -436,7 +436,7 @@ void world_final(void)
         if (ex_is_dead(i) && options.daemon && world_core.clients[clients[i]->tag])
             ex_violation("dead client %u was not reclaimed", i);
     for (unsigned i = 1; i <= options.clients; i++)
-        if (!ex_is_dead(i) && world_is_connected(i) && !world_was_full(i) && returns_pending(clients[i]))
+        if (!ex_is_dead(i) && world_is_connected(i) && !world_was_full(i) && returns_pending(&clients[i]->returns))
             ex_violation("client %u has let go, and nobody tells the daemon", i);
     check_leases();
     check_magazines();

@@ -7,7 +7,16 @@
 #ifndef TESTS_EXPLORE_WORLD_H
 #define TESTS_EXPLORE_WORLD_H
 
-#include "client/client.h"
+#include "client/alloc/large.h"
+#include "client/alloc/lease.h"
+#include "client/alloc/mcache.h"
+#include "client/alloc/mcaches.h"
+#include "client/alloc/thread.h"
+#include "client/alloc/tx_log.h"
+#include "client/heap.h"
+#include "client/link/fork.h"
+#include "client/link/reason.h"
+#include "client/own/tx.h"
 #include "daemon/core/core.h"
 #include "tests/explore/explore.h"
 

@@ -1,4 +1,4 @@
-/* client/client.h: who switches the fast paths off, and a thread that is about to switch its own on.
+/* client/alloc/mcache.h: who switches the fast paths off, and a thread that is about to switch its own on.
  *
  * Goal: whatever their order, a heap that is of the past, or whose allocations are watched, is served by no fast path.
  * Method: two threads that go through the same mcaches many times; each stores one word and loads the other's, which
@@ -15,7 +15,7 @@
 
 #include <cmocka.h>
 
-#include "client/client.h"
+#include "client/alloc/mcache.h"
 #include "client/link/hooks.h"
 
 enum { HEAPS = 128, ROUNDS = 8000 };
