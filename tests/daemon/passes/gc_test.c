@@ -303,6 +303,58 @@ static void a_daemon_that_starts_has_words_that_the_last_one_held(void **state)
     assert_int_equal(core.mheap.units.free_count + 1, f.h.unit_count);
 }
 
+/* ---- queues that are full ---------------------------------------------------------------------------------------------------- */
+
+static bool no_memory;
+
+void *__real_malloc(size_t bytes);
+void *__wrap_malloc(size_t bytes);
+void *__wrap_malloc(size_t bytes) { return no_memory ? NULL : __real_malloc(bytes); }
+
+/* `count` published objects of a size, one after another, each of which refers to what `refers` has of the same number. */
+static void make_published(struct client *client, uint32_t size, uint32_t count, uint64_t *refs, const uint64_t *refers)
+{
+    uint32_t first = 0, index = UINT32_MAX;
+    for (uint32_t i = 0; i < count; i++, index++) {
+        if (index >= class_table[f.h.spans[first].span_class].objects) {
+            first = lease(client, size, 0);
+            index = 0;
+        }
+        words_of(&f.h, first)[index] = WORD_SHARED;
+        refs[i] = ref_of(first, index);
+        *slot_at(refs[i]) = refers ? refers[i] : 0;
+    }
+}
+
+static void what_no_queue_has_room_for_is_found_again(void **state)
+{
+    enum { COUNT = 4096 };
+    static uint64_t far[COUNT], near[COUNT], lost[1], root[1];
+    struct client *client = attach(&core, 1, 1);
+    (void)state;
+    client_gc_mode(&core, client, GC_PINS);
+    make_published(client, 64, COUNT, far, NULL);
+    make_published(client, 64, COUNT, near, far);
+    make_published(client, 64, 1, lost, NULL);
+    make_published(client, COUNT * 8, 1, root, NULL);
+    memcpy(slot_at(root[0]), near, sizeof near);
+    assert_int_equal(client_root(&core, client, 1, "root", ROOT_MODE_SET, 0, root[0]), 0);
+    assert_non_null(gc = gc_begin(&core, objects, 1, false));
+    no_memory = true;
+    int rc = gc_work(gc);
+    no_memory = false;
+    assert_int_equal(rc, 0);
+    assert_true(gc_report(gc)->overflows > 0);
+    end_collection();
+    for (int i = 0; i < COUNT; i++) {
+        struct object object;
+        assert_true(object_find(&f.h, near[i], &object) && *object.word == WORD_SHARED);
+        assert_true(object_find(&f.h, far[i], &object) && *object.word == WORD_SHARED);
+    }
+    struct object object;
+    assert_true(object_find(&f.h, lost[0], &object) && *object.word == WORD_FREE);
+}
+
 /* ---- pins of the dead -------------------------------------------------------------------------------------------------------- */
 
 static uint32_t early_first;
@@ -454,6 +506,7 @@ int main(void)
         TEST(words_of_a_span_that_is_uncut_while_the_snapshot_is_taken_wait_for_its_end),
         TEST(a_request_waits_for_words_that_are_held_and_is_refused_only_without_them),
         TEST(a_daemon_that_starts_has_words_that_the_last_one_held),
+        TEST(what_no_queue_has_room_for_is_found_again),
         TEST(pins_of_a_client_that_dies_count_until_the_end),
         TEST(what_is_committed_while_the_snapshot_is_taken_is_never_white),
         TEST(who_turns_words_is_named_until_he_is_through_or_dead),
