@@ -7,74 +7,56 @@
 
 #include <msgpack.h>
 
-enum kind { KIND_END, KIND_U32, KIND_OPT32, KIND_U64, KIND_STR, KIND_BIN, KIND_LIST };
+enum kind { KIND_U32, KIND_OPT32, KIND_U64, KIND_STR, KIND_BIN, KIND_LIST, KIND_JOB, KIND_PAD };
 
 struct field {
     const char *name;
     enum kind kind;
     uint64_t least, most;
-    size_t at, count_at; /* in struct msg; count_at of BIN and LIST */
+    size_t at, count_at; /* in the message's struct; count_at of BIN and LIST */
 };
 
-#define AT_U32(name)  offsetof(struct msg, name), 0
-#define AT_OPT32(name) AT_U32(name)
-#define AT_U64(name)  offsetof(struct msg, name), 0
-#define AT_STR(name)  offsetof(struct msg, name), 0
-#define AT_BIN(name)  offsetof(struct msg, name), offsetof(struct msg, name##_bytes)
-#define AT_LIST(name) offsetof(struct msg, name), offsetof(struct msg, name##_count)
-
-enum field_number {
-#define FIELD_NUMBER(name, kind, least, most) FIELD_##name,
-    MSG_FIELDS(FIELD_NUMBER)
-#undef FIELD_NUMBER
-};
-
-static const struct field fields[] = {
-#define FIELD_ROW(name, kind, least, most) {#name, KIND_##kind, (least), (most), AT_##kind(name)},
-    MSG_FIELDS(FIELD_ROW)
-#undef FIELD_ROW
-};
-
-#define FIELDS_MAX 12
 struct message {
     const char *name;
-    uint32_t number;
+    uint32_t type;
     bool from_client;
+    uint32_t reply;
     int field_count;
-    uint8_t fields[FIELDS_MAX];
+    const struct field *fields;
 };
 
-/* (a, b, c) -> FIELD_a, FIELD_b, FIELD_c */
-#define NUMBER_OF(name)  FIELD_##name
-#define F1(a)            NUMBER_OF(a)
-#define F2(a, ...)       NUMBER_OF(a), F1(__VA_ARGS__)
-#define F3(a, ...)       NUMBER_OF(a), F2(__VA_ARGS__)
-#define F4(a, ...)       NUMBER_OF(a), F3(__VA_ARGS__)
-#define F5(a, ...)       NUMBER_OF(a), F4(__VA_ARGS__)
-#define F6(a, ...)       NUMBER_OF(a), F5(__VA_ARGS__)
-#define F7(a, ...)       NUMBER_OF(a), F6(__VA_ARGS__)
-#define F8(a, ...)       NUMBER_OF(a), F7(__VA_ARGS__)
-#define F9(a, ...)       NUMBER_OF(a), F8(__VA_ARGS__)
-#define F10(a, ...)      NUMBER_OF(a), F9(__VA_ARGS__)
-#define PICK(_1, _2, _3, _4, _5, _6, _7, _8, _9, _10, N, ...) N
-#define COUNT(...)       PICK(__VA_ARGS__, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0)
-#define NUMBERS(...)     PICK(__VA_ARGS__, F10, F9, F8, F7, F6, F5, F4, F3, F2, F1, 0)(__VA_ARGS__)
-#define SENDER_CLIENT    true
-#define SENDER_DAEMON    false
+#define AT_U32(message, field)   offsetof(struct msg_##message, field), 0
+#define AT_OPT32(message, field) AT_U32(message, field)
+#define AT_U64(message, field)   AT_U32(message, field)
+#define AT_STR(message, field)   AT_U32(message, field)
+#define AT_BIN(message, field)   offsetof(struct msg_##message, field), offsetof(struct msg_##message, field##_bytes)
+#define AT_LIST(message, field)  offsetof(struct msg_##message, field), offsetof(struct msg_##message, field##_count)
+#define AT_JOB(message, field)   0, 0
+#define AT_PAD(message, field)   0, 0
+#define SENDER_CLIENT            true
+#define SENDER_DAEMON            false
 
-static const struct message messages[] = {
-#define MESSAGE_ROW(name, number, sender, list) {#name, number, SENDER_##sender, COUNT list, {NUMBERS list}},
-    MSG_TABLE(MESSAGE_ROW)
-#undef MESSAGE_ROW
-};
+#define FIELD_ROW(message, field, kind, least, most) {#field, KIND_##kind, (least), (most), AT_##kind(message, field)},
+#define FIELD_ROWS(NAME, name, number, sender, reply, list) \
+    static const struct field fields_of_##name[] = {MSG_EACH(FIELD_ROW, name, list)};
+MSG_TABLE(FIELD_ROWS)
+
+#define MESSAGE_ROW(NAME, name, number, sender, reply, list) \
+    {#NAME, MSG_##NAME, SENDER_##sender, MSG_##reply, sizeof fields_of_##name / sizeof(struct field), fields_of_##name},
+static const struct message messages[] = {MSG_TABLE(MESSAGE_ROW)};
 
 static const struct message *message_of(uint32_t type)
 {
     for (size_t i = 0; i < sizeof messages / sizeof messages[0]; i++)
-        if (messages[i].number == type)
+        if (messages[i].type == type)
             return &messages[i];
     return NULL;
 }
+
+/* The number in the packet, and the job where several messages share it. */
+static uint32_t number_of(const struct message *message) { return message->type & MSG_NUMBER_MAX; }
+static uint32_t job_of(const struct message *message) { return message->type / MSG_JOB(0, 1); }
+static bool has_job(const struct message *message) { return message->fields[0].kind == KIND_JOB; }
 
 const char *msg_name(uint32_t type)
 {
@@ -87,6 +69,16 @@ int msg_from_client(uint32_t type)
     const struct message *message = message_of(type);
     return message && message->from_client;
 }
+
+uint32_t msg_reply(uint32_t type)
+{
+    const struct message *message = message_of(type);
+    return message ? message->reply : (uint32_t)MSG_NONE;
+}
+
+/* The fields of all messages begin at one place: they are a union. */
+static const void *part(const struct msg *m, size_t at) { return (const uint8_t *)&m->hello + at; }
+static void *part_of(struct msg *m, size_t at) { return (uint8_t *)&m->hello + at; }
 
 /* ---- encoding --------------------------------------------------------------------------------------------------------- */
 
@@ -108,32 +100,40 @@ static int out_write(void *data, const char *bytes, size_t count)
     return 0;
 }
 
-static int encode_field(msgpack_packer *pk, const struct msg *m, const struct field *f)
+/* What the range of a field is about: its value, or its length. */
+static uint64_t measure(const struct message *message, const struct msg *m, const struct field *f)
 {
-    const uint8_t *at = (const uint8_t *)m + f->at;
-    uint64_t number = 0;
-    uint32_t count = 0;
-    if (f->kind == KIND_U32 || f->kind == KIND_OPT32)
-        number = *(const uint32_t *)(const void *)at;
-    else if (f->kind == KIND_U64)
-        number = *(const uint64_t *)(const void *)at;
-    else if (f->kind == KIND_STR)
-        number = strnlen((const char *)at, MSG_TEXT_MAX);
-    else
-        number = count = *(const uint32_t *)(const void *)((const uint8_t *)m + f->count_at);
+    const char *text;
+    switch (f->kind) {
+    case KIND_U32:
+    case KIND_OPT32: return *(const uint32_t *)part(m, f->at);
+    case KIND_U64: return *(const uint64_t *)part(m, f->at);
+    case KIND_STR:
+        text = *(const char *const *)part(m, f->at);
+        return text ? strnlen(text, f->most + 1) : 0;
+    case KIND_BIN:
+    case KIND_LIST: return *(const uint32_t *)part(m, f->count_at);
+    case KIND_JOB: return job_of(message);
+    default: return 0;
+    }
+}
+
+static int encode_field(msgpack_packer *pk, const struct message *message, const struct msg *m, const struct field *f)
+{
+    uint64_t number = measure(message, m, f);
     if (number < f->least || number > f->most)
         return -EINVAL;
     switch (f->kind) {
     case KIND_STR:
         msgpack_pack_str(pk, number);
-        return msgpack_pack_str_body(pk, at, number) ? -EINVAL : 0;
+        return msgpack_pack_str_body(pk, *(const char *const *)part(m, f->at), number) ? -EINVAL : 0;
     case KIND_BIN:
-        msgpack_pack_bin(pk, count);
-        return msgpack_pack_bin_body(pk, *(const uint8_t *const *)(const void *)at, count) ? -EINVAL : 0;
+        msgpack_pack_bin(pk, number);
+        return msgpack_pack_bin_body(pk, *(const uint8_t *const *)part(m, f->at), number) ? -EINVAL : 0;
     case KIND_LIST:
-        msgpack_pack_array(pk, count);
-        for (uint32_t i = 0; i < count; i++)
-            msgpack_pack_uint32(pk, ((const uint32_t *)(const void *)at)[i]);
+        msgpack_pack_array(pk, number);
+        for (uint64_t i = 0; i < number; i++)
+            msgpack_pack_uint32(pk, (*(const uint32_t *const *)part(m, f->at))[i]);
         return 0;
     default:
         return msgpack_pack_uint64(pk, number) ? -EINVAL : 0;
@@ -149,10 +149,10 @@ int msg_encode(const struct msg *m, uint8_t *buf, size_t capacity)
     msgpack_packer pk;
     msgpack_packer_init(&pk, &out, out_write);
     msgpack_pack_array(&pk, (size_t)message->field_count + 2);
-    msgpack_pack_uint32(&pk, m->type);
+    msgpack_pack_uint32(&pk, number_of(message));
     msgpack_pack_uint32(&pk, m->id);
     for (int i = 0; i < message->field_count; i++)
-        if (encode_field(&pk, m, &fields[message->fields[i]]) < 0)
+        if (encode_field(&pk, message, m, &message->fields[i]) < 0)
             return -EINVAL;
     return out.full ? -EINVAL : (int)(out.at - buf);
 }
@@ -233,9 +233,21 @@ static const char *decode_number(const msgpack_object *o, const struct field *f,
     return NULL;
 }
 
-static const char *decode_list(struct msg *m, const msgpack_object *o, const struct field *f)
+static const char *decode_text(const char **ret, struct msg_space *space, const msgpack_object *o, const struct field *f)
 {
-    uint32_t *list = (uint32_t *)(void *)((uint8_t *)m + f->at);
+    if (o->type != MSGPACK_OBJECT_STR)
+        return "is not a string";
+    if (o->via.str.size > f->most || (o->via.str.size && memchr(o->via.str.ptr, 0, o->via.str.size)))
+        return "is too long or holds a NUL";
+    if (o->via.str.size) /* of an empty string msgpack has no pointer */
+        memcpy(space->text, o->via.str.ptr, o->via.str.size);
+    space->text[o->via.str.size] = 0;
+    *ret = space->text;
+    return NULL;
+}
+
+static const char *decode_list(struct msg *m, struct msg_space *space, const msgpack_object *o, const struct field *f)
+{
     if (o->type != MSGPACK_OBJECT_ARRAY)
         return "is not an array";
     if (o->via.array.size > f->most)
@@ -244,52 +256,55 @@ static const char *decode_list(struct msg *m, const msgpack_object *o, const str
         const msgpack_object *e = &o->via.array.ptr[i];
         if (e->type != MSGPACK_OBJECT_POSITIVE_INTEGER || e->via.u64 > UINT32_MAX)
             return "holds something that is not a 32-bit number";
-        list[i] = (uint32_t)e->via.u64;
+        space->list[i] = (uint32_t)e->via.u64;
     }
-    *(uint32_t *)(void *)((uint8_t *)m + f->count_at) = o->via.array.size;
+    *(const uint32_t **)part_of(m, f->at) = space->list;
+    *(uint32_t *)part_of(m, f->count_at) = o->via.array.size;
     return NULL;
 }
 
-static const char *decode_field(struct msg *m, const msgpack_object *o, const struct field *f)
+/* A message has one text and one list at most: each is in `space` (tests/proto/msg_test.c looks). */
+static const char *decode_field(struct msg *m, struct msg_space *space, const msgpack_object *o, const struct field *f)
 {
-    uint8_t *at = (uint8_t *)m + f->at;
     uint64_t number = 0;
     const char *why;
     switch (f->kind) {
     case KIND_U32:
     case KIND_OPT32:
         if ((why = decode_number(o, f, &number)) == NULL)
-            *(uint32_t *)(void *)at = (uint32_t)number;
+            *(uint32_t *)part_of(m, f->at) = (uint32_t)number;
         return why;
     case KIND_U64:
         if ((why = decode_number(o, f, &number)) == NULL)
-            *(uint64_t *)(void *)at = number;
+            *(uint64_t *)part_of(m, f->at) = number;
         return why;
-    case KIND_STR:
-        if (o->type != MSGPACK_OBJECT_STR)
-            return "is not a string";
-        if (o->via.str.size > f->most || (o->via.str.size && memchr(o->via.str.ptr, 0, o->via.str.size)))
-            return "is too long or holds a NUL";
-        if (o->via.str.size) /* of an empty string msgpack has no pointer */
-            memcpy(at, o->via.str.ptr, o->via.str.size);
-        at[o->via.str.size] = 0;
-        return NULL;
+    case KIND_STR: return decode_text(part_of(m, f->at), space, o, f);
     case KIND_BIN:
         if (o->type != MSGPACK_OBJECT_BIN)
             return "is not binary";
         if (o->via.bin.size > f->most)
             return "is too long";
-        *(const uint8_t **)(void *)at = (const uint8_t *)o->via.bin.ptr;
-        *(uint32_t *)(void *)((uint8_t *)m + f->count_at) = o->via.bin.size;
+        *(const uint8_t **)part_of(m, f->at) = (const uint8_t *)o->via.bin.ptr;
+        *(uint32_t *)part_of(m, f->count_at) = o->via.bin.size;
         return NULL;
-    case KIND_LIST:
-        return decode_list(m, o, f);
-    default:
-        return "is unknown";
+    case KIND_LIST: return decode_list(m, space, o, f);
+    default: return decode_number(o, f, &number); /* a JOB is in the type already */
     }
 }
 
-static int decode_array(struct msg *m, const msgpack_object *array, char *ret_why)
+/* Which message it is: by its number, and by its job where it shares that one. */
+static const struct message *message_in(const msgpack_object *e, uint32_t count)
+{
+    for (size_t i = 0; i < sizeof messages / sizeof messages[0]; i++) {
+        const struct message *message = &messages[i];
+        if (e[0].via.u64 == number_of(message) &&
+            (!has_job(message) || (count > 2 && e[2].type == MSGPACK_OBJECT_POSITIVE_INTEGER && e[2].via.u64 == job_of(message))))
+            return message;
+    }
+    return NULL;
+}
+
+static int decode_array(struct msg *m, struct msg_space *space, const msgpack_object *array, char *ret_why)
 {
     const msgpack_object *e = array->via.array.ptr;
     uint32_t count = array->via.array.size;
@@ -298,24 +313,22 @@ static int decode_array(struct msg *m, const msgpack_object *array, char *ret_wh
         snprintf(ret_why, MSG_TEXT_MAX, "a message must begin with two numbers, its type and its id");
         return -EPROTO;
     }
-    m->type = (uint32_t)e[0].via.u64;
     m->id = (uint32_t)e[1].via.u64;
-    const struct message *message = message_of(m->type);
+    const struct message *message = message_in(e, count);
     if (!message) {
-        snprintf(ret_why, MSG_TEXT_MAX, "unknown message type %u", m->type);
+        snprintf(ret_why, MSG_TEXT_MAX, "unknown message type %u, or a job that it does not have", (uint32_t)e[0].via.u64);
         return -EPROTO;
     }
+    m->type = message->type;
     for (int i = 0; i < message->field_count; i++) {
-        const struct field *f = &fields[message->fields[i]];
-        if ((uint32_t)i + 2 >= count && f->kind == KIND_OPT32) {
-            *(uint32_t *)(void *)((uint8_t *)m + f->at) = 0;
+        const struct field *f = &message->fields[i];
+        if ((uint32_t)i + 2 >= count && f->kind == KIND_OPT32)
             continue;
-        }
         if ((uint32_t)i + 2 >= count) {
             snprintf(ret_why, MSG_TEXT_MAX, "%s has %u fields, not %d", message->name, count - 2, message->field_count);
             return -EPROTO;
         }
-        const char *why = decode_field(m, &e[i + 2], f);
+        const char *why = decode_field(m, space, &e[i + 2], f);
         if (why) {
             snprintf(ret_why, MSG_TEXT_MAX, "%s: field %s %s", message->name, f->name, why);
             return -EPROTO;
@@ -324,8 +337,9 @@ static int decode_array(struct msg *m, const msgpack_object *array, char *ret_wh
     return 0;
 }
 
-int msg_decode(struct msg *ret, const uint8_t *packet, size_t bytes, char *ret_why)
+int msg_decode(struct msg *ret, struct msg_space *space, const uint8_t *packet, size_t bytes, char *ret_why)
 {
+    memset(ret, 0, sizeof *ret);
     if (bytes > MSG_MAX || msg_precheck(packet, bytes, 2) < 0) {
         snprintf(ret_why, MSG_TEXT_MAX, "a packet of %zu bytes that is not one msgpack array of depth 2", bytes);
         return -EPROTO;
@@ -339,7 +353,7 @@ int msg_decode(struct msg *ret, const uint8_t *packet, size_t bytes, char *ret_w
         object.type != MSGPACK_OBJECT_ARRAY)
         snprintf(ret_why, MSG_TEXT_MAX, "a packet of %zu bytes that is not a msgpack array", bytes);
     else
-        rc = decode_array(ret, &object, ret_why);
+        rc = decode_array(ret, space, &object, ret_why);
     msgpack_zone_destroy(&zone);
     return rc;
 }

@@ -19,7 +19,7 @@
 #include <cjson/cJSON.h>
 #include <msgpack.h>
 
-#include "proto/msg.h"
+#include "proto/old.h"
 
 /* Exit statuses. `exec` ends with its command's: 126, 127: it could not be run; 128 + signal. */
 enum {

@@ -8,7 +8,7 @@
 #include <pthread.h>
 
 #include "client/link/socket.h"
-#include "proto/msg.h"
+#include "proto/old.h"
 
 /* A lease that was asked for before it was needed: one at a time. sync: conn.lock */
 struct ahead {

@@ -284,26 +284,40 @@ int client_gc_mode(struct core *core, struct client *client, uint64_t mode)
     return 0;
 }
 
+static bool pins_may_be_at(const struct core *core, uint64_t ref)
+{
+    return ref < core->heap.heap_bytes && ref % PAGE_SIZE == 0;
+}
+
 /* Looked at by a collection only, and checked there. */
 int client_pins(struct core *core, struct client *client, uint64_t ref)
 {
-    if (ref >= core->heap.heap_bytes || ref % PAGE_SIZE != 0)
+    if (!pins_may_be_at(core, ref))
         return -EINVAL;
     store_relaxed(&core->heap.tags[client->tag].pins, ref);
     return 0;
 }
 
-int client_mode(struct core *core, struct client *client, uint32_t request, unsigned mode, uint64_t value)
+int client_safepoint(struct core *core, struct client *client, uint32_t request, uint64_t mode)
 {
-    bool is_pins = mode == CLIENT_MODE_PINS;
-    if (is_pins ? value >= core->heap.heap_bytes || value % PAGE_SIZE != 0 : value >= GC_MODE_COUNT)
+    if (mode >= GC_MODE_COUNT)
         return -EINVAL;
     if (!client_may(core, client, request))
         return -ECANCELED;
-    int rc = is_pins ? client_pins(core, client, value) : client_gc_mode(core, client, value);
-    if (rc == 0)
-        client_did(core, client, request);
-    return rc;
+    client_gc_mode(core, client, mode);
+    client_did(core, client, request);
+    return 0;
+}
+
+int client_first_pins(struct core *core, struct client *client, uint32_t request, uint64_t ref)
+{
+    if (!pins_may_be_at(core, ref))
+        return -EINVAL;
+    if (!client_may(core, client, request))
+        return -ECANCELED;
+    client_pins(core, client, ref);
+    client_did(core, client, request);
+    return 0;
 }
 
 /* ---- roots ------------------------------------------------------------------------------------------------------------------------- */

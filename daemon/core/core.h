@@ -363,8 +363,9 @@ int client_tx_resolved(struct core *core, struct client *client, unsigned tag);
 /* What it declares to the collector: in the map before this returns. -EINVAL */
 int client_gc_mode(struct core *core, struct client *client, uint64_t mode);
 int client_pins(struct core *core, struct client *client, uint64_t ref);
-/* One of the two, as CLIENT_MODE_* says, for request `request`: -EINVAL, -ECANCELED. */
-int client_mode(struct core *core, struct client *client, uint32_t request, unsigned mode, uint64_t value);
+/* The same for a request: -EINVAL, -ECANCELED. */
+int client_safepoint(struct core *core, struct client *client, uint32_t request, uint64_t mode);
+int client_first_pins(struct core *core, struct client *client, uint32_t request, uint64_t ref);
 
 /* mode ROOT_MODE_SET or _CAS. When it moves the root, the client's done becomes `request`, in the map before this
  * returns: after a restart both are as before, or both done. Errors as above, -ENOENT for removing what is not there,

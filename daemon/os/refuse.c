@@ -25,7 +25,6 @@ static void on_stop(int signum)
 
 void refuse_fd(int fd, int error, const char *text)
 {
-    static struct msg m;
     static uint8_t buf[MSG_MAX];
     /* what the peer has sent must be read before the close, or that resets the connection and the reply is lost */
     shutdown(fd, SHUT_RD);
@@ -33,10 +32,7 @@ void refuse_fd(int fd, int error, const char *text)
     do
         got = packet_receive(fd, buf, sizeof buf, NULL, 0, NULL, MSG_DONTWAIT);
     while (got > 0 || got == -EMSGSIZE || got == -EMFILE);
-    m.type = MSG_ERROR;
-    m.id = 0;
-    m.error = (uint32_t)error;
-    snprintf(m.text, sizeof m.text, "%s", text);
+    struct msg m = MSG(error, .error = (uint32_t)error, .text = text);
     int bytes = msg_encode(&m, buf, sizeof buf);
     if (bytes > 0)
         packet_send(fd, buf, (size_t)bytes, NULL, 0, MSG_DONTWAIT);

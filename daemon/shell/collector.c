@@ -48,13 +48,9 @@ struct collector {
 
 static void send_rows(struct connection *c, uint32_t id, const struct collector *k, uint32_t body)
 {
-    static struct msg out;
-    out.type = MSG_ROWS;
-    out.id = id;
-    out.cursor = body + 1 < k->rows.count ? (uint64_t)k->serial << 32 | (body + 1) : 0;
-    out.body = (const uint8_t *)k->rows.bodies[body].data;
-    out.body_bytes = (uint32_t)k->rows.bodies[body].size;
-    connection_send(c, &out, NULL, 0);
+    connection_reply(c, id, MSG(rows, .cursor = body + 1 < k->rows.count ? (uint64_t)k->serial << 32 | (body + 1) : 0,
+                                .body = (const uint8_t *)k->rows.bodies[body].data,
+                                .body_bytes = (uint32_t)k->rows.bodies[body].size));
 }
 
 static void unmap_objects(struct server *s)
@@ -341,10 +337,10 @@ bool collector_defers(struct connection *c, const struct msg *m, const uint8_t *
     const struct server *s = c->server;
     enum collector_state state = s->collector->state;
     bool runs = state > COLLECTOR_WAITING;
-    bool is_gc = m->type == MSG_GC && m->cursor == 0 && state != COLLECTOR_IDLE;
-    bool enters = m->type == MSG_HELLO && !(m->flags & (HELLO_MONITOR | HELLO_LOOK)) && runs;
-    bool leaves = m->type == MSG_MODE && m->mode == CLIENT_MODE_SAFEPOINT && runs && c->client &&
-                  (m->value == GC_RUNS || s->core.heap.tags[c->client->tag].gc_mode == GC_SAFEPOINT);
+    bool is_gc = m->type == MSG_GC && m->gc.cursor == 0 && state != COLLECTOR_IDLE;
+    bool enters = m->type == MSG_HELLO && !(m->hello.flags & (HELLO_MONITOR | HELLO_LOOK)) && runs;
+    bool leaves = m->type == MSG_SAFEPOINT && runs && c->client &&
+                  (m->safepoint.gc_mode == GC_RUNS || s->core.heap.tags[c->client->tag].gc_mode == GC_SAFEPOINT);
     if (!is_gc && !enters && !leaves)
         return false;
     connection_hold(c, packet, bytes, m->type == MSG_GC);

@@ -11,7 +11,9 @@
 #include <unistd.h>
 
 #include "daemon/shell/collector.h"
+#include "daemon/shell/hello.h"
 #include "daemon/shell/info.h"
+#include "daemon/shell/waiting.h"
 #include "daemon/os/kept.h"
 #include "daemon/os/log.h"
 #include "daemon/os/refuse.h"
@@ -349,7 +351,7 @@ void connection_send(struct connection *c, const struct msg *m, const int *fds, 
         return;
     }
     c->server->core.heap.header->round_trips += m->id != 0;
-    c->welcomed = m->type == MSG_WELCOME && !(m->flags & WELCOME_RESUMED) && m->tag;
+    c->welcomed = m->type == MSG_WELCOME && !(m->welcome.flags & WELCOME_RESUMED) && m->welcome.tag;
     c->server->core.turn.bytes += (uint64_t)bytes;
     rc = c->out_first ? -EAGAIN : send_packet(c, buf, (size_t)bytes, fds, fd_count);
     if (rc == -EAGAIN && fd_count == 0) {
@@ -368,17 +370,29 @@ void connection_send(struct connection *c, const struct msg *m, const int *fds, 
         connection_close(c, rc == -EAGAIN ? "it does not read" : NULL);
 }
 
+void connection_reply(struct connection *c, uint32_t id, struct msg m)
+{
+    m.id = id;
+    connection_send(c, &m, NULL, 0);
+}
+
+void connection_ok(struct connection *c, uint32_t id, uint64_t value) { connection_reply(c, id, MSG(ok, .value = value)); }
+
 void connection_error(struct connection *c, uint32_t id, int error, const char *format, ...)
 {
-    static struct msg m;
+    char text[MSG_TEXT_MAX + 1];
     va_list args;
-    m.type = MSG_ERROR;
-    m.id = id;
-    m.error = (uint32_t)(error < 0 ? -error : error);
     va_start(args, format);
-    vsnprintf(m.text, sizeof m.text, format, args);
+    vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    connection_send(c, &m, NULL, 0);
+    connection_reply(c, id, MSG(error, .error = (uint32_t)(error < 0 ? -error : error), .text = text));
+}
+
+void connection_limit(struct connection *c, uint32_t id)
+{
+    const struct refusal *r = &c->server->core.refusal;
+    connection_error(c, id, EDQUOT, "%s is reached: %llu of %llu in use, %llu more wanted", r->limit,
+                     (unsigned long long)r->used, (unsigned long long)r->most, (unsigned long long)r->more);
 }
 
 /* ---- accepting -------------------------------------------------------------------------------------------------------------------- */

@@ -46,27 +46,11 @@ struct connection {
     struct packet *rest; /* of a packet that was too heavy for a turn; it is served next */
 };
 
-/* A request that waits for memory. */
-struct pending {
-    struct pending *next;
-    struct connection *connection; /* NULL: it has gone */
-    uint32_t type, id, span_class, pages, align, first;
-    uint64_t since_ns;
-    uint64_t asked_ns; /* when others were asked to trim */
-    uint64_t swept_at; /* core.sweep_serial when a whole cycle that it waits for has ended */
-    enum { HOPE_SWEEP, HOPE_TRIM, HOPE_SWEEP_AGAIN } hope;
-    bool ahead; /* of need: refused at once when memory is short */
-};
-
 void server_pump(struct server *s);
 
 void connections_serve(struct server *s); /* what a turn has room for */
 void connection_on_listen(uv_poll_t *poll, int status, int events);
-void connections_retry(struct server *s);
-void connection_resume_forget(struct connection *c);
-bool connections_resume(struct server *s); /* a turn's work for clients that come back; true: there is more */
 void connection_owe(struct connection *c, int change);
-void connections_notice(struct server *s); /* a turn's part of the notices to trim; s->notice_at: there are more */
 void connections_tick(struct server *s);
 void connections_allow_again(struct server *s);
 void connections_close(struct server *s);
@@ -74,7 +58,10 @@ void connections_free(struct server *s);
 /* After a start: which of the clients in the map have a living process; those that surely have none die. */
 void connections_find_dead(struct server *s);
 
-/* connection.c, for requests.c */
+/* Answers. An error that closes the connection is its own. */
+void connection_reply(struct connection *c, uint32_t id, struct msg m);
+void connection_ok(struct connection *c, uint32_t id, uint64_t value);
+void connection_limit(struct connection *c, uint32_t id); /* -EDQUOT: which limit it was, and by how much */
 void connection_send(struct connection *c, const struct msg *m, const int *fds, int fd_count);
 void connection_error(struct connection *c, uint32_t id, int error, const char *format, ...)
     __attribute__((format(printf, 4, 5)));

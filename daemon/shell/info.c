@@ -117,6 +117,10 @@ void info_tick(struct server *s)
 
 void info_request(struct connection *c, uint32_t id, unsigned what, uint64_t cursor)
 {
+    if (what == 0 || what >= INFO_END) {
+        connection_error(c, id, EINVAL, "INFO %u: there are no such rows", what);
+        return;
+    }
     struct info *info = info_of(c->server);
     struct job *job = info ? calloc(1, sizeof *job) : NULL;
     if (!job || !account_of(&c->server->core, c->uid)) {
@@ -231,7 +235,6 @@ static void make_rows(struct server *s, struct walk *w)
 
 static void answer(struct job *job)
 {
-    static struct msg out;
     const struct walk *w = job->walk;
     struct connection *c = job->c;
     connection_owe(c, -1);
@@ -239,13 +242,8 @@ static void answer(struct job *job)
         connection_error(c, job->id, ENOMEM, "the daemon is out of memory");
         return;
     }
-    out.type = MSG_ROWS;
-    out.id = job->id;
-    out.cursor = w->next_cursor;
-    out.body = w->rows;
-    out.body_bytes = (uint32_t)w->bytes;
     charge(c, w->bytes);
-    connection_send(c, &out, NULL, 0);
+    connection_reply(c, job->id, MSG(rows, .cursor = w->next_cursor, .body = w->rows, .body_bytes = (uint32_t)w->bytes));
 }
 
 /* Some of those whose walk is through. One that has no room any more waits for another walk. */

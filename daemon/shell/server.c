@@ -20,6 +20,8 @@
 #include "daemon/shell/backing.h"
 #include "daemon/shell/collector.h"
 #include "daemon/shell/connection.h"
+#include "daemon/shell/hello.h"
+#include "daemon/shell/waiting.h"
 #include "daemon/shell/info.h"
 #include "daemon/os/log.h"
 #include "daemon/os/signals.h"

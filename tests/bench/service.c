@@ -32,7 +32,7 @@ int service_run(const struct run *run)
 #include <unistd.h>
 
 #include "client/arena.h"
-#include "proto/msg.h"
+#include "proto/old.h"
 #include "proto/packet.h"
 #include "shm/layout.h"
 #include "tests/bench/daemon.h"

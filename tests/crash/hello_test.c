@@ -1,6 +1,7 @@
 /* Goal: a HELLO says who comes. A look makes no client; another image of a process that is attached means that exec has
  * replaced the one before, whose memory comes back at once; an image that is not told means nothing.
  * Method: raw clients of this process, which are the same process with the images that they say they are. */
+#include <errno.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -67,6 +68,24 @@ static void a_look_names_the_heap_and_makes_no_client(void **state)
     raw_close(&r);
 }
 
+static void rows_that_there_are_not_are_refused(void **state)
+{
+    struct raw r;
+    (void)state;
+    say_hello(&r, HELLO_LOOK, 7);
+    for (uint32_t what = 0; what < 32; what++) {
+        m.what = what;
+        m.cursor = 0;
+        assert_int_equal(raw_send(r.fd, MSG_INFO, 2 + what), 0);
+        uint32_t type = raw_receive(&r);
+        if (what >= INFO_STATS && what <= INFO_USERS)
+            assert_int_equal(type, MSG_ROWS);
+        else
+            assert_true(type == MSG_ERROR && m.error == EINVAL);
+    }
+    raw_close(&r);
+}
+
 static void another_image_buries_the_one_before_and_its_memory_comes_back(void **state)
 {
     struct raw old, new;
@@ -108,6 +127,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(a_look_names_the_heap_and_makes_no_client, start, daemon_teardown),
+        cmocka_unit_test_setup_teardown(rows_that_there_are_not_are_refused, start, daemon_teardown),
         cmocka_unit_test_setup_teardown(another_image_buries_the_one_before_and_its_memory_comes_back, start, daemon_teardown),
         cmocka_unit_test_setup_teardown(the_same_image_and_one_that_is_not_told_bury_nobody, start, daemon_teardown),
     };

@@ -16,7 +16,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "proto/msg.h"
+#include "proto/old.h"
 #include "proto/packet.h"
 #include "shm/layout.h"
 #include "shm/span.h"

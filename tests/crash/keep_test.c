@@ -14,7 +14,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "proto/msg.h"
+#include "proto/old.h"
 #include "shm/layout.h"
 #include "shm/span.h"
 #include "shm/tag.h"

@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-#include "proto/msg.h"
+#include "proto/old.h"
 #include "shm/layout.h"
 
 struct raw {

@@ -26,7 +26,7 @@
 
 #include "tests/e2e/harness.h"
 
-#include "proto/msg.h"
+#include "proto/old.h"
 #include "proto/packet.h"
 #include "shm/root.h"
 #include "shm/span.h"

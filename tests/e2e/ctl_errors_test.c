@@ -7,7 +7,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "proto/msg.h"
+#include "proto/old.h"
 #include "tests/e2e/ctl_answers.h"
 
 /* ---- no daemon, or a strange one ------------------------------------------------------------- */

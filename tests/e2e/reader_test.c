@@ -14,7 +14,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "proto/msg.h"
+#include "proto/old.h"
 #include "proto/packet.h"
 #include "shm/layout.h"
 #include "tests/e2e/harness.h"

@@ -484,7 +484,7 @@ static void on_lease(struct wire *w, struct client *client, const struct packet 
     }
     int count = mcentral_cache_span(&world_core, client, p->span_class, p->pages, grant.list,
                                     WIRE_LIST, &fresh);
-    if (count < 0) { /* what daemon/shell/requests.c tells after a sweep */
+    if (count < 0) { /* what daemon/shell/waiting.c tells after a sweep */
         store_relaxed(&world_heap.header->shortages, world_heap.header->shortages + 1);
         answer_error(w, count == -EAGAIN ? -ENOMEM : count);
         return;
@@ -533,7 +533,7 @@ static void on_mode(struct wire *w, struct client *client, const struct packet *
     if (!p->id)
         return; /* it has trimmed */
     int rc = p->mode == CLIENT_MODE_SAFEPOINT
-                 ? client_mode(&world_core, client, p->id, p->mode, p->value)
+                 ? client_safepoint(&world_core, client, p->id, p->value)
                  : 0; /* what answers */
     if (rc == -ECANCELED)
         return;

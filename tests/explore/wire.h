@@ -1,5 +1,5 @@
 /* The wire between the clients and the daemon, and what is at its ends: the client's connection
- * (client/link/conn.c) and the daemon's loop and handlers (daemon/shell/server.c, connection.c, requests.c),
+ * (client/link/conn.c) and the daemon's loop and handlers (daemon/shell/server.c, connection.c, requests.c, hello.c, waiting.c),
  * written here again, step by step. Packets are short; a full queue makes its sender wait. */
 #ifndef TESTS_EXPLORE_WIRE_H
 #define TESTS_EXPLORE_WIRE_H

@@ -1,7 +1,7 @@
 /* The explored world: a tiny heap, the daemon's core, and clients, all of it the product's own
  * code, with a wire between them in place of sockets (wire.h). What is not the product's: the wire
  * itself, the daemon's loop (daemon/shell/server.c and connection.c live with libuv), the handlers of
- * daemon/shell/requests.c and the client's reconnecting in client/link/conn.c.
+ * daemon/shell/requests.c, hello.c, waiting.c and the client's reconnecting in client/link/conn.c.
  *
  * Processes: 0 is the daemon, 1.. are the clients. A client's threads each have an mcache. */
 #ifndef TESTS_EXPLORE_WORLD_H

@@ -23,6 +23,8 @@
 
 #include "daemon/shell/collector.h"
 #include "daemon/shell/connection.h"
+#include "daemon/shell/hello.h"
+#include "daemon/shell/waiting.h"
 #include "daemon/passes/gc.h"
 #include "daemon/passes/gc_rows.h"
 #include "daemon/shell/info.h"
@@ -160,10 +162,8 @@ static void collection_over(const char *result)
     int rc = gc_rows_make(&rows, &server.core, collector.gc ? gc_report(collector.gc) : NULL, 0, result, 1, 2);
     ASSERT(rc == 0 && rows.count > 0);
     if (collector.requester) {
-        static struct msg out;
-        out = (struct msg){.type = MSG_ROWS, .id = collector.id, .body = (const uint8_t *)rows.bodies[0].data,
-                           .body_bytes = (uint32_t)rows.bodies[0].size};
-        connection_send(collector.requester, &out, NULL, 0);
+        connection_reply(collector.requester, collector.id, MSG(rows, .body = (const uint8_t *)rows.bodies[0].data,
+                                                                .body_bytes = (uint32_t)rows.bodies[0].size));
     }
     gc_rows_free(&rows);
     collector.requester = NULL;
@@ -236,10 +236,10 @@ void collector_forget(struct connection *c)
 
 bool collector_defers(struct connection *c, const struct msg *m, const uint8_t *packet, size_t bytes)
 {
-    bool is_gc = m->type == MSG_GC && m->cursor == 0;
-    bool enters = m->type == MSG_HELLO && !(m->flags & (HELLO_MONITOR | HELLO_LOOK));
-    bool leaves = m->type == MSG_MODE && m->mode == CLIENT_MODE_SAFEPOINT && c->client &&
-                  (m->value == GC_RUNS || heap.tags[c->client->tag].gc_mode == GC_SAFEPOINT);
+    bool is_gc = m->type == MSG_GC && m->gc.cursor == 0;
+    bool enters = m->type == MSG_HELLO && !(m->hello.flags & (HELLO_MONITOR | HELLO_LOOK));
+    bool leaves = m->type == MSG_SAFEPOINT && c->client &&
+                  (m->safepoint.gc_mode == GC_RUNS || heap.tags[c->client->tag].gc_mode == GC_SAFEPOINT);
     if (!collector.gc || (!is_gc && !enters && !leaves))
         return false;
     connection_hold(c, packet, bytes, is_gc);
@@ -362,9 +362,10 @@ const char *fuzz_lacks(void) { return fuzz_unseen(seen); }
 /* Which message is it? 0: none. */
 static uint32_t message_of(const uint8_t *packet, size_t bytes)
 {
-    static struct msg m;
+    static struct msg_space space;
+    struct msg m;
     char why[MSG_TEXT_MAX + 1];
-    return msg_decode(&m, packet, bytes, why) == 0 ? m.type : 0;
+    return msg_decode(&m, &space, packet, bytes, why) == 0 ? m.type : 0;
 }
 
 /* ---- the other side ---------------------------------------------------------------------------------------------- */

@@ -14,12 +14,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 /* The name of a message that none of the inputs so far had, or NULL: the kept corpus has a seed for each. */
 const char *fuzz_lacks(void);
 
-enum { FUZZ_TYPES = 64 };
+enum { FUZZ_TYPES = MSG_JOB(1, 8) }; /* more than a type is */
 
 /* The table's first message that is not among `seen`. */
 static inline const char *fuzz_unseen(const unsigned char seen[FUZZ_TYPES])
 {
-#define FUZZ_LOOK(name, number, sender, fields) if (!seen[number]) return #name;
+#define FUZZ_LOOK(NAME, name, number, sender, reply, fields) if (!seen[number]) return #NAME;
     MSG_TABLE(FUZZ_LOOK)
 #undef FUZZ_LOOK
     return NULL;

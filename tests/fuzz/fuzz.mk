@@ -15,7 +15,7 @@ $(B)/tests/fuzz/core_replay: $(call obj,tests/fuzz/core_fuzz.c tests/fuzz/replay
 
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS ?= $(patsubst tests/fuzz/%_fuzz.c,%,$(wildcard tests/fuzz/*_fuzz.c))
-FUZZ_COVERED  = $(addprefix daemon/,shell/requests.c core/clients.c core/mcentral.c passes/reclaim.c passes/scavenge.c passes/gc.c shell/connection.c) shm/root.c
+FUZZ_COVERED  = $(addprefix daemon/,shell/requests.c shell/hello.c shell/waiting.c core/clients.c core/mcentral.c passes/reclaim.c passes/scavenge.c passes/gc.c shell/connection.c) shm/root.c
 FUZZ_CC       = clang $(ALL_CPPFLAGS) -std=gnu11 $(WARN) $(WERROR) -g -O1
 .PHONY: fuzz
 fuzz: ## libFuzzer on FUZZ_TARGETS= (all), FUZZ_SECONDS= each (clang); then how much of the daemon the core's inputs reach (llvm-cov)

@@ -152,12 +152,13 @@ section arena_stats.3 DESCRIPTION | grep -oE '^\*[a-z_]+\*$' | tr -d '*' >"$work
 compare arena_stats.3 figure "$work/page" "$work/is"
 
 # ---- the protocol: the tables of proto/msg.h ---------------------------------------------------
-tr -d '\\\n' <proto/msg.h | grep -oE 'MESSAGE\([A-Z_]+, [0-9]+, [A-Z]+, *\([^)]*\)\)' |
-    sed 's/MESSAGE(\([A-Z_]*\), \([0-9]*\), [A-Z]*, *(\(.*\)))/*\1* \2 (\3)/; s/,  */, /g' >"$work/is"
-grep -E '^\*[A-Z_]+\* [0-9]+ \(' $man/arena-protocol.7.scd >"$work/page"
+tr -d '\\\n' <proto/msg.h | sed 's/MSG_JOB(\([0-9]*\), \([0-9]*\))/\1.\2/g' |
+    grep -oE 'MESSAGE\([A-Z_]+, [a-z_]+, [0-9.]+, [A-Z]+, [A-Z]+, *\([^)]*\)\)' |
+    sed 's/MESSAGE(\([A-Z_]*\), [a-z_]*, \([0-9.]*\), [A-Z]*, [A-Z]*, *(\(.*\)))/*\1* \2 (\3)/; s/,  */, /g' >"$work/is"
+grep -E '^\*[A-Z_]+\* [0-9.]+ \(' $man/arena-protocol.7.scd >"$work/page"
 compare arena-protocol.7 message "$work/page" "$work/is"
 number() { awk -v name="$1" '$1 == "#define" && $2 == name { print $3 }' proto/msg.h; }
-sed -n 's/^ *FIELD(\([a-z_]*\), \([A-Z0-9]*\), \([0-9]*\), \([A-Z0-9_]*\)).*/\1 \2 \3 \4/p' proto/msg.h |
+sed -n 's/^#define MSG_FIELD_\([a-z_]*\) *\([A-Z0-9]*\), \([0-9]*\), \([A-Z0-9_]*\).*/\1 \2 \3 \4/p' proto/msg.h |
     while read -r name kind least most; do
         case $most in
             UINT32_MAX) most=4294967295 ;; UINT64_MAX) most=18446744073709551615 ;; [A-Z]*) most=$(number "$most") ;;
