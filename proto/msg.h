@@ -200,7 +200,6 @@ enum { LEASE_AHEAD = 1 }; /* LEASE.flags: not needed yet, so nobody is asked to 
 enum { GRANT_FRESH = 1 }; /* GRANT.flags: pages that no process has touched */
 enum { ROOT_MODE_SET, ROOT_MODE_CAS };
 enum { NOTICE_TRIM = 1 };
-enum { TRIM_ALL = 1 };
 enum { GC_DRY_RUN = 1 };
 enum info_what {
     INFO_STATS = 1, INFO_CLIENTS, INFO_CLASSES, INFO_SPANS, INFO_ROOTS, INFO_CHECK, INFO_MAP, INFO_ESCAPE, INFO_LIMITS,

@@ -75,12 +75,14 @@ struct redo {
     char root_name[ROOT_NAME];
 };
 
+enum { HEAP_ID_BYTES = 16 };
+
 struct map_header {
     /* sync: constant after heap_format() */
     uint64_t magic;
     uint32_t version;
     uint32_t page_shift;
-    uint8_t heap_id[16];
+    uint8_t heap_id[HEAP_ID_BYTES];
     uint64_t heap_max;    /* bytes */
     uint64_t base;        /* the address that every process tries first */
     uint64_t map_bytes;

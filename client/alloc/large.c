@@ -125,7 +125,6 @@ static void evict(struct arena *a, uint64_t bound)
 
 static int ask_daemon(struct arena *a, unsigned span_class, uint64_t pages, uint64_t align, uint32_t *ret_first)
 {
-    enum { LIST_MOST = 512 };
     struct large_cache *l = &a->large;
     pthread_mutex_lock(&l->lock);
     if (l->evicted && l->limit < keep_most(&a->keep))
@@ -134,23 +133,22 @@ static int ask_daemon(struct arena *a, unsigned span_class, uint64_t pages, uint
     l->evictions = 0;
     pthread_mutex_unlock(&l->lock);
     conn_lock(a);
-    a->conn.out.span_class = span_class;
-    a->conn.out.pages = (uint32_t)pages;
-    a->conn.out.align = (uint32_t)align;
-    a->conn.out.list_count = returns_take(a, a->conn.out.list, LIST_MOST);
-    int rc = conn_call(a, MSG_LARGE, MSG_GRANT);
+    uint32_t given_back = returns_take(a, a->conn.list, RETURNS_BESIDE);
+    int rc = conn_call(a, MSG(large, .span_class = span_class, .pages = (uint32_t)pages, .align = (uint32_t)align,
+                              .list = a->conn.list, .list_count = given_back));
+    const struct msg_grant *grant = &a->conn.in.grant;
     uint32_t first = 0;
-    if (rc == 0 && (a->conn.in.list_count != 1 || a->conn.in.list[0] >= a->heap.page_count))
+    if (rc == 0 && (grant->list_count != 1 || grant->list[0] >= a->heap.page_count))
         rc = -EPROTO;
     if (rc == 0) { /* under conn.lock: a RESUME lists it */
         AFTER_GRANT(a);
-        first = *ret_first = a->conn.in.list[0];
+        first = *ret_first = grant->list[0];
         a->leases[first].span_class = (uint8_t)span_class;
         store_relaxed(&a->leases[first].doubt, 0);
         note_pages(a, first, (uint32_t)pages);
         store_relaxed(&a->leases[first].list, LEASE_CURRENT);
     }
-    bool fresh = rc == 0 && a->conn.in.flags & GRANT_FRESH;
+    bool fresh = rc == 0 && grant->flags & GRANT_FRESH;
     conn_unlock(a);
     if (fresh && pages <= POPULATE_MAX) /* a fault a page would cost four times as much */
         madvise(a->base + ((uint64_t)first << PAGE_SHIFT), pages << PAGE_SHIFT, MADV_POPULATE_WRITE);
@@ -212,8 +210,7 @@ int large_let_go(struct arena *a, uint64_t first)
 {
     if (unlikely(is_leased(a, first) && load_relaxed(&a->leases[first].doubt))) {
         conn_lock(a);
-        a->conn.out.mode = a->conn.out.value = 0; /* any reply will do */
-        int rc = load_relaxed(&a->leases[first].doubt) ? conn_call(a, MSG_MODE, MSG_OK) : 0;
+        int rc = load_relaxed(&a->leases[first].doubt) ? conn_call(a, MSG(ping)) : 0;
         if (rc == 0)
             settle(a, first);
         conn_unlock(a);
@@ -234,9 +231,7 @@ int large_extend(struct arena *a, uint64_t first, uint32_t pages)
         conn_unlock(a);
         return -EPERM;
     }
-    a->conn.out.first = (uint32_t)first;
-    a->conn.out.pages = pages;
-    int rc = conn_call(a, MSG_EXTEND, MSG_OK);
+    int rc = conn_call(a, MSG(extend, .first = (uint32_t)first, .pages = pages));
     if (rc == 0) {
         note_pages(a, first, pages);
         store_relaxed(&a->leases[first].doubt, 0);

@@ -415,30 +415,29 @@ static uint32_t ask_pages(struct arena *a, const struct central *c)
     return ask < info->pages || enough ? info->pages : ask;
 }
 
-/* A LEASE in conn.out. What it gives back was taken from the returns. */
-static void write_request(struct arena *a, struct central *c, uint32_t flags)
+/* What it gives back is taken from the returns. */
+static struct msg make_request(struct arena *a, struct central *c, uint32_t flags)
 {
-    enum { LIST_MOST = 512 };
-    struct msg *out = &a->conn.out;
     /* worked through, long ago: to the daemon's `empty` */
     release_full(a, c);
-    out->span_class = (uint32_t)(c - a->central);
-    out->pages = ask_pages(a, c);
-    out->flags = flags;
-    out->list_count = returns_take(a, out->list, LIST_MOST);
+    uint32_t pages = ask_pages(a, c), given_back = returns_take(a, a->conn.list, RETURNS_BESIDE);
+    return MSG(lease, .span_class = (uint32_t)(c - a->central), .pages = pages, .flags = flags, .list = a->conn.list,
+               .list_count = given_back);
 }
 
-/* What was asked for ahead, or what conn.out asks for: with conn.lock held, and no other. 0 and the grant, or an error. */
-static int ask_daemon(struct arena *a, unsigned span_class, struct grant *ret)
+/* What was asked for ahead, or what the request, a LEASE, asks for: with conn.lock held, and no other. 0 and the grant, or an
+ * error. */
+static int ask_daemon(struct arena *a, const struct msg *request, struct grant *ret)
 {
     struct connection *conn = &a->conn;
+    uint32_t span_class = request->lease.span_class;
     int rc = conn_ahead(a, span_class);
     if (rc == 0 && conn->ahead.count) {
-        returns_put_back(a, conn->out.list, conn->out.list_count); /* not sent */
+        returns_put_back(a, request->lease.list, request->lease.list_count); /* not sent */
         *ret = (struct grant){conn->ahead.flags, conn->ahead.count, conn->ahead.list};
     } else {
-        rc = conn_call(a, MSG_LEASE, MSG_GRANT);
-        *ret = (struct grant){conn->in.flags, conn->in.list_count, conn->in.list};
+        rc = conn_call(a, *request);
+        *ret = (struct grant){conn->in.grant.flags, conn->in.grant.list_count, conn->in.grant.list};
     }
     if (rc == 0 && ret->flags & GRANT_FRESH)
         populate(a, class_table[span_class].pages, ret->list, ret->count);
@@ -453,9 +452,9 @@ static void ask_ahead(struct arena *a, struct central *c)
         (uint64_t)ask_pages(a, c) << PAGE_SHIFT > keep_most(&a->keep) / LEASE_AHEAD_PARTS || !conn_trylock(a))
         return;
     if (!a->conn.ahead.id) {
-        write_request(a, c, LEASE_AHEAD);
-        if (conn_ask_ahead(a) == -EAGAIN)
-            returns_put_back(a, a->conn.out.list, a->conn.out.list_count);
+        struct msg request = make_request(a, c, LEASE_AHEAD);
+        if (conn_ask_ahead(a, request) == -EAGAIN)
+            returns_put_back(a, request.lease.list, request.lease.list_count);
     }
     conn_unlock(a);
 }
@@ -487,9 +486,9 @@ static int lease_more(struct arena *a, struct central *c, struct arena_slot *out
     while (got == 0 && rc == 0) {
         struct grant grant;
         adapt(a, c);
-        write_request(a, c, 0);
+        struct msg request = make_request(a, c, 0);
         pthread_mutex_unlock(&c->lock);
-        rc = ask_daemon(a, (unsigned)(c - a->central), &grant);
+        rc = ask_daemon(a, &request, &grant);
         pthread_mutex_lock(&c->lock);
         if (rc == 0)
             accept_grant(a, c, &grant);

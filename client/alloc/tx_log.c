@@ -96,8 +96,7 @@ int tx_settle(struct arena *a, struct transaction *tx, bool waits)
     if (!waits)
         patience.left_ms = 0;
     conn_lock(a);
-    a->conn.out.mode = a->conn.out.value = 0; /* any reply will do */
-    int rc = conn_call_within(a, MSG_MODE, MSG_OK, patience);
+    int rc = conn_call_within(a, MSG(ping), patience);
     conn_unlock(a);
     if (rc == -ENOTCONN || rc == -EINPROGRESS)
         return -ENOTCONN;

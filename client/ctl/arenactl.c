@@ -267,7 +267,7 @@ static int parse(struct ctl *ctl, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-    struct ctl ctl = {.fd = -1,
+    struct ctl ctl = {.call.fd = -1,
                       .count = UINT64_MAX,
                       .interval_ms = UINT64_MAX,
                       .max_bytes = UINT64_MAX,

@@ -19,7 +19,8 @@
 #include <cjson/cJSON.h>
 #include <msgpack.h>
 
-#include "proto/old.h"
+#include "proto/call.h"
+#include "proto/msg.h"
 
 /* Exit statuses. `exec` ends with its command's: 126, 127: it could not be run; 128 + signal. */
 enum {
@@ -47,9 +48,9 @@ struct ctl {
     const struct command *command;
     char **rest;
     int rest_count;
-    int fd;      /* -1: not connected */
+    struct call call; /* fd -1: not connected */
+    bool greeted;
     bool closed; /* the last call failed because the daemon had closed the connection */
-    uint32_t next_id;
     int (*wait)(struct ctl *ctl); /* called before each reply is waited for; not 0: give up, saying nothing */
     bool hold_errors;             /* the line that says what failed is kept in `error` and not printed */
     char error[1024];
@@ -65,12 +66,13 @@ const char *ctl_socket(const struct ctl *ctl, char *buf, size_t capacity); /* th
 int ctl_fail(struct ctl *ctl, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void ctl_disconnect(struct ctl *ctl);
 
-/* Sends m and waits for its reply: 0, or CTL_UNREACHABLE after one line that says what was refused. */
-int ctl_call(struct ctl *ctl, struct msg *m, struct msg *ret, uint32_t expect);
+/* Waits for the reply, in ctl->call.in: 0, or CTL_UNREACHABLE after one line that says what was refused. */
+int ctl_call(struct ctl *ctl, struct msg request);
 
-/* Sends m again with each cursor and calls fn for each row (a msgpack map) of the replies: 0, or as ctl_call(). */
+/* Collects (GC_DRY_RUN: or says what that would free) and calls fn for each row (a msgpack map) of the replies: 0, or as
+ * ctl_call(). */
 typedef void row_fn(void *context, const msgpack_object *row);
-int ctl_each(struct ctl *ctl, struct msg *m, row_fn *fn, void *context);
+int ctl_each_gc(struct ctl *ctl, unsigned flags, row_fn *fn, void *context);
 
 /* Rows of INFO `what`: one by one, as an array of JSON objects that is the caller's (NULL after one line), or the only
  * one. */
@@ -78,8 +80,7 @@ int ctl_each_info(struct ctl *ctl, unsigned what, row_fn *fn, void *context);
 cJSON *ctl_rows(struct ctl *ctl, unsigned what);
 cJSON *ctl_row(struct ctl *ctl, unsigned what);
 
-/* Of a row as it came: a number by its name, 0 if it is not there. */
-uint64_t map_number(const msgpack_object *row, const char *name);
+/* A row as it came (proto/rows.h). */
 cJSON *map_json(const msgpack_object *row);
 
 /* Of a JSON row. Numbers are kept as text where a double would lose bits. */

@@ -91,11 +91,8 @@ static void show(const cJSON *result, bool dry_run)
 
 int cmd_gc(struct ctl *ctl)
 {
-    static struct msg m;
     cJSON *rows = cJSON_CreateArray();
-    m.type = MSG_GC;
-    m.flags = ctl->dry_run ? GC_DRY_RUN : 0;
-    int rc = ctl_each(ctl, &m, add_row, rows);
+    int rc = ctl_each_gc(ctl, ctl->dry_run ? GC_DRY_RUN : 0, add_row, rows);
     cJSON *result = rc == 0 ? as_object(rows) : NULL;
     cJSON_Delete(rows);
     if (!result)

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "client/link/environ.h"
+#include "proto/rows.h"
 #include "shm/layout.h"
 
 #define MAP_NAME(name, glyph, ascii, colour, fill, text) #name,
@@ -71,8 +72,8 @@ static void take_row(void *context, const msgpack_object *row)
 {
     struct reading *r = context;
     struct map *map = r->map;
-    uint64_t first = map_number(row, "page"), end = first + map_number(row, "pages");
-    uint64_t span_class = map_number(row, "class");
+    uint64_t first = row_u64(row, "page"), end = first + row_u64(row, "pages");
+    uint64_t span_class = row_u64(row, "class");
     end = end < map->page_count ? end : map->page_count;
     if (end <= r->next)
         return;
@@ -81,15 +82,15 @@ static void take_row(void *context, const msgpack_object *row)
     uint64_t from = first > r->next ? first : r->next;
     r->next = end;
     if (!span_class) {
-        add_run(r, from, end - from, map_number(row, "warm") ? MAP_free : MAP_returned, 0);
+        add_run(r, from, end - from, row_u64(row, "warm") ? MAP_free : MAP_returned, 0);
         return;
     }
-    uint64_t objects = map_number(row, "objects"),
-             used = map_number(row, "owned") + map_number(row, "shared");
-    uint64_t hollow = map_number(row, "returned");
+    uint64_t objects = row_u64(row, "objects"),
+             used = row_u64(row, "owned") + row_u64(row, "shared");
+    uint64_t hollow = row_u64(row, "returned");
     unsigned level = objects ? (unsigned)((used * MAP_LEVELS + objects - 1) / objects) : 0;
     unsigned kind =
-        kind_of_span(span_class, map_number(row, "lessee") != 0, map_number(row, "free"));
+        kind_of_span(span_class, row_u64(row, "lessee") != 0, row_u64(row, "free"));
     for (uint64_t page = from; page < end;) {
         bool is_hollow = page - first < 16 && (hollow >> (page - first) & 1) && kind == MAP_partial;
         uint64_t pages = page - first < 16 ? 1 : end - page;

@@ -11,9 +11,8 @@
 #include "client/heap.h"
 #include "client/ctl/ctl.h"
 #include "client/link/environ.h"
-#include "proto/packet.h"
-
-static uint8_t packet[MSG_MAX];
+#include "proto/call.h"
+#include "proto/rows.h"
 
 enum { ANSWER_MS = 10000 }; /* how long a daemon may be silent */
 
@@ -43,20 +42,6 @@ static int connect_patiently(const char *path)
     return fd;
 }
 
-static int send_hello(int fd, uint32_t id)
-{
-    static struct msg m;
-    static uint8_t hello[256];
-    m = (struct msg){.type = MSG_HELLO,
-                     .id = id,
-                     .version_min = PROTO_VERSION,
-                     .version = PROTO_VERSION,
-                     .layout = LAYOUT_VERSION,
-                     .flags = HELLO_MONITOR};
-    int bytes = msg_encode(&m, hello, sizeof hello);
-    return bytes < 0 ? bytes : packet_send(fd, hello, (size_t)bytes, NULL, 0, 0);
-}
-
 /* 1: there is something to read, or the end; 0: not for so long; -1: a signal came. */
 static int wait_readable(int fd)
 {
@@ -64,67 +49,71 @@ static int wait_readable(int fd)
     return poll(&p, 1, ANSWER_MS);
 }
 
+static struct call other;
+
+/* As call's wait: until it has said something. */
+static int wait_other(void *context, enum call_moment moment)
+{
+    struct ctl *ctl = context;
+    int rc = 1;
+    while (moment == CALL_RECEIVES && (rc = wait_readable(other.fd)) < 0 && errno == EINTR && (!ctl->wait || ctl->wait(ctl) == 0))
+        ;
+    return rc == 1 ? 0 : -ETIMEDOUT;
+}
+
 /* Does it answer anybody? To count a large heap or to collect takes it long, and it serves others meanwhile. */
-static bool is_awake(const struct ctl *ctl)
+static bool is_awake(struct ctl *ctl)
 {
     char buf[256];
-    int fd = connect_patiently(ctl_socket(ctl, buf, sizeof buf));
-    if (fd < 0)
+    other = (struct call){.fd = connect_patiently(ctl_socket(ctl, buf, sizeof buf)), .wait = wait_other, .context = ctl};
+    if (other.fd < 0)
         return false;
-    bool awake = send_hello(fd, 1) == 0;
-    for (int rc; awake && (rc = wait_readable(fd)) != 1;)
-        awake = rc < 0 && errno == EINTR && (!ctl->wait || ctl->wait((struct ctl *)ctl) == 0);
-    close(fd);
+    bool awake = call(&other, call_hello(HELLO_MONITOR, 0)) != -ETIMEDOUT;
+    close(other.fd);
     return awake;
 }
 
-/* Until there is a reply to read. */
-static int wait_reply(struct ctl *ctl, bool is_hello)
+/* As call's wait, until there is a reply to read. -ECANCELED: it has been said why not. */
+static int wait_reply(void *context, enum call_moment moment)
 {
-    for (;;) {
+    struct ctl *ctl = context;
+    while (moment == CALL_RECEIVES) {
         if (ctl->wait && ctl->wait(ctl) != 0)
-            return CTL_UNREACHABLE;
-        int rc = wait_readable(ctl->fd);
+            return -ECANCELED;
+        int rc = wait_readable(ctl->call.fd);
         if (rc == 1)
             return 0;
-        if (rc == 0 && (is_hello || !is_awake(ctl)))
-            return ctl_fail(ctl,
-                            "the daemon has not answered for %d seconds: is it stopped, or still "
-                            "starting? See its log, and try again",
-                            ANSWER_MS / 1000);
+        if (rc == 0 && (!ctl->greeted || !is_awake(ctl))) {
+            ctl_fail(ctl,
+                     "the daemon has not answered for %d seconds: is it stopped, or still "
+                     "starting? See its log, and try again",
+                     ANSWER_MS / 1000);
+            return -ECANCELED;
+        }
     }
+    return 0;
 }
 
-int ctl_call(struct ctl *ctl, struct msg *m, struct msg *ret, uint32_t expect)
+int ctl_call(struct ctl *ctl, struct msg request)
 {
-    char why[MSG_TEXT_MAX + 1] = "";
-    m->id = ++ctl->next_id;
-    int bytes = msg_encode(m, packet, sizeof packet);
-    int rc = bytes < 0 ? bytes : packet_send(ctl->fd, packet, (size_t)bytes, NULL, 0, 0);
-    for (;;) {
-        ctl->closed = false;
-        int waited = wait_reply(ctl, m->type == MSG_HELLO);
-        if (waited != 0)
-            return waited;
-        ssize_t got = packet_receive(ctl->fd, packet, sizeof packet, NULL, 0, NULL, 0);
-        if (got == -EAGAIN)
-            continue;
-        ctl->closed = got <= 0;
-        if (ctl->closed)
-            return ctl_fail(
-                ctl,
-                "the daemon closed the connection%s%s: has it ended? See its log, and try again",
-                rc < 0 ? ": " : "", rc < 0 ? strerror(-rc) : "");
-        if (msg_decode(ret, packet, (size_t)got, why) < 0)
-            return ctl_fail(ctl,
-                            "the daemon said what this program does not understand: %s; are both "
-                            "of one version?",
-                            clean(why, false));
-        if (ret->type == MSG_ERROR && (ret->id == m->id || ret->id == 0))
-            return ctl_fail(ctl, "the daemon refused: %s", clean(ret->text, false));
-        if (ret->id == m->id && ret->type == expect)
-            return 0;
-    }
+    ctl->closed = false;
+    ctl->greeted = request.type != MSG_HELLO;
+    int rc = call(&ctl->call, request);
+    if (rc == 0)
+        return 0;
+    if (rc == -ECANCELED)
+        return CTL_UNREACHABLE;
+    if (ctl->call.in.type == MSG_ERROR)
+        return ctl_fail(ctl, "the daemon refused: %s", clean(ctl->call.in.error.text, false));
+    if (rc == -EPROTO)
+        return ctl_fail(ctl,
+                        "the daemon said what this program does not understand: %s; are both "
+                        "of one version?",
+                        clean(ctl->call.why, false));
+    ctl->closed = true;
+    return ctl_fail(ctl,
+                    "the daemon closed the connection%s%s: has it ended? See its log, and try again",
+                    rc == -EPIPE ? "" : ": ", rc == -EPIPE ? "" : strerror(-rc));
 }
 
 static const char *advice(int error)
@@ -157,16 +146,6 @@ const char *ctl_socket(const struct ctl *ctl, char *buf, size_t capacity)
     return path;
 }
 
-static int say_hello(struct ctl *ctl)
-{
-    static struct msg m, reply;
-    m.type = MSG_HELLO;
-    m.version_min = m.version = PROTO_VERSION;
-    m.layout = LAYOUT_VERSION;
-    m.flags = HELLO_MONITOR;
-    return ctl_call(ctl, &m, &reply, MSG_OK);
-}
-
 /* A daemon that ends leaves its newest connections without an answer: it is tried again, until nobody is there or another
  * daemon is. */
 int ctl_connect(struct ctl *ctl)
@@ -174,20 +153,22 @@ int ctl_connect(struct ctl *ctl)
     enum { TRIES = 3 };
     const bool hold_errors = ctl->hold_errors;
     char buf[256];
-    if (ctl->fd >= 0)
+    if (ctl->call.fd >= 0)
         return 0;
+    ctl->call.wait = wait_reply;
+    ctl->call.context = ctl;
     const char *path = ctl_socket(ctl, buf, sizeof buf);
     for (int tries = 1;; tries++) {
-        ctl->fd = connect_patiently(path);
-        if (ctl->fd < 0) {
-            int error = -ctl->fd;
-            ctl->fd = -1;
+        ctl->call.fd = connect_patiently(path);
+        if (ctl->call.fd < 0) {
+            int error = -ctl->call.fd;
+            ctl->call.fd = -1;
             return ctl_fail(ctl, "no daemon at %s: %s; %s", clean(path, false), strerror(error),
                             advice(error));
         }
         ctl->closed = false;
         ctl->hold_errors = true;
-        int rc = say_hello(ctl);
+        int rc = ctl_call(ctl, call_hello(HELLO_MONITOR, 0));
         ctl->hold_errors = hold_errors;
         if (rc == 0)
             return 0;
@@ -201,28 +182,12 @@ int ctl_connect(struct ctl *ctl)
 
 void ctl_disconnect(struct ctl *ctl)
 {
-    if (ctl->fd >= 0)
-        close(ctl->fd);
-    ctl->fd = -1;
+    if (ctl->call.fd >= 0)
+        close(ctl->call.fd);
+    ctl->call.fd = -1;
 }
 
 /* ---- rows as they come ----------------------------------------------------------------------- */
-
-static bool is_named(const msgpack_object_kv *kv, const char *name)
-{
-    size_t length = strlen(name);
-    return kv->key.type == MSGPACK_OBJECT_STR && kv->key.via.str.size == length &&
-           memcmp(kv->key.via.str.ptr, name, length) == 0;
-}
-
-uint64_t map_number(const msgpack_object *row, const char *name)
-{
-    for (uint32_t i = 0; i < row->via.map.size; i++)
-        if (is_named(&row->via.map.ptr[i], name) &&
-            row->via.map.ptr[i].val.type == MSGPACK_OBJECT_POSITIVE_INTEGER)
-            return row->via.map.ptr[i].val.via.u64;
-    return 0;
-}
 
 /* A number above 2^53 would lose bits as a double: it is kept as raw text. */
 static cJSON *number_value(uint64_t value)
@@ -282,47 +247,46 @@ cJSON *map_json(const msgpack_object *map)
     return row;
 }
 
-static int each_row(struct ctl *ctl, const struct msg *reply, row_fn *fn, void *context)
+static int each_row(struct ctl *ctl, row_fn *fn, void *context)
 {
-    msgpack_unpacked unpacked;
-    int rc = 0;
-    msgpack_unpacked_init(&unpacked);
-    if (msg_precheck(reply->body, reply->body_bytes, 8) < 0 ||
-        msgpack_unpack_next(&unpacked, (const char *)reply->body, reply->body_bytes, NULL) !=
-            MSGPACK_UNPACK_SUCCESS ||
-        unpacked.data.type != MSGPACK_OBJECT_ARRAY)
-        rc = ctl_fail(
-            ctl,
-            "the daemon's rows are not what this program understands; are both of one version?");
-    for (uint32_t i = 0; rc == 0 && i < unpacked.data.via.array.size; i++)
-        if (unpacked.data.via.array.ptr[i].type == MSGPACK_OBJECT_MAP)
-            fn(context, &unpacked.data.via.array.ptr[i]);
-    msgpack_unpacked_destroy(&unpacked);
-    return rc;
+    struct rows rows;
+    int rc = rows_open(&rows, &ctl->call.in.rows);
+    for (uint32_t i = 0; rc == 0 && i < rows.count; i++)
+        fn(context, &rows.row[i]);
+    rows_close(&rows);
+    return rc == 0 ? 0
+                   : ctl_fail(ctl, "the daemon's rows are not what this program understands; are both of one version?");
 }
 
-int ctl_each(struct ctl *ctl, struct msg *m, row_fn *fn, void *context)
+static int one_page(struct ctl *ctl, struct msg request, uint64_t *cursor, row_fn *fn, void *context)
 {
-    static struct msg reply;
     int rc = ctl_connect(ctl);
-    m->cursor = 0;
-    while (rc == 0) {
-        rc = ctl_call(ctl, m, &reply, MSG_ROWS);
-        if (rc == 0)
-            rc = each_row(ctl, &reply, fn, context);
-        if (!reply.cursor)
-            break;
-        m->cursor = reply.cursor;
-    }
-    return rc;
+    if (rc == 0)
+        rc = ctl_call(ctl, request);
+    if (rc != 0)
+        return rc;
+    *cursor = ctl->call.in.rows.cursor;
+    return each_row(ctl, fn, context);
 }
 
 int ctl_each_info(struct ctl *ctl, unsigned what, row_fn *fn, void *context)
 {
-    static struct msg m;
-    m.type = MSG_INFO;
-    m.what = what;
-    return ctl_each(ctl, &m, fn, context);
+    uint64_t cursor = 0;
+    int rc;
+    do
+        rc = one_page(ctl, MSG(info, .what = what, .cursor = cursor), &cursor, fn, context);
+    while (rc == 0 && cursor);
+    return rc;
+}
+
+int ctl_each_gc(struct ctl *ctl, unsigned flags, row_fn *fn, void *context)
+{
+    uint64_t cursor = 0;
+    int rc;
+    do
+        rc = one_page(ctl, MSG(gc, .flags = flags, .cursor = cursor), &cursor, fn, context);
+    while (rc == 0 && cursor);
+    return rc;
 }
 
 /* ---- rows as JSON values --------------------------------------------------------------------- */

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "client/ctl/ctl.h"
+#include "proto/rows.h"
 #include "proto/stats.h"
 #include "shm/layout.h"
 
@@ -115,10 +116,10 @@ static void show_span(const msgpack_object *row)
 {
     printf("%10" PRIu64 " %6" PRIu64 " %5" PRIu64 " %8s %8" PRIu64 " %8" PRIu64 " %8" PRIu64
            " %8" PRIu64 " %8" PRIu64 " %6" PRIu64 "\n",
-           map_number(row, "page"), map_number(row, "pages"), map_number(row, "class"),
-           human(map_number(row, "size")), map_number(row, "objects"), map_number(row, "owned"),
-           map_number(row, "shared"), map_number(row, "cached"), map_number(row, "free"),
-           map_number(row, "lessee"));
+           row_u64(row, "page"), row_u64(row, "pages"), row_u64(row, "class"),
+           human(row_u64(row, "size")), row_u64(row, "objects"), row_u64(row, "owned"),
+           row_u64(row, "shared"), row_u64(row, "cached"), row_u64(row, "free"),
+           row_u64(row, "lessee"));
 }
 
 static void show_root(const msgpack_object *row)
@@ -235,11 +236,9 @@ int cmd_check(struct ctl *ctl)
 
 int cmd_trim(struct ctl *ctl)
 {
-    static struct msg m, reply;
     int rc = ctl_connect(ctl);
-    m.type = MSG_TRIM;
     if (rc == 0)
-        rc = ctl_call(ctl, &m, &reply, MSG_OK);
+        rc = ctl_call(ctl, MSG(trim));
     if (rc == 0)
         printf(ctl->json ? "{\"ok\": true}\n"
                          : "asked every client; free pages go back to the system\n");

@@ -316,7 +316,7 @@ static bool wait_for(int fd, uint64_t deadline)
 /* While a reply is awaited: a daemon that is stopped must not keep q from working. */
 static int wait_reply(struct ctl *ctl)
 {
-    while (top.on_screen && !top.quit && !wait_for(ctl->fd, UINT64_MAX))
+    while (top.on_screen && !top.quit && !wait_for(ctl->call.fd, UINT64_MAX))
         take_keys();
     return top.quit;
 }

@@ -1,12 +1,11 @@
 /* Figures: the daemon counts, this reads its rows. And the version. */
 #include <string.h>
 
-#include <msgpack.h>
-
 #include "client/heap.h"
 #include "client/link/attach.h"
 #include "client/link/conn.h"
 #include "client/link/fork.h"
+#include "proto/rows.h"
 #include "proto/stats.h"
 
 struct place {
@@ -36,7 +35,7 @@ static void take(struct arena_stats *out, const msgpack_object *map)
 
 PUBLIC int arena_stats(arena_t *a, struct arena_stats *out)
 {
-    msgpack_unpacked unpacked;
+    struct rows rows;
     if (!out || out->size < sizeof(size_t) + sizeof(uint64_t))
         return -EINVAL;
     if (forked(a)) {
@@ -45,22 +44,15 @@ PUBLIC int arena_stats(arena_t *a, struct arena_stats *out)
             return rc;
     }
     conn_lock(a);
-    a->conn.out.what = INFO_STATS;
-    a->conn.out.cursor = 0;
-    int rc = conn_call(a, MSG_INFO, MSG_ROWS);
-    msgpack_unpacked_init(&unpacked);
+    int rc = conn_call(a, MSG(info, .what = INFO_STATS));
     if (rc == 0) {
-        const char *body = (const char *)a->conn.in.body;
-        uint32_t bytes = a->conn.in.body_bytes;
-        if (msg_precheck((const uint8_t *)body, bytes, 3) < 0 ||
-            msgpack_unpack_next(&unpacked, body, bytes, NULL) != MSGPACK_UNPACK_SUCCESS ||
-            unpacked.data.type != MSGPACK_OBJECT_ARRAY || unpacked.data.via.array.size != 1 ||
-            unpacked.data.via.array.ptr[0].type != MSGPACK_OBJECT_MAP)
-            rc = -EPROTO;
+        rc = rows_open(&rows, &a->conn.in.rows);
+        if (rc == 0 && rows.count == 1)
+            take(out, &rows.row[0]);
         else
-            take(out, &unpacked.data.via.array.ptr[0]);
+            rc = -EPROTO;
+        rows_close(&rows);
     }
-    msgpack_unpacked_destroy(&unpacked);
     conn_unlock(a);
     return rc;
 }

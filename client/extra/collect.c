@@ -5,8 +5,6 @@
 #include <string.h>
 #include <sys/socket.h>
 
-#include <msgpack.h>
-
 #include "client/extra/pins.h"
 #include "client/extra/stack.h"
 #include "client/heap.h"
@@ -17,7 +15,8 @@
 #include "client/link/reason.h"
 #include "client/link/socket.h"
 #include "client/own/object.h"
-#include "proto/packet.h"
+#include "proto/call.h"
+#include "proto/rows.h"
 
 /* ---- safepoints ---------------------------------------------------------------------------------------------------------------------- */
 
@@ -31,9 +30,7 @@ static void set_mode(struct arena *a, int mode)
 static int declare(struct arena *a, int mode)
 {
     conn_lock(a);
-    a->conn.out.mode = CLIENT_MODE_SAFEPOINT;
-    a->conn.out.value = (uint64_t)mode;
-    int rc = conn_call(a, MSG_MODE, MSG_OK);
+    int rc = conn_call(a, MSG(safepoint, .gc_mode = (uint64_t)mode));
     conn_unlock(a);
     return rc;
 }
@@ -82,100 +79,73 @@ static const struct place places[] = {
 #undef PLACE
 };
 
-static bool is_text(const msgpack_object *o, const char *text)
-{
-    return o->type == MSGPACK_OBJECT_STR && o->via.str.size == strlen(text) && memcmp(o->via.str.ptr, text, o->via.str.size) == 0;
-}
-
-static const msgpack_object *value_of(const msgpack_object *map, const char *name)
-{
-    for (uint32_t i = 0; map->type == MSGPACK_OBJECT_MAP && i < map->via.map.size; i++)
-        if (is_text(&map->via.map.ptr[i].key, name))
-            return &map->via.map.ptr[i].val;
-    return NULL;
-}
-
-static uint64_t number_of(const msgpack_object *map, const char *name)
-{
-    const msgpack_object *v = value_of(map, name);
-    return v && v->type == MSGPACK_OBJECT_POSITIVE_INTEGER ? v->via.u64 : 0;
-}
-
 /* The rows of the answer: the first says what came of it, and one of those in the way is named. */
-static int read_rows(const msgpack_object *rows, struct arena_gc_stats *out)
+static int read_rows(const struct rows *rows, struct arena_gc_stats *out)
 {
-    if (rows->type != MSGPACK_OBJECT_ARRAY || rows->via.array.size == 0)
+    if (rows->count == 0)
         return -EPROTO;
-    const msgpack_object *first = &rows->via.array.ptr[0], *result = value_of(first, "result");
-    if (!result)
-        return -EPROTO;
+    const msgpack_object *first = &rows->row[0];
+    bool is_refused = row_is(first, "result", "refused");
     for (size_t i = 0; i < sizeof places / sizeof places[0]; i++) {
-        uint64_t value = number_of(first, places[i].name);
+        uint64_t value = row_u64(first, places[i].name);
         memcpy((char *)out + places[i].at, &value, sizeof value);
     }
-    if (rows->via.array.size > 1 && is_text(result, "refused")) {
-        const msgpack_object *row = &rows->via.array.ptr[1], *command = value_of(row, "command");
-        out->blocker_pid = number_of(row, "pid");
+    if (rows->count > 1 && is_refused) {
+        const msgpack_object *command = row_value(&rows->row[1], "command");
+        out->blocker_pid = row_u64(&rows->row[1], "pid");
         if (command && command->type == MSGPACK_OBJECT_STR)
             snprintf(out->blocker_command, sizeof out->blocker_command, "%.*s", (int)command->via.str.size,
                      command->via.str.ptr);
     }
-    return is_text(result, "freed") || is_text(result, "dry run") ? 0 : is_text(result, "refused") ? -EBUSY : -EAGAIN;
+    return row_is(first, "result", "freed") || row_is(first, "result", "dry run") ? 0 : is_refused ? -EBUSY : -EAGAIN;
 }
 
 struct asked {
+    struct arena *arena;
     struct patience patience;
     uint32_t serial; /* of the collection that was seen to run */
-    struct msg m;
-    uint8_t packet[MSG_MAX];
+    struct fd_id id;
+    struct call call;
 };
 
 /* Waits as long as a daemon that does nothing is waited for: the beginning of a collection is a sign of life. */
-static bool waits_on(const struct arena *a, struct asked *x)
+static bool waits_on(struct asked *x)
 {
-    uint32_t serial = collecting(a);
+    uint32_t serial = collecting(x->arena);
     if (serial != x->serial)
-        x->patience = conn_patience(a);
+        x->patience = conn_patience(x->arena);
     x->serial = serial;
     return conn_waits(&x->patience);
 }
 
-static int exchange(struct arena *a, int fd, struct fd_id id, struct asked *x, uint32_t type, uint32_t expect)
+/* As call's wait: the descriptor may be the program's by now. */
+static int wait_on(void *context, enum call_moment moment)
 {
-    char why[MSG_TEXT_MAX + 1];
-    ssize_t got;
-    x->m.type = type;
-    x->m.id++;
-    int bytes = msg_encode(&x->m, x->packet, sizeof x->packet), rc = bytes < 0 ? bytes : -EAGAIN;
-    while (rc == -EAGAIN) {
-        rc = fd_is(fd, id) ? packet_send(fd, x->packet, (size_t)bytes, NULL, 0, 0) : -EPIPE;
-        if (rc == -EAGAIN && !waits_on(a, x))
-            break;
-    }
-    if (rc < 0)
-        return -ENOTCONN;
-    do
-        got = fd_is(fd, id) ? packet_receive(fd, x->packet, sizeof x->packet, NULL, 0, NULL, 0) : 0;
-    while (got == -EAGAIN && waits_on(a, x));
-    if (got <= 0)
-        return -ENOTCONN;
-    rc = msg_decode(&x->m, x->packet, (size_t)got, why);
-    if (rc == 0 && x->m.type == MSG_ERROR)
-        return refused(-(int)x->m.error, "%s", x->m.text);
-    return rc < 0 || x->m.type != expect ? -EPROTO : 0;
+    struct asked *x = context;
+    return !fd_is(x->call.fd, x->id) || (moment == CALL_SILENT && !waits_on(x)) ? -ENOTCONN : 0;
+}
+
+static int exchange(struct asked *x, struct msg request)
+{
+    int rc = call(&x->call, request);
+    if (rc < 0 && x->call.in.type == MSG_ERROR)
+        return refused(rc, "%s", x->call.in.error.text);
+    return rc < 0 && rc != -EPROTO ? -ENOTCONN : rc;
 }
 
 /* Is it this heap's daemon that is at the socket? Where another's is, the client's own connection tells whether this heap is of
  * the past: its daemon may live on without a socket. */
-static int look(struct arena *a, int fd, struct fd_id id, struct asked *x)
+static int look(struct asked *x)
 {
-    x->m = (struct msg){.version_min = PROTO_VERSION, .version = PROTO_VERSION, .layout = LAYOUT_VERSION, .flags = HELLO_LOOK};
-    int rc = exchange(a, fd, id, x, MSG_HELLO, MSG_WELCOME);
-    if (rc < 0 || (x->m.heap_id_bytes == 16 && memcmp(x->m.heap_id, a->heap.header->heap_id, 16) == 0))
+    struct arena *a = x->arena;
+    const struct msg_welcome *welcome = &x->call.in.welcome;
+    int rc = exchange(x, call_hello(HELLO_LOOK, 0));
+    if (rc == 0 && x->call.in.type != MSG_WELCOME)
+        rc = -EPROTO;
+    if (rc < 0 || (welcome->heap_id_bytes == HEAP_ID_BYTES && memcmp(welcome->heap_id, a->heap.header->heap_id, HEAP_ID_BYTES) == 0))
         return rc;
     conn_lock(a);
-    a->conn.out.mode = a->conn.out.value = 0; /* any reply will do */
-    rc = conn_call(a, MSG_MODE, MSG_OK);
+    rc = conn_call(a, MSG(ping));
     conn_unlock(a);
     return rc == -ESTALE ? rc : -ENOTCONN;
 }
@@ -184,36 +154,34 @@ static int look(struct arena *a, int fd, struct fd_id id, struct asked *x)
  * hung up is not begun. */
 static int ask(struct arena *a, struct asked *x, unsigned flags, struct arena_gc_stats *out)
 {
+    struct rows rows;
+    int fd;
+    x->arena = a;
     x->patience = conn_patience(a);
     x->serial = collecting(a);
-    int fd;
-    while ((fd = conn_connect(a->socket)) == -EAGAIN && waits_on(a, x)) /* so many wait to be let in */
+    while ((fd = conn_connect(a->socket)) == -EAGAIN && waits_on(x)) /* so many wait to be let in */
         ;
     if (fd < 0)
         return -ENOTCONN;
-    struct fd_id id = fd_id(fd);
-    int rc = look(a, fd, id, x);
-    x->m = (struct msg){.id = x->m.id, .version_min = PROTO_VERSION, .version = PROTO_VERSION, .layout = LAYOUT_VERSION,
-                        .flags = HELLO_MONITOR};
+    x->id = fd_id(fd);
+    x->call.fd = fd;
+    x->call.wait = wait_on;
+    x->call.context = x;
+    x->call.last_id = 0;
+    int rc = look(x);
     if (rc == 0)
-        rc = exchange(a, fd, id, x, MSG_HELLO, MSG_OK);
-    x->m.flags = flags & ARENA_GC_DRY_RUN ? GC_DRY_RUN : 0;
-    x->m.cursor = 0;
+        rc = exchange(x, call_hello(HELLO_MONITOR, 0));
     if (rc == 0)
-        rc = exchange(a, fd, id, x, MSG_GC, MSG_ROWS);
-    if (fd_is(fd, id)) /* a child that was forked meanwhile may have it too */
+        rc = exchange(x, MSG(gc, .flags = flags & ARENA_GC_DRY_RUN ? GC_DRY_RUN : 0));
+    if (fd_is(fd, x->id)) /* a child that was forked meanwhile may have it too */
         shutdown(fd, SHUT_RDWR);
-    fd_close(fd, id);
+    fd_close(fd, x->id);
     if (rc < 0)
         return rc;
-    msgpack_unpacked unpacked;
-    if (msg_precheck(x->m.body, x->m.body_bytes, 3) < 0)
-        return -EPROTO;
-    msgpack_unpacked_init(&unpacked);
-    rc = msgpack_unpack_next(&unpacked, (const char *)x->m.body, x->m.body_bytes, NULL) == MSGPACK_UNPACK_SUCCESS
-             ? read_rows(&unpacked.data, out)
-             : -EPROTO;
-    msgpack_unpacked_destroy(&unpacked);
+    rc = rows_open(&rows, &x->call.in.rows);
+    if (rc == 0)
+        rc = read_rows(&rows, out);
+    rows_close(&rows);
     return rc;
 }
 

@@ -164,9 +164,7 @@ static struct pin_table *table_new(struct arena *a)
 static int table_declare(struct arena *a, const struct pin_table *table)
 {
     conn_lock(a);
-    a->conn.out.mode = CLIENT_MODE_PINS;
-    a->conn.out.value = arena_ref(a, table);
-    int rc = conn_call(a, MSG_MODE, MSG_OK);
+    int rc = conn_call(a, MSG(pins, .table = arena_ref(a, table)));
     conn_unlock(a);
     return rc;
 }

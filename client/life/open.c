@@ -127,7 +127,7 @@ static void turn_end(struct turn *t)
 /* Maps what the daemon's WELCOME brought. */
 static int settle(struct arena *a, int fds[3])
 {
-    int rc = attach_map(a, &a->conn.in, fds);
+    int rc = attach_map(a, &a->conn.in.welcome, fds);
     attach_close_fds(fds, 3);
     if (rc < 0 || (rc = lease_init(a)) < 0 || (rc = pins_init(a)) < 0)
         return rc;
@@ -157,9 +157,9 @@ static int open_new(struct arena *a, const uint8_t heap_id[16], struct patience 
     int fds[3] = {-1, -1, -1}, rc = attach_hello(&a->conn, attach_flags(a), fds, patience);
     if (rc < 0)
         return rc;
-    a->tag = (uint16_t)a->conn.in.tag;
-    a->conn.epoch = a->conn.in.epoch;
-    if (memcmp(a->conn.in.heap_id, heap_id, 16) != 0) {
+    a->tag = (uint16_t)a->conn.in.welcome.tag;
+    a->conn.epoch = a->conn.in.welcome.epoch;
+    if (memcmp(a->conn.in.welcome.heap_id, heap_id, 16) != 0) {
         attach_close_fds(fds, 3);
         rc = -ESTALE;
     } else
@@ -188,7 +188,7 @@ static int open_heap(struct arena *a, struct arena **ret)
         rc = attach_greet(a, false, HELLO_LOOK, NULL, &patience);
         if (rc < 0)
             return rc;
-        memcpy(heap_id, a->conn.in.heap_id, 16);
+        memcpy(heap_id, a->conn.in.welcome.heap_id, 16);
         struct turn turn = {.heap_id = heap_id, .read_only = a->read_only};
         registry_enter();
         while (is_taken(&turn)) {

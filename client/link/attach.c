@@ -16,6 +16,7 @@
 #include "client/link/reason.h"
 #include "client/link/registry.h"
 #include "client/link/socket.h"
+#include "proto/call.h"
 #include "proto/packet.h"
 
 /* ---- HELLO ----------------------------------------------------------------------------------------------------------- */
@@ -43,15 +44,9 @@ int attach_hello(struct connection *c, unsigned flags, int fds[3], struct patien
 {
     char why[MSG_TEXT_MAX + 1];
     int count = 0, expected = flags & HELLO_LOOK ? 0 : 3;
-    c->out.type = MSG_HELLO;
-    c->out.id = ++c->next_id;
-    c->out.version_min = c->out.version = PROTO_VERSION;
-    c->out.layout = LAYOUT_VERSION;
-    c->out.flags = flags;
-    c->out.heap_id_bytes = 0;
-    c->out.tag = 0;
-    c->out.image = process_image();
-    int bytes = msg_encode(&c->out, c->packet, sizeof c->packet);
+    struct msg request = call_hello(flags, process_image());
+    request.id = conn_next_id(c);
+    int bytes = msg_encode(&request, c->packet, sizeof c->packet);
     if (bytes < 0)
         return bytes;
     int rc = conn_is_there(c) ? packet_send(c->fd, c->packet, (size_t)bytes, NULL, 0, 0) : -EPIPE;
@@ -62,12 +57,12 @@ int attach_hello(struct connection *c, unsigned flags, int fds[3], struct patien
     ssize_t got = receive(c, fds, &count, patience);
     if (got < 0)
         return (int)got;
-    rc = msg_decode(&c->in, c->packet, (size_t)got, why);
+    rc = msg_decode(&c->in, &c->space, c->packet, (size_t)got, why);
     if (rc == 0 && c->in.type == MSG_ERROR) {
-        reason_set(c->in.text);
-        rc = -(int)c->in.error;
+        reason_set(c->in.error.text);
+        rc = -(int)c->in.error.error;
     }
-    else if (rc == 0 && (c->in.type != MSG_WELCOME || count != expected || c->in.heap_id_bytes != 16))
+    else if (rc == 0 && (c->in.type != MSG_WELCOME || count != expected || c->in.welcome.heap_id_bytes != HEAP_ID_BYTES))
         rc = -EPROTO;
     if (rc < 0)
         while (count > 0)
@@ -174,7 +169,7 @@ static int not_mapped(const char *region, uint64_t bytes)
                    strerror(error));
 }
 
-int attach_map(struct arena *a, const struct msg *welcome, const int *fds)
+int attach_map(struct arena *a, const struct msg_welcome *welcome, const int *fds)
 {
     const char *why;
     struct geometry g;
@@ -231,9 +226,8 @@ void attach_unmap(struct arena *a)
 void attach_bye(struct arena *a)
 {
     conn_lock(a);
-    a->conn.out.flags = 0;
     if (!heap_is_stale(a))
-        conn_call(a, MSG_BYE, MSG_OK);
+        conn_call(a, MSG(bye));
     conn_unlock(a);
 }
 
@@ -247,9 +241,9 @@ static int attach_again(struct arena *a)
     if (rc < 0)
         return rc;
     attach_close_fds(fds, 3);
-    a->tag = (uint16_t)a->conn.in.tag;
-    a->conn.epoch = a->conn.in.epoch;
-    if (memcmp(a->conn.in.heap_id, a->heap.header->heap_id, 16) != 0) {
+    a->tag = (uint16_t)a->conn.in.welcome.tag;
+    a->conn.epoch = a->conn.in.welcome.epoch;
+    if (memcmp(a->conn.in.welcome.heap_id, a->heap.header->heap_id, 16) != 0) {
         attach_bye(a);
         conn_forget(&a->conn);
         hooks.attached(a, false);

@@ -16,7 +16,7 @@ int attach_hello(struct connection *c, unsigned flags, int fds[3], struct patien
 int attach_greet(struct arena *a, bool was_there, unsigned flags, int fds[3], struct patience *patience);
 unsigned attach_flags(const struct arena *a);         /* of its HELLO */
 bool attach_tries_again(struct patience *patience);   /* after a pause; false: there is no patience any more */
-int attach_map(struct arena *a, const struct msg *welcome, const int *fds);
+int attach_map(struct arena *a, const struct msg_welcome *welcome, const int *fds);
 void attach_unmap(struct arena *a);
 void attach_close_fds(int *fds, int count);
 void attach_bye(struct arena *a); /* this client goes away at once, not only when the process ends */

@@ -17,8 +17,8 @@
  *                 thread lets its tag go on from there
  *   ROOT          looked up: the tag's done is the request's id. The root  a ticket; tag.done tells
  *                 itself does not tell: another client may have moved it
- *   MODE          says what is from now on, not what changes               a ticket; the tag's gc_mode or pins tell. A
- *                                                                          reader has none: it hangs up, then looks whether
+ *   SAFEPOINT,    says what is from now on, not what changes               a ticket; the tag's gc_mode or pins tell. A
+ *   PINS                                                                   reader has none: it hangs up, then looks whether
  *                                                                          a collection runs
  *   INFO          changes nothing                                          the same
  *   BYE           done, it is answered ESTALE: the tag is not this         it is meant to be done later, too
@@ -28,7 +28,7 @@
  * with it in GRACE_MS, the answer is -EINPROGRESS, and the next RESUME settles it: by then the daemon has done all that it
  * will ever do of it.
  *
- * What was refused, or changed nothing, is decided anew. RELEASE and a MODE with id 0 have no reply and are not repeated;
+ * What was refused, or changed nothing, is decided anew. RELEASE and a TRIMMED with id 0 have no reply and are not repeated;
  * TRIM and GC are a monitor's, by a connection of its own. */
 #include <stdio.h>
 #include <string.h>
@@ -44,6 +44,7 @@
 #include "client/link/reason.h"
 #include "client/link/returns.h"
 #include "client/link/socket.h"
+#include "proto/call.h"
 #include "shm/ticket.h"
 
 enum {
@@ -91,65 +92,70 @@ void conn_kick(struct arena *a)
         conn_unlock(a); /* sends it */
 }
 
-static int exchange(struct arena *a, uint32_t type, uint32_t expect, struct patience *patience)
+static int exchange(struct arena *a, struct msg *request, struct patience *patience)
 {
-    uint32_t id = conn_next_id(&a->conn);
+    request->id = conn_next_id(&a->conn);
     int rc;
-    while ((rc = conn_send(a, type, id, 0)) == -EAGAIN) /* SO_SNDTIMEO: the daemon reads nothing */
+    while ((rc = conn_send(a, *request, 0)) == -EAGAIN) /* SO_SNDTIMEO: the daemon reads nothing */
         if (!conn_waits(patience))
             return -ETIMEDOUT;
     if (rc < 0)
         return rc == -EINVAL ? rc : -EPIPE;
-    return conn_receive(a, id, expect, patience);
+    return conn_receive(a, request->id, msg_reply(request->type), patience);
 }
 
 /* What a TAGS has brought is known, and so kept when the connection is lost. */
 static void note_granted(struct connection *c)
 {
-    for (uint32_t i = 0; i < c->in.list_count; i++)
+    const struct msg_tags *tags = &c->in.tags;
+    for (uint32_t i = 0; i < tags->list_count; i++)
         if (c->granted_count < GRANTED_TAGS_MAX)
-            c->granted[c->granted_count++] = (uint16_t)c->in.list[i];
+            c->granted[c->granted_count++] = (uint16_t)tags->list[i];
 }
 
 /* The tags of its transactions: what it does not list was in TAGS that were lost. */
 static int list_tags(struct arena *a, struct patience *patience)
 {
     struct connection *c = &a->conn;
-    c->out.list_count = c->granted_count;
     for (uint32_t i = 0; i < c->granted_count; i++)
-        c->out.list[i] = c->granted[i];
-    c->out.flags = RESUME_TAGS;
-    return exchange(a, MSG_RESUME, MSG_OK, patience);
+        c->list[i] = c->granted[i];
+    struct msg request = MSG(resume, .flags = RESUME_TAGS, .list = c->list, .list_count = c->granted_count);
+    return exchange(a, &request, patience);
+}
+
+/* Its leases: one packet at least, which says that it was the last. */
+static int list_leases(struct arena *a, struct patience *patience)
+{
+    struct connection *c = &a->conn;
+    uint64_t cursor = 0;
+    int rc;
+    do {
+        uint32_t count = returns_list(a, &cursor, c->list, MSG_LIST_MAX);
+        struct msg request = MSG(resume, .flags = cursor >= a->heap.page_count ? RESUME_LAST : 0, .list = c->list,
+                                 .list_count = count);
+        rc = exchange(a, &request, patience);
+    } while (rc == 0 && cursor < a->heap.page_count);
+    return rc;
 }
 
 /* HELLO with the tag that this process has, its tags, its leases; a reader says again what it has declared. */
 static int resume(struct arena *a, struct patience *patience)
 {
     struct connection *c = &a->conn;
-    uint64_t cursor = 0;
-    c->out.version_min = c->out.version = PROTO_VERSION;
-    c->out.layout = LAYOUT_VERSION;
-    c->out.flags = a->read_only ? HELLO_READ_ONLY : 0;
-    c->out.heap_id = a->heap.header->heap_id;
-    c->out.heap_id_bytes = 16;
-    c->out.tag = a->tag;
-    c->out.image = process_image();
-    int rc = exchange(a, MSG_HELLO, MSG_WELCOME, patience);
+    struct msg request = call_hello(a->read_only ? HELLO_READ_ONLY : 0, process_image());
+    request.hello.heap_id = a->heap.header->heap_id;
+    request.hello.heap_id_bytes = sizeof a->heap.header->heap_id;
+    request.hello.tag = a->tag;
+    int rc = exchange(a, &request, patience);
     if (rc < 0)
         return rc;
-    c->epoch = c->in.epoch;
+    c->epoch = c->in.welcome.epoch;
     rc = a->read_only ? 0 : list_tags(a, patience);
-    if (rc < 0)
-        return rc;
-    do { /* one at least, which says that it was the last */
-        c->out.list_count = returns_list(a, &cursor, c->out.list, 4000);
-        c->out.flags = cursor >= a->heap.page_count ? RESUME_LAST : 0;
-        rc = exchange(a, MSG_RESUME, MSG_OK, patience);
-    } while (rc == 0 && cursor < a->heap.page_count);
+    if (rc == 0)
+        rc = list_leases(a, patience);
     if (rc == 0 && a->read_only && load_relaxed(&a->gc_mode) != GC_RUNS) {
-        c->out.mode = CLIENT_MODE_SAFEPOINT;
-        c->out.value = load_relaxed(&a->gc_mode);
-        rc = exchange(a, MSG_MODE, MSG_OK, patience);
+        request = MSG(safepoint, .gc_mode = load_relaxed(&a->gc_mode));
+        rc = exchange(a, &request, patience);
     }
     return rc;
 }
@@ -199,94 +205,99 @@ static int reconnect(struct arena *a, struct patience *patience)
     }
 }
 
-/* The request in conn.out is one that a ticket is for: its effect would be seen by others, or is this process's only by the
- * daemon's word. */
-static bool has_ticket(const struct arena *a, uint32_t type)
+/* The request is one that a ticket is for: its effect would be seen by others, or is this process's only by the daemon's
+ * word. */
+static bool has_ticket(const struct msg *m)
 {
-    const struct msg *out = &a->conn.out;
-    if (type == MSG_MODE && out->mode != CLIENT_MODE_SAFEPOINT && out->mode != CLIENT_MODE_PINS)
-        return false;
-    return out->id && (type == MSG_ROOT || type == MSG_TX_COMMIT || type == MSG_EXTEND || type == MSG_MODE);
+    return m->id && (m->type == MSG_ROOT || m->type == MSG_TX_COMMIT || m->type == MSG_EXTEND || m->type == MSG_SAFEPOINT ||
+                     m->type == MSG_PINS);
 }
 
-/* Had the request in conn.out been done, though no answer came? The map tells. By tag.done only where the state itself does
- * not: another client may have moved a root since. A daemon that dies between the effect and done leaves it undone there, and
- * what is said again has another id. */
-static bool was_done(const struct arena *a, uint32_t type)
+/* Had a request been done, though no answer came? The map tells. By tag.done only where the state itself does not: another
+ * client may have moved a root since. A daemon that dies between the effect and done leaves it undone there, and what is said
+ * again has another id. */
+static bool was_done(const struct arena *a, const struct msg *m)
 {
-    const struct msg *out = &a->conn.out;
     const struct tag *own = &a->heap.tags[a->tag];
-    if (type == MSG_TX_COMMIT)
-        return tag_state(&a->heap, out->tag) == TAG_TX_COMMITTED;
-    if (!has_ticket(a, type))
+    if (m->type == MSG_TX_COMMIT)
+        return tag_state(&a->heap, m->tx_commit.tag) == TAG_TX_COMMITTED;
+    if (!has_ticket(m))
         return false;
-    if (type == MSG_EXTEND)
-        return load_acquire(&a->heap.spans[out->first].page_count) == out->pages; /* [TK2] */
-    if (type == MSG_MODE && out->mode == CLIENT_MODE_PINS)
-        return load_acquire(&own->pins) == out->value; /* [TK2] */
-    if (type == MSG_MODE)
-        return load_acquire(&own->gc_mode) == out->value; /* [TK2] */
-    return load_acquire(&own->done) == out->id; /* [TK2] */
+    if (m->type == MSG_EXTEND)
+        return load_acquire(&a->heap.spans[m->extend.first].page_count) == m->extend.pages; /* [TK2] */
+    if (m->type == MSG_PINS)
+        return load_acquire(&own->pins) == m->pins.table; /* [TK2] */
+    if (m->type == MSG_SAFEPOINT)
+        return load_acquire(&own->gc_mode) == m->safepoint.gc_mode; /* [TK2] */
+    return load_acquire(&own->done) == m->id; /* [TK2] */
 }
 
 /* The same where no RESUME has come between: a commit's root is moved behind its tag's state. */
-static bool has_ended(const struct arena *a, uint32_t type)
+static bool has_ended(const struct arena *a, const struct msg *m)
 {
-    return type == MSG_TX_COMMIT ? load_acquire(&a->heap.tags[a->tag].done) == a->conn.out.id : was_done(a, type); /* [TK2] */
+    return m->type == MSG_TX_COMMIT ? load_acquire(&a->heap.tags[a->tag].done) == m->id : was_done(a, m); /* [TK2] */
 }
 
-/* No patience is left: the request in conn.out is taken back. -ENOTCONN: it is not done. 0: the daemon has done it. Else the
+/* No patience is left: the request is taken back. -ENOTCONN: it is not done. 0: the daemon has done it. Else the
  * daemon is at it. die: as if it had not been given up. */
-static int take_back(struct arena *a, uint32_t type)
+static int take_back(struct arena *a, const struct msg *m)
 {
     const struct timespec pause = {.tv_nsec = 1000000};
-    if (!has_ticket(a, type))
+    if (!has_ticket(m))
         return -ENOTCONN;
     if (a->read_only) { /* it has hung up. A collection that looks from now on does not count it as at a safepoint */
         fence_seq_cst(); /* [GC1] */
         return load_acquire(&a->heap.header->collecting) ? -EINPROGRESS : -ENOTCONN; /* [GC1] */
     }
-    if (ticket_cancel(&a->heap, a->tag, a->conn.out.id))
+    if (ticket_cancel(&a->heap, a->tag, m->id))
         return -ENOTCONN;
-    for (int64_t until = now_ms() + GRACE_MS; !has_ended(a, type); nanosleep(&pause, NULL))
+    for (int64_t until = now_ms() + GRACE_MS; !has_ended(a, m); nanosleep(&pause, NULL))
         if (now_ms() >= until)
             return -EINPROGRESS;
     return 0;
 }
 
 /* What it may still answer, and what it has granted, is settled by the next RESUME. */
-static int give_up(struct arena *a, uint32_t type)
+static int give_up(struct arena *a, const struct msg *m)
 {
     struct connection *c = &a->conn;
     conn_drop(c);
     store_relaxed(&c->gave_up, c->gave_up + 1);
-    return take_back(a, type);
+    return take_back(a, m);
 }
 
-int conn_call(struct arena *a, uint32_t type, uint32_t expect)
+/* What a lost GRANT had leased, and what its request gave back, is not listed by the RESUME, so it was taken back. */
+static void forget_given_back(struct msg *m)
+{
+    if (m->type == MSG_LEASE)
+        m->lease.list_count = 0;
+    else if (m->type == MSG_LARGE)
+        m->large.list_count = 0;
+}
+
+int conn_call(struct arena *a, struct msg request)
 {
     struct patience patience = conn_patience(a);
     if (a->conn.waited_out) /* behind one that has waited for all of it in vain: a last look */
         patience.left_ms = 0;
-    return conn_call_within(a, type, expect, patience);
+    return conn_call_within(a, request, patience);
 }
 
-int conn_call_within(struct arena *a, uint32_t type, uint32_t expect, struct patience patience)
+int conn_call_within(struct arena *a, struct msg request, struct patience patience)
 {
     struct connection *c = &a->conn;
     if (heap_is_stale(a))
         return -ESTALE;
-    c->out.id = 0; /* not sent yet */
     for (bool again = false;; again = true) {
         int rc = -EPIPE;
         if (c->fd >= 0)
-            rc = exchange(a, type, expect, &patience);
-        if (rc == 0 && type == MSG_TX_TAGS)
+            rc = exchange(a, &request, &patience);
+        if (rc == 0 && request.type == MSG_TX_TAGS)
             note_granted(c);
         if (rc != -EPIPE && rc != -ETIMEDOUT && rc != -EPROTO)
             return rc;
         if (rc == -EPROTO && again) { /* the daemon does not understand it, and will not */
-            int taken = take_back(a, type);
+            int taken = take_back(a, &request);
             return taken == -ENOTCONN ? rc : taken;
         }
         if (!a->heap.header) { /* it has no heap yet to come back to */
@@ -294,35 +305,32 @@ int conn_call_within(struct arena *a, uint32_t type, uint32_t expect, struct pat
             return -ENOTCONN;
         }
         if (rc == -ETIMEDOUT)
-            return give_up(a, type);
-        c->kept = c->out; /* resume() uses conn.out */
+            return give_up(a, &request);
         rc = reconnect(a, &patience);
-        c->out = c->kept;
         if (rc < 0)
-            return rc == -ENOTCONN ? give_up(a, type) : rc;
-        if (type == MSG_LEASE || type == MSG_LARGE)
-            c->out.list_count = 0; /* not listed, so taken back */
-        if (was_done(a, type))
+            return rc == -ENOTCONN ? give_up(a, &request) : rc;
+        forget_given_back(&request);
+        if (was_done(a, &request))
             return 0;
     }
 }
 
-int conn_ask_ahead(struct arena *a)
+int conn_ask_ahead(struct arena *a, struct msg request)
 {
     struct connection *c = &a->conn;
     if (c->ahead.id)
         return -EALREADY;
     if (c->fd < 0 || heap_is_stale(a))
         return -ENOTCONN;
-    uint32_t id = conn_next_id(c);
-    int rc = conn_send(a, MSG_LEASE, id, MSG_DONTWAIT);
+    request.id = conn_next_id(c);
+    int rc = conn_send(a, request, MSG_DONTWAIT);
     if (rc < 0) {
         if (rc != -EAGAIN)
             conn_drop(c);
         return rc;
     }
-    c->ahead.id = id;
-    c->ahead.span_class = c->out.span_class;
+    c->ahead.id = request.id;
+    c->ahead.span_class = request.lease.span_class;
     c->ahead.arrived = false;
     return 0;
 }

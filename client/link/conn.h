@@ -8,7 +8,11 @@
 #include <pthread.h>
 
 #include "client/link/socket.h"
-#include "proto/old.h"
+#include "proto/msg.h"
+
+/* Spans of a packet: that are granted at most, that a RELEASE gives back, and that a LEASE or LARGE gives back beside what it
+ * asks for. */
+enum { GRANT_SPANS_MAX = 1024, RETURNS_MOST = 1024, RETURNS_BESIDE = 512 };
 
 /* A lease that was asked for before it was needed: one at a time. sync: conn.lock */
 struct ahead {
@@ -17,7 +21,7 @@ struct ahead {
     bool arrived;
     int error;           /* of what arrived; 0: a grant */
     uint32_t flags, count;
-    uint32_t list[1024]; /* the most that a grant has */
+    uint32_t list[GRANT_SPANS_MAX];
 };
 
 enum { GRANTED_TAGS_MAX = 1024 }; /* transactions of a client */
@@ -34,18 +38,19 @@ struct connection {
     uint32_t gave_up;    /* calls that no daemon answered in time. sync: atomic, set with conn.lock */
     uint32_t granted_count;
     struct ahead ahead;
-    struct msg in, out;
-    struct msg kept;     /* a request, while a reconnection uses `out` */
+    struct msg in;       /* what came last; it points into `space` and `packet` */
+    uint32_t list[MSG_LIST_MAX]; /* for a request's: of spans that go back. A reconnection uses it too */
+    struct msg_space space;
     uint8_t packet[MSG_MAX];
     uint16_t granted[GRANTED_TAGS_MAX]; /* every tag that a TAGS has brought: to be listed when it comes back */
 };
 
-/* conn_lock gives conn.out to fill in; conn_call sends it and leaves the reply in conn.in. A lost connection is
- * made anew and the request repeated. It returns
- *   0             done. Of ROOT, TX_COMMIT, MODE and EXTEND conn.in may hold nothing: the map told it
+/* With conn.lock held conn_call sends a request and leaves the reply in conn.in. A lost connection is made anew and the
+ * request repeated. It returns
+ *   0             done. Of ROOT, TX_COMMIT, EXTEND, SAFEPOINT and PINS conn.in may hold nothing: the map told it
  *   -ENOTCONN     no answer came in time, and the request was not done and never will be: what a LEASE, LARGE or TX_TAGS
  *                 would have brought, and a LEASE or LARGE would have given back, the next RESUME settles
- *   -EINPROGRESS  in doubt, of ROOT, TX_COMMIT, EXTEND, and of MODE with a safepoint or pins: the daemon has begun with this
+ *   -EINPROGRESS  in doubt, of ROOT, TX_COMMIT, EXTEND, SAFEPOINT and PINS: the daemon has begun with this
  *                 very request and stands still, or died. The connection is given up. As soon as a conn_call has returned
  *                 anything but this and -ENOTCONN it is settled, and the map tells: the root, the transaction's state, the
  *                 span's page_count, the tag's gc_mode
@@ -56,13 +61,13 @@ bool conn_trylock(struct arena *a);
 void conn_unlock(struct arena *a);
 void conn_kick(struct arena *a); /* sends what waits among the returns, if nobody holds the lock: who holds it does */
 void conn_set_stale(struct arena *a); /* with conn.lock held: the heap is of the past, for ever, and no thread's fast path serves it */
-int conn_call(struct arena *a, uint32_t type, uint32_t expect);
-int conn_call_within(struct arena *a, uint32_t type, uint32_t expect, struct patience patience);
-/* Sends the request in conn.out, a LEASE, and lets its reply come when it comes: 0, -EALREADY: one is under way, or as
+int conn_call(struct arena *a, struct msg request);
+int conn_call_within(struct arena *a, struct msg request, struct patience patience);
+/* Sends a LEASE, and lets its reply come when it comes: 0, -EALREADY: one is under way, or as
  * conn_tell(). conn_ahead() waits for it: 0 and the grant in conn.ahead, -ENOENT: none of this class was asked for, or the error
  * that it was answered with. A connection that is lost takes it along: spans that were granted and not accepted are not listed
  * by RESUME, so the daemon takes them back. */
-int conn_ask_ahead(struct arena *a);
+int conn_ask_ahead(struct arena *a, struct msg request);
 int conn_ahead(struct arena *a, unsigned span_class);
 bool conn_ahead_arrived(struct arena *a); /* it is there, and conn_ahead() does not wait */
 

@@ -17,8 +17,6 @@
 #include "client/link/returns.h"
 #include "client/link/socket.h"
 
-enum { RETURNS_MOST = 1024 }; /* spans that one packet gives back */
-
 void returns_init(struct arena *a)
 {
     struct returns *r = &a->returns;
@@ -131,9 +129,7 @@ static int tell_trimmed(struct arena *a)
     int64_t value = take_answer(a);
     if (value < 0)
         return 0;
-    a->conn.out.mode = CLIENT_MODE_TRIMMED;
-    a->conn.out.value = (uint64_t)value;
-    int rc = conn_tell(a, MSG_MODE);
+    int rc = conn_tell(a, MSG(trimmed, .serial = (uint64_t)value));
     if (rc < 0 && value)
         returns_answer(a, (uint32_t)value);
     else if (rc < 0)
@@ -143,16 +139,16 @@ static int tell_trimmed(struct arena *a)
 
 bool returns_send(struct arena *a)
 {
-    struct msg *out = &a->conn.out;
+    uint32_t *list = a->conn.list;
     int rc = 0;
     while (rc == 0 && returns_pending(&a->returns)) {
         if (a->conn.fd < 0 || heap_is_stale(a))
             return false;
-        out->list_count = returns_take(a, out->list, RETURNS_MOST);
-        if (out->list_count) {
-            rc = conn_tell(a, MSG_RELEASE);
+        uint32_t count = returns_take(a, list, RETURNS_MOST);
+        if (count) {
+            rc = conn_tell(a, MSG(release, .list = list, .list_count = count));
             if (rc == -EAGAIN) /* a connection that was lost takes them along: they are not listed */
-                returns_put_back(a, out->list, out->list_count);
+                returns_put_back(a, list, count);
         } else
             rc = tell_trimmed(a);
     }

@@ -148,24 +148,34 @@ uint32_t conn_next_id(struct connection *c) { return ++c->next_id ? c->next_id :
 static void keep_ahead(struct connection *c)
 {
     struct ahead *ahead = &c->ahead;
-    bool grant = c->in.type == MSG_GRANT && c->in.list_count <= sizeof ahead->list / sizeof *ahead->list;
+    const struct msg_grant *grant = &c->in.grant;
+    bool granted = c->in.type == MSG_GRANT && grant->list_count <= GRANT_SPANS_MAX;
     ahead->arrived = true;
-    ahead->error = grant ? 0 : c->in.type == MSG_ERROR ? (int)c->in.error : EPROTO;
-    if (!grant)
+    ahead->error = granted ? 0 : c->in.type == MSG_ERROR ? (int)c->in.error.error : EPROTO;
+    if (!granted)
         return;
-    ahead->flags = c->in.flags;
-    ahead->count = c->in.list_count;
-    memcpy(ahead->list, c->in.list, ahead->count * sizeof *ahead->list);
+    ahead->flags = grant->flags;
+    ahead->count = grant->list_count;
+    memcpy(ahead->list, grant->list, ahead->count * sizeof *ahead->list);
 }
 
-/* flags: MSG_DONTWAIT, or 0. */
-int conn_send(struct arena *a, uint32_t type, uint32_t id, int flags)
+/* A request may be sent again to a daemon that was started meanwhile. */
+static void set_epoch(struct msg *m, uint32_t epoch)
+{
+    switch (m->type) {
+    case MSG_LEASE: m->lease.epoch = epoch; break;
+    case MSG_LARGE: m->large.epoch = epoch; break;
+    case MSG_RELEASE: m->release.epoch = epoch; break;
+    case MSG_EXTEND: m->extend.epoch = epoch; break;
+    default: break;
+    }
+}
+
+int conn_send(struct arena *a, struct msg m, int flags)
 {
     struct connection *c = &a->conn;
-    c->out.type = type;
-    c->out.id = id;
-    c->out.epoch = c->epoch;
-    int bytes = msg_encode(&c->out, c->packet, sizeof c->packet);
+    set_epoch(&m, c->epoch);
+    int bytes = msg_encode(&m, c->packet, sizeof c->packet);
     if (bytes < 0)
         return bytes;
     return conn_is_there(c) ? packet_send(c->fd, c->packet, (size_t)bytes, NULL, 0, flags) : -EPIPE;
@@ -190,7 +200,7 @@ int conn_receive(struct arena *a, uint32_t id, uint32_t expect, struct patience 
         }
         if (got <= 0)
             return -EPIPE;
-        if (msg_decode(&c->in, c->packet, (size_t)got, why) < 0)
+        if (msg_decode(&c->in, &c->space, c->packet, (size_t)got, why) < 0)
             return -EPROTO;
         if (c->in.type == MSG_NOTICE && c->in.id == 0)
             continue; /* to trim: header->shortages tells it too, also to who never reads */
@@ -203,18 +213,18 @@ int conn_receive(struct arena *a, uint32_t id, uint32_t expect, struct patience 
         if (c->in.id != id && !(c->in.type == MSG_ERROR && c->in.id == 0)) /* 0: refused, whatever was asked */
             continue;
         if (c->in.type == MSG_ERROR) {
-            reason_set(c->in.text);
-            return -(int)c->in.error;
+            reason_set(c->in.error.text);
+            return -(int)c->in.error.error;
         }
         return c->in.type == expect ? 0 : -EPROTO;
     }
 }
 
-int conn_tell(struct arena *a, uint32_t type)
+int conn_tell(struct arena *a, struct msg m)
 {
     if (a->conn.fd < 0)
         return -ENOTCONN;
-    int rc = conn_send(a, type, 0, MSG_DONTWAIT);
+    int rc = conn_send(a, m, MSG_DONTWAIT);
     if (rc < 0 && rc != -EAGAIN)
         conn_drop(&a->conn);
     return rc;

@@ -8,6 +8,8 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "proto/msg.h"
+
 struct arena;
 struct connection;
 
@@ -39,14 +41,14 @@ bool conn_is_there(struct connection *c); /* its descriptor is still its own; el
 void conn_forget(struct connection *c);   /* a forked child's: closes what is its parent's connection, which goes on */
 void conn_drop(struct connection *c);     /* hangs up, also where a forked child still has the descriptor */
 
-/* Parts of a conn_call(), under the lock. conn_send: flags are MSG_DONTWAIT, or 0. conn_receive: until the reply to `id` is there,
+/* Parts of a conn_call(), under the lock. conn_send: in the daemon's epoch; flags are MSG_DONTWAIT, or 0. conn_receive: until the reply to `id` is there,
  * by a connection that was there a moment ago: 0, the error in it, or -EPIPE: lost. patience NULL: waits for nothing, and
  * returns -EAGAIN. */
 uint32_t conn_next_id(struct connection *c);
-int conn_send(struct arena *a, uint32_t type, uint32_t id, int flags);
+int conn_send(struct arena *a, struct msg m, int flags);
 int conn_receive(struct arena *a, uint32_t id, uint32_t expect, struct patience *patience);
 /* No reply, no wait. -EAGAIN: the daemon reads nothing, and nothing was sent; else 0, or the connection is gone, and what was to
  * be told is told by RESUME. */
-int conn_tell(struct arena *a, uint32_t type);
+int conn_tell(struct arena *a, struct msg m);
 
 #endif

@@ -58,12 +58,8 @@ static int root_call(arena_t *a, const char *name, unsigned mode, arena_ref_t ex
             return rc;
     }
     conn_lock(a);
-    strcpy(a->conn.out.name, name);
-    a->conn.out.mode = mode;
-    a->conn.out.expected = expected;
-    a->conn.out.desired = desired;
     fence_release(); /* [RT1] what the object holds is written before the root leads to it */
-    int rc = conn_call(a, MSG_ROOT, MSG_OK);
+    int rc = conn_call(a, MSG(root, .name = name, .mode = mode, .expected = expected, .desired = desired));
     conn_unlock(a);
     if (rc == -EINVAL)
         refused_root(a, name, desired, 0);
@@ -93,10 +89,8 @@ static int daemon_answers(arena_t *a, int64_t left_ms)
         return 0; /* another thread is finding out */
     int rc = 0;
     poll_fd.fd = conn_is_there(&a->conn) ? a->conn.fd : -1;
-    if (poll_fd.fd < 0 || (poll(&poll_fd, 1, 0) == 1 && (poll_fd.revents & (POLLHUP | POLLERR | POLLNVAL)))) {
-        a->conn.out.mode = a->conn.out.value = 0; /* any reply will do */
-        rc = conn_call_within(a, MSG_MODE, MSG_OK, patience);
-    }
+    if (poll_fd.fd < 0 || (poll(&poll_fd, 1, 0) == 1 && (poll_fd.revents & (POLLHUP | POLLERR | POLLNVAL))))
+        rc = conn_call_within(a, MSG(ping), patience);
     conn_unlock(a);
     return rc == -ESTALE || rc == -ENOTCONN ? rc : 0;
 }

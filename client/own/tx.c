@@ -76,20 +76,12 @@ static void put_clean(struct arena *a, unsigned tag)
 
 static int ask_for_tags(struct arena *a)
 {
-    a->conn.out.count = 16;
-    int rc = conn_call(a, MSG_TX_TAGS, MSG_TAGS);
-    for (uint32_t i = 0; rc == 0 && i < a->conn.in.list_count && a->tx_ready_count < TX_TAGS_MAX; i++)
-        put_clean(a, a->conn.in.list[i]); /* the daemon has looked */
+    enum { TAGS_ASKED = 16 };
+    int rc = conn_call(a, MSG(tx_tags, .count = TAGS_ASKED));
+    const struct msg_tags *tags = &a->conn.in.tags;
+    for (uint32_t i = 0; rc == 0 && i < tags->list_count && a->tx_ready_count < TX_TAGS_MAX; i++)
+        put_clean(a, tags->list[i]); /* the daemon has looked */
     return rc == 0 && a->tx_clean == 0 ? -EPROTO : rc;
-}
-
-/* Puts the tags that bear no word into a request's list: how many. */
-static uint32_t list_resolved(struct arena *a)
-{
-    struct msg *out = &a->conn.out;
-    memcpy(out->list, a->tx_resolved, a->tx_resolved_count * sizeof *out->list);
-    out->list_count = a->tx_resolved_count;
-    return out->list_count;
 }
 
 /* The daemon has read them: they may run again, once clean. */
@@ -105,12 +97,8 @@ static void resolved_told(struct arena *a, uint32_t told)
  * behind its list. */
 static int tell_resolved(struct arena *a)
 {
-    struct msg *out = &a->conn.out;
-    out->tag = a->tag;
-    out->name[0] = 0;
-    out->expected = out->desired = 0;
-    uint32_t told = list_resolved(a);
-    int rc = told ? conn_call(a, MSG_TX_COMMIT, MSG_OK) : -EDQUOT;
+    uint32_t told = a->tx_resolved_count;
+    int rc = told ? conn_call(a, MSG(tx_commit, .tag = a->tag, .list = a->tx_resolved, .list_count = told)) : -EDQUOT;
     if (rc != -EPERM)
         return rc < 0 ? rc : -EPROTO;
     resolved_told(a, told);
@@ -326,14 +314,10 @@ static bool is_the_one_in_doubt(const struct transaction *tx, const char *root, 
 static int send_commit(struct arena *a, const struct transaction *tx)
 {
     conn_lock(a);
-    struct msg *out = &a->conn.out;
-    out->tag = tx->tag;
-    strcpy(out->name, tx->root);
-    out->expected = tx->expected;
-    out->desired = tx->desired;
-    uint32_t told = list_resolved(a);
+    uint32_t told = a->tx_resolved_count;
     fence_release(); /* [TG1] what the objects hold is written before they are published */
-    int rc = conn_call(a, MSG_TX_COMMIT, MSG_OK);
+    int rc = conn_call(a, MSG(tx_commit, .tag = tx->tag, .name = tx->root, .expected = tx->expected, .desired = tx->desired,
+                              .list = a->tx_resolved, .list_count = told));
     if (rc != -ENOTCONN && rc != -EINPROGRESS && rc != -ESTALE) /* it was read */
         resolved_told(a, told);
     conn_unlock(a);

@@ -108,7 +108,7 @@ static void asks(void *unused) /* any request: it finds the connection lost, and
     arena_t *a = world_client(A);
     (void)unused;
     conn_lock(a);
-    conn_call(a, MSG_MODE, MSG_OK);
+    conn_call(a, MSG(ping));
     conn_unlock(a);
 }
 

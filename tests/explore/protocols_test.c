@@ -386,11 +386,8 @@ static int root_cas(unsigned process, uint64_t expected,
 {
     arena_t *a = world_client(process);
     conn_lock(a);
-    strcpy(a->conn.out.name, "root");
-    a->conn.out.expected = expected;
-    a->conn.out.desired = arena_ref(a, desired);
     fence_release();
-    int rc = conn_call(a, MSG_ROOT, MSG_OK);
+    int rc = conn_call(a, MSG(root, .name = "root", .mode = ROOT_MODE_CAS, .expected = expected, .desired = arena_ref(a, desired)));
     conn_unlock(a);
     return rc;
 }
@@ -449,7 +446,7 @@ static void resume_asks(void *unused) /* any request: it finds the connection lo
     arena_t *a = world_client(A);
     (void)unused;
     conn_lock(a);
-    conn_call(a, MSG_MODE, MSG_OK);
+    conn_call(a, MSG(ping));
     conn_unlock(a);
 }
 
@@ -578,15 +575,11 @@ static uint64_t asked_for(void)
                                 : LARGE_PAGES - 1;
 }
 
-static int ask(uint32_t type, unsigned mode, uint64_t value)
+static int ask(struct msg request)
 {
     arena_t *a = world_client(A);
     conn_lock(a);
-    a->conn.out.mode = mode;
-    a->conn.out.value = value;
-    a->conn.out.first = large_first;
-    a->conn.out.pages = (uint32_t)value;
-    int rc = conn_call(a, type, MSG_OK);
+    int rc = conn_call(a, request);
     conn_unlock(a);
     return rc;
 }
@@ -595,14 +588,14 @@ static void give_up_a(void *unused)
 {
     uint64_t before = asked == ASK_ROOT || asked == ASK_MODE ? 0 : LARGE_PAGES;
     int rc = asked == ASK_ROOT   ? root_cas(A, 0, object_p)
-             : asked == ASK_MODE ? ask(MSG_MODE, CLIENT_MODE_SAFEPOINT, asked_for())
-                                 : ask(MSG_EXTEND, 0, asked_for());
+             : asked == ASK_MODE ? ask(MSG(safepoint, .gc_mode = asked_for()))
+                                 : ask(MSG(extend, .first = large_first, .pages = (uint32_t)asked_for()));
     (void)unused;
     if (rc != 0 && rc != -ENOTCONN && rc != -EINPROGRESS)
         ex_violation("a request that nothing stands in the way of is answered %d", rc);
     world_board.ref[0] = rc == 0 ? asked_for() : before;
     if (rc == -EINPROGRESS) { /* in doubt: the next call that reaches a daemon settles it */
-        while ((rc = ask(MSG_MODE, 0, 0)) == -ENOTCONN)
+        while ((rc = ask(MSG(ping))) == -ENOTCONN)
             ;
         expect(rc == 0, "a call that settles is refused");
         world_board.ref[0] = asked_now(UINT64_MAX);

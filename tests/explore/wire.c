@@ -10,7 +10,7 @@ enum { QUEUE = 6 };
 
 struct packet {
     uint32_t type, id, epoch, span_class, pages, tag, flags, error, list_count;
-    uint32_t first, mode, value;
+    uint32_t first, value;
     uint32_t list[WIRE_LIST];
     uint64_t expected, desired;
     char name[8];
@@ -29,37 +29,69 @@ static struct wire {
     struct packet in[QUEUE], out[QUEUE]; /* to the daemon, to the client */
 } wires[WORLD_CLIENTS + 1];
 
-static void packet_of(const struct msg *m, uint32_t type, struct packet *p)
+static void put_list(struct packet *p, const uint32_t *list, uint32_t count)
 {
-    memset(p, 0, sizeof *p);
-    p->type = type;
-    p->epoch = m->epoch;
-    if (type == MSG_LEASE || type == MSG_LARGE || type == MSG_EXTEND) {
-        p->span_class = type == MSG_EXTEND ? 0 : m->span_class;
-        p->first = type == MSG_EXTEND ? m->first : 0;
-        p->pages = m->pages;
+    p->list_count = count;
+    if (count > WIRE_LIST)
+        ex_violation("the world's packets are too short for a list of %u", count);
+    for (uint32_t i = 0; i < count && i < WIRE_LIST; i++)
+        p->list[i] = list[i];
+}
+
+static void put_root(struct packet *p, const char *name, uint64_t expected, uint64_t desired)
+{
+    p->expected = expected;
+    p->desired = desired;
+    snprintf(p->name, sizeof p->name, "%s", name ? name : "");
+}
+
+static void packet_of(const struct msg *m, uint32_t epoch, struct packet *p)
+{
+    *p = (struct packet){.type = m->type, .id = m->id, .epoch = epoch};
+    switch (m->type) {
+    case MSG_HELLO: p->tag = m->hello.tag; break;
+    case MSG_RESUME:
+        p->flags = m->resume.flags;
+        put_list(p, m->resume.list, m->resume.list_count);
+        break;
+    case MSG_LEASE:
+        p->span_class = m->lease.span_class;
+        p->pages = m->lease.pages;
+        put_list(p, m->lease.list, m->lease.list_count);
+        break;
+    case MSG_LARGE:
+        p->span_class = m->large.span_class;
+        p->pages = m->large.pages;
+        break;
+    case MSG_RELEASE: put_list(p, m->release.list, m->release.list_count); break;
+    case MSG_EXTEND:
+        p->first = m->extend.first;
+        p->pages = m->extend.pages;
+        break;
+    case MSG_TX_COMMIT:
+        p->tag = m->tx_commit.tag;
+        put_root(p, m->tx_commit.name, m->tx_commit.expected, m->tx_commit.desired);
+        put_list(p, m->tx_commit.list, m->tx_commit.list_count);
+        break;
+    case MSG_ROOT: put_root(p, m->root.name, m->root.expected, m->root.desired); break;
+    case MSG_SAFEPOINT: p->value = (uint32_t)m->safepoint.gc_mode; break;
+    default: break;
     }
-    if (type == MSG_MODE) {
-        p->mode = m->mode;
-        p->value = (uint32_t)m->value;
-    }
-    if (type == MSG_LEASE || type == MSG_RELEASE || type == MSG_RESUME || type == MSG_TX_COMMIT ||
-        type == MSG_GRANT || type == MSG_TAGS) {
-        p->list_count = m->list_count;
-        if (p->list_count > WIRE_LIST)
-            ex_violation("the world's packets are too short for a list of %u", m->list_count);
-        memcpy(p->list, m->list,
-               (p->list_count < WIRE_LIST ? p->list_count : WIRE_LIST) * sizeof *p->list);
-    }
-    if (type == MSG_RESUME)
-        p->flags = m->flags;
-    if (type == MSG_TX_COMMIT || type == MSG_HELLO)
-        p->tag = m->tag;
-    if (type == MSG_TX_COMMIT || type == MSG_ROOT) {
-        p->expected = m->expected;
-        p->desired = m->desired;
-        memcpy(p->name, m->name, sizeof p->name - 1);
-    }
+}
+
+/* As a packet is decoded: the list is in the connection's space. */
+static void msg_of(const struct packet *p, struct msg *m, struct msg_space *space)
+{
+    memset(m, 0, sizeof *m);
+    memcpy(space->list, p->list, sizeof p->list);
+    m->type = p->type;
+    m->id = p->id;
+    if (p->type == MSG_GRANT)
+        m->grant = (struct msg_grant){.epoch = p->epoch, .flags = p->flags, .list = space->list, .list_count = p->list_count};
+    else if (p->type == MSG_WELCOME)
+        m->welcome.epoch = p->epoch;
+    else if (p->type == MSG_ERROR)
+        m->error.error = p->error;
 }
 
 static void pop(struct packet *queue, uint32_t *count)
@@ -89,10 +121,9 @@ static uint32_t give_ups_left;
 static bool may_give_up;
 
 /* As client/link/conn.c's. */
-static bool has_ticket(const struct msg *out, uint32_t type)
+static bool has_ticket(const struct msg *m)
 {
-    return type == MSG_ROOT || type == MSG_TX_COMMIT || type == MSG_EXTEND ||
-           (type == MSG_MODE && out->mode == CLIENT_MODE_SAFEPOINT);
+    return m->type == MSG_ROOT || m->type == MSG_TX_COMMIT || m->type == MSG_EXTEND || m->type == MSG_SAFEPOINT;
 }
 
 static bool has_answer_or_gives_up(void *w)
@@ -101,10 +132,9 @@ static bool has_answer_or_gives_up(void *w)
 }
 
 /* client/link/conn.c's sending and receiving; -EPIPE: lost. */
-static int send_out(struct arena *a, uint32_t type, uint32_t id, bool waits)
+static int send_out(struct arena *a, const struct msg *m, bool waits)
 {
     struct wire *w = &wires[ex_self()];
-    a->conn.out.epoch = a->conn.epoch;
     if (waits)
         ex_wait(has_room, w);
     else if (!has_room(w)) {
@@ -113,8 +143,7 @@ static int send_out(struct arena *a, uint32_t type, uint32_t id, bool waits)
     }
     if (!w->up)
         return -EPIPE;
-    packet_of(&a->conn.out, type, &w->in[w->in_count]);
-    w->in[w->in_count++].id = id;
+    packet_of(m, a->conn.epoch, &w->in[w->in_count++]);
     if (!ex_running()) {
         unsigned self = ex_self();
         ex_heap_select(DAEMON);
@@ -127,7 +156,6 @@ static int send_out(struct arena *a, uint32_t type, uint32_t id, bool waits)
 static int receive_in(struct arena *a, uint32_t id)
 {
     struct wire *w = &wires[ex_self()];
-    struct msg *in = &a->conn.in;
     struct ahead *ahead = &a->conn.ahead;
     for (;;) {
         ex_wait(has_answer_or_gives_up, w);
@@ -139,11 +167,7 @@ static int receive_in(struct arena *a, uint32_t id)
             return -EPIPE;
         struct packet p = w->out[0];
         pop(w->out, &w->out_count);
-        in->type = p.type;
-        in->list_count = p.list_count;
-        memcpy(in->list, p.list, sizeof p.list);
-        in->flags = p.flags;
-        in->epoch = p.epoch;
+        msg_of(&p, &a->conn.in, &a->conn.space);
         if (ahead->id && p.id == ahead->id) { /* what was asked for ahead */
             ahead->arrived = true;
             ahead->error = p.type == MSG_ERROR ? (int)p.error : 0;
@@ -159,12 +183,11 @@ static int receive_in(struct arena *a, uint32_t id)
     }
 }
 
-static int exchange(struct arena *a, uint32_t type)
+static int exchange(struct arena *a, struct msg *request)
 {
-    uint32_t id = has_ticket(&a->conn.out, type) ? ID_AHEAD + ++a->conn.next_id : ID_CALL;
-    a->conn.out.id = id;
-    int rc = send_out(a, type, id, true);
-    return rc < 0 ? rc : receive_in(a, id);
+    request->id = has_ticket(request) ? ID_AHEAD + ++a->conn.next_id : ID_CALL;
+    int rc = send_out(a, request, true);
+    return rc < 0 ? rc : receive_in(a, request->id);
 }
 
 /* Hangs up: what the daemon has not begun with it does not do. */
@@ -179,21 +202,22 @@ static void drop(struct arena *a)
     a->conn.ahead.id = 0;
 }
 
-int conn_ask_ahead(struct arena *a)
+int conn_ask_ahead(struct arena *a, struct msg request)
 {
     struct connection *c = &a->conn;
     if (c->ahead.id)
         return -EALREADY;
     if (c->fd < 0)
         return -ENOTCONN;
-    int rc = send_out(a, MSG_LEASE, ID_AHEAD, false);
+    request.id = ID_AHEAD;
+    int rc = send_out(a, &request, false);
     if (rc < 0) {
         if (rc != -EAGAIN)
             drop(a);
         return rc;
     }
     c->ahead.id = ID_AHEAD;
-    c->ahead.span_class = c->out.span_class;
+    c->ahead.span_class = request.lease.span_class;
     c->ahead.arrived = false;
     return 0;
 }
@@ -272,16 +296,16 @@ static int reconnect(struct arena *a)
         memset(w->in, 0, sizeof w->in);
         memset(w->out, 0, sizeof w->out);
         w->in_count = w->out_count = 0;
-        c->out.tag = a->tag;
-        int rc = exchange(a, MSG_HELLO);
+        struct msg request = MSG(hello, .tag = a->tag);
+        int rc = exchange(a, &request);
         if (rc == 0)
-            c->epoch = c->in.epoch;
+            c->epoch = c->in.welcome.epoch;
         for (bool last = false; rc == 0 && !last;) {
             /* as short packets as can be, so that a crash may come between two */
-            c->out.list_count = returns_list(a, &cursor, c->out.list, 1);
+            uint32_t count = returns_list(a, &cursor, c->list, 1);
             last = cursor >= a->heap.page_count;
-            c->out.flags = last ? RESUME_LAST : 0;
-            rc = exchange(a, MSG_RESUME);
+            request = MSG(resume, .flags = last ? RESUME_LAST : 0, .list = c->list, .list_count = count);
+            rc = exchange(a, &request);
         }
         c->fd = rc == 0 ? 1 : -1;
         w->lost &= rc != 0;
@@ -300,101 +324,83 @@ static bool is_mutated(const char *function)
            strcmp(ex_mutant()->function, function) == 0;
 }
 
-static bool was_done(struct arena *a, uint32_t type)
+static bool was_done(struct arena *a, const struct msg *m)
 {
-    const struct msg *out = &a->conn.out;
-    if (type == MSG_TX_COMMIT && tag_state(&a->heap, out->tag) == TAG_TX_COMMITTED)
+    const struct tag *own = &a->heap.tags[a->tag];
+    if (m->type == MSG_TX_COMMIT && tag_state(&a->heap, m->tx_commit.tag) == TAG_TX_COMMITTED)
         return true;
     if (is_mutated("was_done")) /* only by the request's id */
-        return has_ticket(out, type) && out->id &&
-               load_acquire(&a->heap.tags[a->tag].done) == out->id;
-    if (type == MSG_EXTEND)
-        return load_acquire(&a->heap.spans[out->first].page_count) == out->pages;
-    if (type == MSG_MODE && has_ticket(out, type))
-        return load_acquire(&a->heap.tags[a->tag].gc_mode) == out->value;
-    return has_ticket(out, type) && out->id &&
-           load_acquire(&a->heap.tags[a->tag].done) == out->id;
+        return has_ticket(m) && m->id && load_acquire(&own->done) == m->id;
+    if (m->type == MSG_EXTEND)
+        return load_acquire(&a->heap.spans[m->extend.first].page_count) == m->extend.pages;
+    if (m->type == MSG_SAFEPOINT)
+        return load_acquire(&own->gc_mode) == m->safepoint.gc_mode;
+    return has_ticket(m) && m->id && load_acquire(&own->done) == m->id;
 }
 
-static bool has_ended(struct arena *a, uint32_t type)
+static bool has_ended(struct arena *a, const struct msg *m)
 {
-    if (type != MSG_TX_COMMIT || is_mutated("has_ended")) /* its root may not be moved yet */
-        return was_done(a, type);
-    return load_acquire(&a->heap.tags[a->tag].done) == a->conn.out.id;
+    if (m->type != MSG_TX_COMMIT || is_mutated("has_ended")) /* its root may not be moved yet */
+        return was_done(a, m);
+    return load_acquire(&a->heap.tags[a->tag].done) == m->id;
 }
 
 static struct arena *taken_by; /* as ex_wait() has one argument; one client gives up at a time */
-static uint32_t taken_type;
+static const struct msg *taken; /* on the stack of who gives up */
 
 /* For so long it waits for a daemon that was faster. One that has come to the end of the request and
  * has not noted it is waited for in vain: the call does not return. */
 static bool has_ended_or_stands(void *w)
 {
     const struct wire *wire = w;
-    return wire->busy || wire->lost || has_ended(taken_by, taken_type);
+    return wire->busy || wire->lost || has_ended(taken_by, taken);
 }
 
 /* As client/link/conn.c's, with one look in place of many: when the daemon comes to an end is chosen. */
-static int give_up(struct arena *a, uint32_t type)
+static int give_up(struct arena *a, const struct msg *m)
 {
     drop(a);
-    if (!has_ticket(&a->conn.out, type) || !a->conn.out.id)
+    if (!has_ticket(m) || !m->id)
         return -ENOTCONN;
     if (is_mutated("give_up")) /* it says so without taking it back */
         return -ENOTCONN;
-    if (ticket_cancel(&a->heap, a->tag, a->conn.out.id))
+    if (ticket_cancel(&a->heap, a->tag, m->id))
         return -ENOTCONN;
     taken_by = a;
-    taken_type = type;
+    taken = m;
     ex_wait(has_ended_or_stands, &wires[ex_self()]);
-    return has_ended(a, type) ? 0 : -EINPROGRESS;
+    return has_ended(a, m) ? 0 : -EINPROGRESS;
 }
 
-int conn_call_within(struct arena *a, uint32_t type, uint32_t expect, struct patience patience)
+int conn_call_within(struct arena *a, struct msg request, struct patience patience)
 {
-    return (void)patience, conn_call(a, type, expect);
+    return (void)patience, conn_call(a, request);
 }
 
 /* client/link/conn.c's, without its clock. */
-int conn_call(struct arena *a, uint32_t type, uint32_t expect)
+int conn_call(struct arena *a, struct msg request)
 {
-    struct connection *c = &a->conn;
-    (void)expect;
-    c->out.id = 0;
     for (;;) {
-        int rc = c->fd >= 0 ? exchange(a, type) : -EPIPE;
+        int rc = a->conn.fd >= 0 ? exchange(a, &request) : -EPIPE;
         if (rc == -ETIMEDOUT)
-            return give_up(a, type);
+            return give_up(a, &request);
         if (rc != -EPIPE)
             return rc;
-        struct packet kept;
-        packet_of(&c->out, type, &kept);
-        kept.id = c->out.id;
         rc = reconnect(a);
-        c->out.id = kept.id;
-        c->out.first = kept.first;
-        c->out.mode = kept.mode;
-        c->out.value = kept.value;
-        memcpy(c->out.name, kept.name, sizeof kept.name);
-        c->out.span_class = kept.span_class;
-        c->out.pages = kept.pages;
-        c->out.tag = kept.tag;
-        c->out.list_count = kept.list_count;
-        memcpy(c->out.list, kept.list, sizeof kept.list);
         if (rc < 0)
-            return rc == -ENOTCONN ? give_up(a, type) : rc;
-        if (type == MSG_LEASE || type == MSG_LARGE)
-            c->out.list_count = 0;
-        if (was_done(a, type))
+            return rc == -ENOTCONN ? give_up(a, &request) : rc;
+        if (request.type == MSG_LEASE)
+            request.lease.list_count = 0;
+        if (was_done(a, &request))
             return 0;
     }
 }
 
-int conn_tell(struct arena *a, uint32_t type)
+int conn_tell(struct arena *a, struct msg m)
 {
     if (a->conn.fd < 0)
         return -ENOTCONN;
-    int rc = send_out(a, type, 0, false);
+    int rc = send_out(a, &m, false);
     if (rc < 0 && rc != -EAGAIN)
         drop(a);
     return rc;
@@ -528,17 +534,12 @@ static void on_root(struct wire *w, struct client *client, const struct packet *
         answer_ok(w);
 }
 
-static void on_mode(struct wire *w, struct client *client, const struct packet *p)
+static void on_safepoint(struct wire *w, struct client *client, const struct packet *p)
 {
-    if (!p->id)
-        return; /* it has trimmed */
-    int rc = p->mode == CLIENT_MODE_SAFEPOINT
-                 ? client_safepoint(&world_core, client, p->id, p->value)
-                 : 0; /* what answers */
+    int rc = client_safepoint(&world_core, client, p->id, p->value);
     if (rc == -ECANCELED)
         return;
-    if (p->mode == CLIENT_MODE_SAFEPOINT)
-        ex_wait(at_once, NULL);
+    ex_wait(at_once, NULL);
     if (rc < 0)
         answer_error(w, rc);
     else
@@ -584,8 +585,12 @@ static void serve(unsigned i)
         on_commit(w, client, &p);
     else if (p.type == MSG_ROOT)
         on_root(w, client, &p);
-    else if (p.type == MSG_MODE)
-        on_mode(w, client, &p);
+    else if (p.type == MSG_SAFEPOINT)
+        on_safepoint(w, client, &p);
+    else if (p.type == MSG_PING)
+        answer_ok(w);
+    else if (p.type == MSG_TRIMMED)
+        ; /* it has trimmed */
     else if (p.type == MSG_EXTEND)
         on_extend(w, client, &p);
     else if (p.type == MSG_TX_TAGS) /* it has those that setup gave it */
@@ -726,9 +731,9 @@ void wire_setup(const struct world_options *o)
     ex_memory(&sweeps_left, sizeof sweeps_left);
     ex_memory(&give_ups_left, sizeof give_ups_left);
     taken_by = NULL;
-    taken_type = 0;
+    taken = NULL;
     ex_memory(&taken_by, sizeof taken_by);
-    ex_memory(&taken_type, sizeof taken_type);
+    ex_memory(&taken, sizeof taken);
 }
 
 void wire_connect(unsigned client)

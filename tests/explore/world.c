@@ -151,15 +151,9 @@ static void client_setup(unsigned i)
     ex_memory(&a->keep, sizeof a->keep);
     ex_memory(&a->conn.lock, sizeof a->conn.lock);
     ex_memory(&a->conn.fd, offsetof(struct connection, ahead) - offsetof(struct connection, fd));
-    for (struct msg *m = &a->conn.in; m; m = m == &a->conn.in ? &a->conn.out : NULL) {
-        ex_memory(m, offsetof(struct msg, heap_id));
-        ex_memory(&m->tag, offsetof(struct msg, list) + WIRE_LIST * sizeof m->list[0] -
-                               offsetof(struct msg, tag));
-        ex_memory(&m->name, 8);
-        ex_memory(&m->expected, 2 * sizeof m->expected);
-        ex_memory(&m->mode, sizeof m->mode);
-        ex_memory(&m->value, sizeof m->value);
-    }
+    ex_memory(&a->conn.in, sizeof a->conn.in);
+    ex_memory(a->conn.list, WIRE_LIST * sizeof a->conn.list[0]);
+    ex_memory(a->conn.space.list, WIRE_LIST * sizeof a->conn.space.list[0]);
     ex_memory(&a->conn.ahead,
               offsetof(struct ahead, list) + WIRE_LIST * sizeof a->conn.ahead.list[0]);
     ex_memory(&a->returns, sizeof a->returns);
