@@ -32,7 +32,8 @@ int service_run(const struct run *run)
 #include <unistd.h>
 
 #include "client/arena.h"
-#include "proto/old.h"
+#include "proto/call.h"
+#include "proto/msg.h"
 #include "proto/packet.h"
 #include "shm/layout.h"
 #include "tests/bench/daemon.h"
@@ -71,14 +72,14 @@ static void line(const struct run *run, const char *metric, double value)
 
 /* ---- attach ---- */
 
-static struct msg m;
+static struct msg m; /* what came last */
+static struct msg_space space;
 static uint8_t bytes[MSG_MAX];
 
-static bool say(int fd, uint32_t type, uint32_t id)
+static bool say(int fd, uint32_t id, struct msg message)
 {
-    m.type = type;
-    m.id = id;
-    int n = msg_encode(&m, bytes, sizeof bytes);
+    message.id = id;
+    int n = msg_encode(&message, bytes, sizeof bytes);
     return n > 0 && packet_send(fd, bytes, (size_t)n, NULL, 0, 0) == 0;
 }
 
@@ -88,7 +89,7 @@ static uint32_t hear(int fd, int *fds, int *count)
     char why[MSG_TEXT_MAX + 1];
     do {
         ssize_t got = packet_receive(fd, bytes, sizeof bytes, fds, fds ? PACKET_FDS_MAX : 0, count, 0);
-        if (got <= 0 || msg_decode(&m, bytes, (size_t)got, why) != 0)
+        if (got <= 0 || msg_decode(&m, &space, bytes, (size_t)got, why) != 0)
             return 0;
     } while (m.type == MSG_NOTICE);
     return m.type;
@@ -100,24 +101,15 @@ static int connect_raw(const char *socket_path, int *fds, int *count)
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
     snprintf(address.sun_path, sizeof address.sun_path, "%s", socket_path);
-    memset(&m, 0, sizeof m);
-    m.version_min = m.version = PROTO_VERSION;
-    m.layout = LAYOUT_VERSION;
-    if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) != 0 || !say(fd, MSG_HELLO, 1) ||
+    if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) != 0 || !say(fd, 1, call_hello(0, 0)) ||
         hear(fd, fds, count) != MSG_WELCOME)
         return -1;
     return fd;
 }
 
-static bool ask_spans(int fd, unsigned span_class, uint32_t pages, const uint32_t *back, uint32_t count)
+static bool ask_spans(int fd, uint32_t epoch, unsigned span_class, uint32_t pages, const uint32_t *back, uint32_t count)
 {
-    m.span_class = span_class;
-    m.pages = pages;
-    m.flags = 0;
-    m.list_count = count;
-    for (uint32_t i = 0; i < count; i++)
-        m.list[i] = back[i];
-    return say(fd, MSG_LEASE, 2);
+    return say(fd, 2, MSG(lease, .epoch = epoch, .span_class = span_class, .pages = pages, .list = back, .list_count = count));
 }
 
 /* What no client can do without, and nothing else: connects, gets the regions and maps them, has a
@@ -127,15 +119,15 @@ static bool attach_raw(const char *socket_path)
     int fds[PACKET_FDS_MAX], count = 0, fd = connect_raw(socket_path, fds, &count);
     if (fd < 0 || count < 3)
         return false;
-    char *heap = mmap((void *)(uintptr_t)m.base, m.heap_bytes, PROT_READ | PROT_WRITE,
+    char *heap = mmap((void *)(uintptr_t)m.welcome.base, m.welcome.heap_bytes, PROT_READ | PROT_WRITE,
                       MAP_SHARED | MAP_NORESERVE | MAP_FIXED_NOREPLACE, fds[0], 0);
-    void *map = mmap(NULL, m.map_bytes, PROT_READ, MAP_SHARED, fds[1], 0);
-    void *state = mmap(NULL, m.state_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fds[2], 0);
+    void *map = mmap(NULL, m.welcome.map_bytes, PROT_READ, MAP_SHARED, fds[1], 0);
+    void *state = mmap(NULL, m.welcome.state_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fds[2], 0);
     if (heap == MAP_FAILED || map == MAP_FAILED || state == MAP_FAILED ||
-        !ask_spans(fd, 14, 1, NULL, 0) || /* 64 bytes, scan */
-        hear(fd, NULL, NULL) != MSG_GRANT || m.list_count == 0)
+        !ask_spans(fd, m.welcome.epoch, 14, 1, NULL, 0) || /* 64 bytes, scan */
+        hear(fd, NULL, NULL) != MSG_GRANT || m.grant.list_count == 0)
         return false;
-    block_mark(heap + ((uint64_t)m.list[0] << PAGE_SHIFT), 64, 0, false);
+    block_mark(heap + ((uint64_t)m.grant.list[0] << PAGE_SHIFT), 64, 0, false);
     return true;
 }
 
@@ -328,17 +320,16 @@ static void flood_leases(const char *socket_path)
 {
     static uint32_t spans[QUEUED][MSG_LIST_MAX], count[QUEUED];
     int fds[PACKET_FDS_MAX], fd_count = 0, fd = connect_raw(socket_path, fds, &fd_count);
-    uint32_t epoch = m.epoch;
+    uint32_t epoch = m.welcome.epoch;
     for (unsigned n = 0; fd >= 0; n++) {
         unsigned at = n % QUEUED;
         if (n >= QUEUED) {
             if (hear(fd, NULL, NULL) != MSG_GRANT)
                 return;
-            count[at] = m.list_count;
-            memcpy(spans[at], m.list, m.list_count * sizeof m.list[0]);
+            count[at] = m.grant.list_count;
+            memcpy(spans[at], m.grant.list, m.grant.list_count * sizeof m.grant.list[0]);
         }
-        m.epoch = epoch;
-        if (!ask_spans(fd, 3, 1024, spans[at], count[at]))
+        if (!ask_spans(fd, epoch, 3, 1024, spans[at], count[at]))
             return;
     }
 }
@@ -354,13 +345,10 @@ static void flood_roots(const char *socket_path)
         while (count > 0)
             close(fds[--count]);
     }
-    memset(&m, 0, sizeof m);
-    m.type = MSG_ROOT;
-    m.id = 2;
-    m.mode = ROOT_MODE_SET; /* removes what is not there */
-    strcpy(m.name, "missing");
+    struct msg root = MSG(root, .mode = ROOT_MODE_SET, .name = "missing"); /* removes what is not there */
+    root.id = 2;
     uint8_t request[256];
-    int n = msg_encode(&m, request, sizeof request);
+    int n = msg_encode(&root, request, sizeof request);
     for (unsigned round = 0;; round++)
         for (int i = 0; i < FLOOD_ROOTS; i++) {
             if (round >= QUEUED && hear(fd[i], NULL, NULL) == 0)
@@ -394,10 +382,8 @@ static int flood_run(const struct run *run, const char *what)
     int fd = connect_raw(socket_path, fds, &count);
     for (int i = -100; fd >= 0 && i < FLOOD_PROBES; i++) { /* the floods have begun by then */
         nanosleep(&pause_for, NULL);
-        m.mode = CLIENT_MODE_TRIMMED;
-        m.value = 1;
         uint64_t from = now_ns();
-        if (!say(fd, MSG_MODE, 3) || hear(fd, NULL, NULL) != MSG_OK)
+        if (!say(fd, 3, MSG(trimmed, .serial = 1)) || hear(fd, NULL, NULL) != MSG_OK)
             fd = -1;
         if (i >= 0)
             us[i] = (double)(now_ns() - from) / 1e3;

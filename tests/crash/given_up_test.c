@@ -267,8 +267,8 @@ static const struct request {
     {"a commit without", MSG_TX_COMMIT, begin, commit, committed_is_freed, false},
     {"an extension", MSG_EXTEND, make_small, extend, object_is_its_own, false},
     {"a cut", MSG_EXTEND, make_large, cut, object_is_its_own, true},
-    {"a safepoint", MSG_MODE, nothing, enter, collection_agrees, false},
-    {"the first pin", MSG_MODE, make_room_for_pins, pin, pin_agrees, false},
+    {"a safepoint", MSG_SAFEPOINT, nothing, enter, collection_agrees, false},
+    {"the first pin", MSG_PINS, make_room_for_pins, pin, pin_agrees, false},
     {"a refill", MSG_LEASE, nothing, refill, memory_is_there, false},
     {"a large object", MSG_LARGE, nothing, large, memory_is_there, false},
     {"tags for transactions", MSG_TX_TAGS, nothing, take_tags, tags_are_there, false},
@@ -340,7 +340,7 @@ static int find_connection(void)
 
 static void what_the_socket_did_not_take_is_not_done(void **state)
 {
-    static struct msg m = {.type = MSG_MODE}; /* without a reply, and changes nothing */
+    const struct msg m = MSG(ping); /* without a reply, and changes nothing */
     uint8_t packet[64];
     int bytes = msg_encode(&m, packet, sizeof packet);
     (void)state;

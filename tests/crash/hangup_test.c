@@ -29,9 +29,7 @@ static uint32_t mode_of(unsigned tag) { return load_relaxed(&h.tags[tag].gc_mode
 
 static void say_mode(int fd, uint64_t value)
 {
-    m.mode = CLIENT_MODE_SAFEPOINT;
-    m.value = value;
-    assert_int_equal(raw_send(fd, MSG_MODE, 5), 0);
+    assert_int_equal(raw_send(fd, 5, MSG(safepoint, .gc_mode = value)), 0);
 }
 
 static void a_request_of_who_hung_up_is_not_done(void **state)
@@ -54,8 +52,7 @@ static void a_goodbye_of_who_hung_up_is_meant(void **state)
     raw_greet(&r, d.socket);
     stop();
     say_mode(r.fd, GC_SAFEPOINT);
-    m.flags = 0;
-    assert_int_equal(raw_send(r.fd, MSG_BYE, 6), 0);
+    assert_int_equal(raw_send(r.fd, 6, MSG(bye)), 0);
     raw_close(&r);
     kill(daemon_serving(&d), SIGCONT);
     stat_await(&d, "clients", 1);
@@ -67,8 +64,7 @@ static void a_new_client_that_hung_up_is_not_made(void **state)
     (void)state;
     stop();
     int fd = raw_connect(d.socket);
-    hello_fields(0);
-    assert_int_equal(raw_send(fd, MSG_HELLO, 1), 0);
+    assert_int_equal(raw_send(fd, 1, call_hello(0, 0)), 0);
     close(fd);
     go_on();
     assert_int_equal(stat_of(&d, "clients"), 1);
@@ -80,8 +76,7 @@ static void a_new_client_that_left_its_welcome_unread_is_gone(void **state)
     struct raw r;
     (void)state;
     int fd = raw_connect(d.socket);
-    hello_fields(0);
-    assert_int_equal(raw_send(fd, MSG_HELLO, 1), 0);
+    assert_int_equal(raw_send(fd, 1, call_hello(0, 0)), 0);
     stat_await(&d, "clients", 2);
     close(fd);
     stat_await(&d, "clients", 1);
@@ -98,23 +93,17 @@ static void a_collection_that_nobody_waits_for_is_not_begun(void **state)
     (void)state;
     say_mode(watcher.fd, GC_SAFEPOINT); /* nobody is in the way */
     assert_int_equal(raw_receive(&watcher), MSG_OK);
-    hello_fields(HELLO_MONITOR);
-    assert_int_equal(raw_send(r.fd, MSG_HELLO, 1), 0);
+    assert_int_equal(raw_send(r.fd, 1, call_hello(HELLO_MONITOR, 0)), 0);
     assert_int_equal(raw_receive(&r), MSG_OK);
     stop();
-    m.flags = 0;
-    m.cursor = 0;
-    assert_int_equal(raw_send(r.fd, MSG_GC, 2), 0);
+    assert_int_equal(raw_send(r.fd, 2, MSG(gc)), 0);
     close(r.fd);
     go_on();
     assert_int_equal(load_relaxed(&h.header->collections), before);
     r.fd = raw_connect(d.socket);
-    hello_fields(HELLO_MONITOR);
-    assert_int_equal(raw_send(r.fd, MSG_HELLO, 1), 0);
+    assert_int_equal(raw_send(r.fd, 1, call_hello(HELLO_MONITOR, 0)), 0);
     assert_int_equal(raw_receive(&r), MSG_OK);
-    m.flags = 0;
-    m.cursor = 0;
-    assert_int_equal(raw_send(r.fd, MSG_GC, 2), 0);
+    assert_int_equal(raw_send(r.fd, 2, MSG(gc)), 0);
     assert_int_equal(raw_receive(&r), MSG_ROWS);
     assert_int_equal(load_relaxed(&h.header->collections), before + 1);
     close(r.fd);
@@ -124,20 +113,14 @@ static void come_back(struct raw *r, uint32_t flags)
 {
     memset(r->fds, 0, sizeof r->fds);
     r->fd = raw_connect(d.socket);
-    hello_fields(flags);
-    m.heap_id = h.header->heap_id;
-    m.heap_id_bytes = 16;
-    m.tag = r->tag;
-    assert_int_equal(raw_send(r->fd, MSG_HELLO, 11), 0);
+    assert_int_equal(raw_send(r->fd, 11, raw_hello_again(flags, h.header->heap_id, r->tag)), 0);
     assert_int_equal(raw_receive(r), MSG_WELCOME);
-    assert_int_equal(m.flags, WELCOME_RESUMED);
+    assert_int_equal(m.welcome.flags, WELCOME_RESUMED);
 }
 
 static void resume_last(struct raw *r)
 {
-    m.flags = RESUME_LAST;
-    m.list_count = 0;
-    assert_int_equal(raw_send(r->fd, MSG_RESUME, 12), 0);
+    assert_int_equal(raw_send(r->fd, 12, MSG(resume, .flags = RESUME_LAST)), 0);
     assert_int_equal(raw_receive(r), MSG_OK);
 }
 
@@ -145,10 +128,9 @@ static void a_readers_word_goes_with_its_connection(void **state)
 {
     struct raw r = {.fd = raw_connect(d.socket)};
     (void)state;
-    hello_fields(HELLO_READ_ONLY);
-    assert_int_equal(raw_send(r.fd, MSG_HELLO, 1), 0);
+    assert_int_equal(raw_send(r.fd, 1, call_hello(HELLO_READ_ONLY, 0)), 0);
     assert_int_equal(raw_receive(&r), MSG_WELCOME);
-    r.tag = m.tag;
+    r.tag = m.welcome.tag;
     raw_close_fds(&r);
     say_mode(r.fd, GC_SAFEPOINT);
     assert_int_equal(raw_receive(&r), MSG_OK);
@@ -182,11 +164,10 @@ static void a_writers_word_stays(void **state)
 static void take_tags(struct raw *r, uint32_t tags[8])
 {
     raw_greet(r, d.socket);
-    m.count = 8;
-    assert_int_equal(raw_send(r->fd, MSG_TX_TAGS, 2), 0);
+    assert_int_equal(raw_send(r->fd, 2, MSG(tx_tags, .count = 8)), 0);
     assert_int_equal(raw_receive(r), MSG_TAGS);
-    assert_int_equal(m.list_count, 8);
-    memcpy(tags, m.list, 8 * sizeof *tags);
+    assert_int_equal(m.tags.list_count, 8);
+    memcpy(tags, m.tags.list, 8 * sizeof *tags);
     raw_close(r);
 }
 
@@ -197,23 +178,15 @@ static void tags_that_a_resume_does_not_list_are_free(void **state)
     (void)state;
     take_tags(&r, tags);
     come_back(&r, 0);
-    m.flags = RESUME_TAGS;
-    m.list_count = 3;
-    memcpy(m.list, tags, 3 * sizeof *tags);
-    assert_int_equal(raw_send(r.fd, MSG_RESUME, 12), 0);
+    assert_int_equal(raw_send(r.fd, 12, MSG(resume, .flags = RESUME_TAGS, .list = tags, .list_count = 3)), 0);
     assert_int_equal(raw_receive(&r), MSG_OK);
     resume_last(&r);
     stat_await(&d, "transactions", 3);
     for (int i = 0; i < 3; i++)
         assert_int_equal(tag_state(&h, tags[i]), TAG_TX);
-    m.tag = tags[0]; /* a listed one is as good as ever */
-    m.name[0] = 0;
-    m.list_count = 0;
-    assert_int_equal(raw_send(r.fd, MSG_TX_COMMIT, 13), 0);
+    assert_int_equal(raw_send(r.fd, 13, MSG(tx_commit, .tag = tags[0])), 0); /* a listed one is as good as ever */
     assert_int_equal(raw_receive(&r), MSG_OK);
-    m.tag = tags[7]; /* and one that was not is not its own */
-    m.name[0] = 0;
-    assert_int_equal(raw_send(r.fd, MSG_TX_COMMIT, 14), 0);
+    assert_int_equal(raw_send(r.fd, 14, MSG(tx_commit, .tag = tags[7])), 0); /* and one that was not is not its own */
     assert_int_equal(raw_receive(&r), MSG_ERROR);
     close(r.fd);
 }
@@ -229,9 +202,7 @@ static void who_lists_no_tags_keeps_them(void **state)
     assert_int_equal(stat_of(&d, "transactions"), 8);
     close(r.fd);
     come_back(&r, 0); /* an empty list is one */
-    m.flags = RESUME_TAGS;
-    m.list_count = 0;
-    assert_int_equal(raw_send(r.fd, MSG_RESUME, 12), 0);
+    assert_int_equal(raw_send(r.fd, 12, MSG(resume, .flags = RESUME_TAGS)), 0);
     assert_int_equal(raw_receive(&r), MSG_OK);
     resume_last(&r);
     stat_await(&d, "transactions", 0);
@@ -252,8 +223,7 @@ static void tickets_of_a_tag_begin_anew(void **state)
         assert_int_equal(raw_receive(&r), MSG_OK);
         assert_int_equal(load_acquire(&h.tags[r.tag].done), 5);
         store_release(&h.tickets[r.tag], (uint64_t)5 << 2 | 1); /* id 5 is taken back: too late, and of no use to the next */
-        m.flags = 0;
-        assert_int_equal(raw_send(r.fd, MSG_BYE, 6), 0);
+        assert_int_equal(raw_send(r.fd, 6, MSG(bye)), 0);
         assert_int_equal(raw_receive(&r), MSG_OK);
         raw_close(&r);
     }

@@ -15,29 +15,22 @@ static void say_hello(struct raw *r, uint32_t flags, uint32_t image)
 {
     memset(r, 0, sizeof *r);
     r->fd = raw_connect(d.socket);
-    hello_fields(flags);
-    m.image = image;
-    assert_int_equal(raw_send(r->fd, MSG_HELLO, 1), 0);
+    assert_int_equal(raw_send(r->fd, 1, call_hello(flags, image)), 0);
     assert_int_equal(raw_receive(r), MSG_WELCOME);
-    r->tag = m.tag;
-    r->epoch = m.epoch;
+    r->tag = m.welcome.tag;
+    r->epoch = m.welcome.epoch;
 }
 
 static void lease_some(struct raw *r)
 {
-    m.epoch = r->epoch;
-    m.span_class = 8;
-    m.pages = 4;
-    m.flags = m.list_count = 0;
-    assert_int_equal(raw_send(r->fd, MSG_LEASE, 2), 0);
+    assert_int_equal(raw_send(r->fd, 2, MSG(lease, .epoch = r->epoch, .span_class = 8, .pages = 4)), 0);
     assert_int_equal(raw_receive(r), MSG_GRANT);
-    assert_true(m.list_count > 0);
+    assert_true(m.grant.list_count > 0);
 }
 
 static bool is_served(struct raw *r)
 {
-    m.mode = m.value = 0;
-    return raw_send(r->fd, MSG_MODE, 9) == 0 && raw_receive(r) == MSG_OK;
+    return raw_send(r->fd, 9, MSG(ping)) == 0 && raw_receive(r) == MSG_OK;
 }
 
 static void a_look_names_the_heap_and_makes_no_client(void **state)
@@ -48,22 +41,18 @@ static void a_look_names_the_heap_and_makes_no_client(void **state)
     say_hello(&r, HELLO_LOOK, 7);
     assert_int_equal(r.tag, 0);
     assert_int_equal(r.fd_count, 0);
-    assert_int_equal(m.heap_id_bytes, 16);
-    memcpy(id, m.heap_id, 16);
+    assert_int_equal(m.welcome.heap_id_bytes, HEAP_ID_BYTES);
+    memcpy(id, m.welcome.heap_id, sizeof id);
     assert_int_equal(stat_of(&d, "clients"), 0);
-    m.what = INFO_STATS; /* as any monitor */
-    m.cursor = 0;
-    assert_int_equal(raw_send(r.fd, MSG_INFO, 2), 0);
+    assert_int_equal(raw_send(r.fd, 2, MSG(info, .what = INFO_STATS)), 0); /* as any monitor */
     assert_int_equal(raw_receive(&r), MSG_ROWS);
-    hello_fields(0);
-    assert_int_equal(raw_send(r.fd, MSG_HELLO, 3), 0);
+    assert_int_equal(raw_send(r.fd, 3, call_hello(0, 0)), 0);
     assert_int_equal(raw_receive(&r), MSG_WELCOME);
-    assert_int_not_equal(m.tag, 0);
-    assert_memory_equal(m.heap_id, id, 16);
+    assert_int_not_equal(m.welcome.tag, 0);
+    assert_memory_equal(m.welcome.heap_id, id, sizeof id);
     assert_true(r.fd_count >= 3);
     assert_int_equal(stat_of(&d, "clients"), 1);
-    hello_fields(HELLO_LOOK); /* a client looks no more */
-    assert_int_equal(raw_send(r.fd, MSG_HELLO, 4), 0);
+    assert_int_equal(raw_send(r.fd, 4, call_hello(HELLO_LOOK, 0)), 0); /* a client looks no more */
     assert_int_equal(raw_receive(&r), 0);
     raw_close(&r);
 }
@@ -74,14 +63,12 @@ static void rows_that_there_are_not_are_refused(void **state)
     (void)state;
     say_hello(&r, HELLO_LOOK, 7);
     for (uint32_t what = 0; what < 32; what++) {
-        m.what = what;
-        m.cursor = 0;
-        assert_int_equal(raw_send(r.fd, MSG_INFO, 2 + what), 0);
+        assert_int_equal(raw_send(r.fd, 2 + what, MSG(info, .what = what)), 0);
         uint32_t type = raw_receive(&r);
         if (what >= INFO_STATS && what <= INFO_USERS)
             assert_int_equal(type, MSG_ROWS);
         else
-            assert_true(type == MSG_ERROR && m.error == EINVAL);
+            assert_true(type == MSG_ERROR && m.error.error == EINVAL);
     }
     raw_close(&r);
 }

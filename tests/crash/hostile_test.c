@@ -16,7 +16,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "proto/old.h"
+#include "proto/msg.h"
 #include "proto/packet.h"
 #include "shm/layout.h"
 #include "shm/span.h"
@@ -101,37 +101,46 @@ static void daemon_is_the_same(void) { assert_int_equal(daemon_serving(&d), serv
 /* ---- packets ------------------------------------------------------------------------------------------------------------------------ */
 
 /* A message of a client with fields at random, most of them plausible. */
-static void random_message(uint64_t *s)
+static struct msg random_message(uint32_t type, uint64_t *s)
 {
-    m.epoch = rnd(s) % 3 ? 1 : (uint32_t)rnd(s);
-    m.version_min = m.version = PROTO_VERSION;
-    m.layout = LAYOUT_VERSION;
-    m.flags = (uint32_t)rnd(s) % 5;
-    m.heap_id_bytes = 0;
-    m.tag = (uint32_t)rnd(s) % (rnd(s) % 2 ? 32 : 32768);
-    m.span_class = 2 + (uint32_t)rnd(s) % (rnd(s) % 2 ? 130 : 254);
-    m.pages = 1 + (uint32_t)rnd(s) % (rnd(s) % 4 ? 64 : 16777215);
-    m.align = 1u << rnd(s) % 9;
-    m.first = (uint32_t)rnd(s) % 9000;
-    m.count = 1 + (uint32_t)rnd(s) % 64;
-    m.list_count = (uint32_t)rnd(s) % 8 ? (uint32_t)rnd(s) % 20 : (uint32_t)rnd(s) % MSG_LIST_MAX;
-    for (uint32_t i = 0; i < m.list_count; i++)
-        m.list[i] = (uint32_t)rnd(s) % (rnd(s) % 8 ? 9000 : UINT32_MAX);
-    snprintf(m.name, sizeof m.name, "%.*s", (int)(rnd(s) % 60), "abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnop");
-    m.mode = (uint32_t)rnd(s) % 8;
-    m.expected = rnd(s) % 2 ? 0 : rnd(s);
-    m.desired = rnd(s) % 3 ? rnd(s) % (64 << 20) : rnd(s);
-    m.what = (uint32_t)rnd(s) % 32;
-    m.cursor = rnd(s) % 2 ? 0 : rnd(s);
-    m.value = rnd(s) % 4;
-    m.body = packet;
-    m.body_bytes = 0;
+    static uint32_t list[MSG_LIST_MAX];
+    static char name[MSG_NAME_MAX + 1];
+    uint32_t count = (uint32_t)rnd(s) % 8 ? (uint32_t)rnd(s) % 20 : (uint32_t)rnd(s) % MSG_LIST_MAX;
+    for (uint32_t i = 0; i < count; i++)
+        list[i] = (uint32_t)rnd(s) % (rnd(s) % 8 ? 9000 : UINT32_MAX);
+    snprintf(name, sizeof name, "%.*s", (int)(rnd(s) % 60), "abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnop");
+    const struct raw_values v = {
+        .epoch = rnd(s) % 3 ? 1 : (uint32_t)rnd(s),
+        .version_min = PROTO_VERSION,
+        .version = PROTO_VERSION,
+        .layout = LAYOUT_VERSION,
+        .flags = (uint32_t)rnd(s) % 5,
+        .tag = (uint32_t)rnd(s) % (rnd(s) % 2 ? 32 : 32768),
+        .span_class = 2 + (uint32_t)rnd(s) % (rnd(s) % 2 ? 130 : 254),
+        .pages = 1 + (uint32_t)rnd(s) % (rnd(s) % 4 ? 64 : 16777215),
+        .align = 1u << rnd(s) % 9,
+        .first = (uint32_t)rnd(s) % 9000,
+        .count = 1 + (uint32_t)rnd(s) % MSG_TAGS_MAX,
+        .list = list,
+        .list_count = count,
+        .name = name,
+        .mode = (uint32_t)rnd(s) % 8,
+        .expected = rnd(s) % 2 ? 0 : rnd(s),
+        .desired = rnd(s) % 3 ? rnd(s) % (64 << 20) : rnd(s),
+        .what = (uint32_t)rnd(s) % 32,
+        .cursor = rnd(s) % 2 ? 0 : rnd(s),
+        .gc_mode = rnd(s) % 4,
+        .table = rnd(s) % 4,
+        .serial = rnd(s) % 4,
+    };
+    return raw_message(type, &v);
 }
 
 static void send_some(int fd, uint64_t *s)
 {
-    static const uint8_t types[] = {MSG_HELLO, MSG_RESUME, MSG_LEASE, MSG_LEASE, MSG_LARGE, MSG_RELEASE, MSG_EXTEND, MSG_TX_TAGS,
-                                    MSG_TX_COMMIT, MSG_ROOT, MSG_ROOT, MSG_INFO, MSG_TRIM, MSG_MODE, MSG_BYE, MSG_WELCOME};
+    static const uint32_t types[] = {MSG_HELLO, MSG_RESUME, MSG_LEASE, MSG_LEASE, MSG_LARGE, MSG_RELEASE, MSG_EXTEND, MSG_TX_TAGS,
+                                    MSG_TX_COMMIT, MSG_ROOT, MSG_ROOT, MSG_INFO, MSG_TRIM, MSG_PING, MSG_SAFEPOINT, MSG_PINS,
+                                     MSG_TRIMMED, MSG_BYE, MSG_WELCOME};
     uint8_t junk[256];
     if (rnd(s) % 4 == 0) {
         for (size_t i = 0; i < sizeof junk; i++)
@@ -139,10 +148,9 @@ static void send_some(int fd, uint64_t *s)
         packet_send(fd, junk, 1 + rnd(s) % sizeof junk, NULL, 0, MSG_DONTWAIT);
         return;
     }
-    random_message(s);
-    m.type = types[rnd(s) % sizeof types];
-    m.id = (uint32_t)rnd(s) % 4;
-    int bytes = msg_encode(&m, packet, sizeof packet);
+    struct msg message = random_message(types[rnd(s) % (sizeof types / sizeof types[0])], s);
+    message.id = (uint32_t)rnd(s) % 4;
+    int bytes = msg_encode(&message, packet, sizeof packet);
     if (bytes <= 0)
         return;
     if (rnd(s) % 4 == 0)
@@ -159,8 +167,7 @@ static void garbage_packets_hurt_nobody_else(void **state)
     for (int i = 0; i < 300; i++) {
         struct raw r = {.fd = raw_connect(d.socket)};
         if (i % 3) {
-            hello_fields(0);
-            raw_send(r.fd, MSG_HELLO, 1);
+            raw_send(r.fd, 1, call_hello(0, 0));
         }
         for (uint64_t n = rnd(&s) % 30; n; n--) {
             send_some(r.fd, &s);
@@ -187,16 +194,12 @@ static int flipper(void *argument)
     struct raw r;
     raw_open(&r, d.socket);
     for (int round = 0; round < 40; round++) {
-        m.epoch = r.epoch;
-        m.span_class = 2 + (uint32_t)rnd(&s) % 100;
-        m.pages = 8;
-        m.list_count = 0;
-        raw_send(r.fd, MSG_LEASE, 5);
+        raw_send(r.fd, 5, MSG(lease, .epoch = r.epoch, .span_class = 2 + (uint32_t)rnd(&s) % 100, .pages = 8));
         if (raw_receive(&r) != MSG_GRANT)
             continue;
-        for (uint32_t i = 0; i < m.list_count; i++) {
+        for (uint32_t i = 0; i < m.grant.list_count; i++) {
             struct span_info span;
-            if (!span_at(&r.h, m.list[i], &span))
+            if (!span_at(&r.h, m.grant.list[i], &span))
                 return 1; /* leased, and not in the map */
             for (uint32_t k = 0; k < span.objects; k++) /* what is FREE is its own to take; the rest are others' objects */
                 if (everything || load_relaxed(&span.words[k]) == WORD_FREE)
@@ -206,10 +209,8 @@ static int flipper(void *argument)
             r.h.hints[rnd(&s) % r.g.page_count] = (uint8_t)rnd(&s);
         for (int n = 0; everything && n < 3000; n++)
             ((uint8_t *)r.h.words)[rnd(&s) % (r.g.unit_count * UNIT_BYTES / 64)] ^= (uint8_t)(1u << rnd(&s) % 8);
-        if (rnd(&s) % 2) {
-            m.epoch = r.epoch; /* given back as they are now */
-            raw_send(r.fd, MSG_RELEASE, 0);
-        }
+        if (rnd(&s) % 2) /* given back as they are now */
+            raw_send(r.fd, 0, MSG(release, .epoch = r.epoch, .list = m.grant.list, .list_count = m.grant.list_count));
     }
     return 0;
 }
@@ -295,22 +296,19 @@ static void no_span_is_leased_to_two_live_clients(void **state)
     for (int round = 0; round < 3000; round++) {
         int me = (int)(rnd(&s) % 2);
         struct raw *c = &r[me];
-        m.epoch = c->epoch;
-        m.list_count = 0;
-        m.align = 1;
         if (rnd(&s) % 5 < 3) { /* something more */
             bool large = rnd(&s) % 4 == 0;
-            m.span_class = large ? CLASS_LARGE : 2 + (uint32_t)rnd(&s) % 60;
-            m.pages = 1 + (uint32_t)rnd(&s) % 40;
-            assert_int_equal(raw_send(c->fd, large ? MSG_LARGE : MSG_LEASE, 7), 0);
+            const struct raw_values v = {.epoch = c->epoch, .align = 1, .pages = 1 + (uint32_t)rnd(&s) % 40,
+                                         .span_class = large ? CLASS_LARGE : 2 + (uint32_t)rnd(&s) % 60};
+            assert_int_equal(raw_send(c->fd, 7, raw_message(large ? MSG_LARGE : MSG_LEASE, &v)), 0);
             uint32_t type = raw_receive(c);
-            assert_true(type == MSG_GRANT || (type == MSG_ERROR && (m.error == ENOMEM || m.error == EINVAL)));
-            for (uint32_t i = 0; type == MSG_GRANT && i < m.list_count; i++) {
-                assert_true(m.list[i] < PAGES);
-                assert_int_equal(holds[!me][m.list[i]], 0);
-                assert_int_equal(holds[me][m.list[i]], 0);
-                assert_int_equal(load_acquire(&c->h.spans[m.list[i]].lessee), c->tag);
-                holds[me][m.list[i]] = 1;
+            assert_true(type == MSG_GRANT || (type == MSG_ERROR && (m.error.error == ENOMEM || m.error.error == EINVAL)));
+            for (uint32_t i = 0; type == MSG_GRANT && i < m.grant.list_count; i++) {
+                assert_true(m.grant.list[i] < PAGES);
+                assert_int_equal(holds[!me][m.grant.list[i]], 0);
+                assert_int_equal(holds[me][m.grant.list[i]], 0);
+                assert_int_equal(load_acquire(&c->h.spans[m.grant.list[i]].lessee), c->tag);
+                holds[me][m.grant.list[i]] = 1;
             }
         } else if (rnd(&s) % 4) { /* give back a few of its own */
             uint32_t count = 0, most = 1 + (uint32_t)rnd(&s) % 8;
@@ -319,33 +317,26 @@ static void no_span_is_leased_to_two_live_clients(void **state)
                     holds[me][page] = 0;
                     grant[count++] = page;
                 }
-            memcpy(m.list, grant, count * sizeof *grant);
-            m.list_count = count;
-            assert_int_equal(raw_send(c->fd, MSG_RELEASE, 0), 0);
+            assert_int_equal(raw_send(c->fd, 0, MSG(release, .epoch = c->epoch, .list = grant, .list_count = count)), 0);
         } else { /* or one of the other's; it is cut off for that, comes back and claims to hold everything */
-            m.list_count = 1;
-            m.list[0] = (uint32_t)rnd(&s) % PAGES;
-            if (holds[me][m.list[0]])
+            uint32_t page = (uint32_t)rnd(&s) % PAGES;
+            if (holds[me][page])
                 continue;
-            raw_send(c->fd, MSG_RELEASE, 0);
+            raw_send(c->fd, 0, MSG(release, .epoch = c->epoch, .list = &page, .list_count = 1));
             while (raw_receive(c))
                 ;
             close(c->fd);
             c->fd = raw_connect(d.socket);
-            hello_fields(0);
-            m.tag = c->tag;
-            m.heap_id = c->h.header->heap_id;
-            m.heap_id_bytes = 16;
-            assert_int_equal(raw_send(c->fd, MSG_HELLO, 1), 0);
+            assert_int_equal(raw_send(c->fd, 1, raw_hello_again(0, c->h.header->heap_id, c->tag)), 0);
             assert_int_equal(raw_receive(c), MSG_WELCOME);
             bool lie = rnd(&s) % 2;
-            for (uint32_t from = 0; from < PAGES; from += 4096) {
-                m.list_count = 0;
-                for (uint32_t page = from; page < from + 4096; page++)
+            for (uint32_t from = 0; from < PAGES; from += MSG_LIST_MAX) {
+                uint32_t count = 0;
+                for (page = from; page < from + MSG_LIST_MAX; page++)
                     if (lie || holds[me][page])
-                        m.list[m.list_count++] = page;
-                m.flags = from + 4096 == PAGES ? RESUME_LAST : 0;
-                assert_int_equal(raw_send(c->fd, MSG_RESUME, 2), 0);
+                        grant[count++] = page;
+                assert_int_equal(raw_send(c->fd, 2, MSG(resume, .flags = from + MSG_LIST_MAX == PAGES ? RESUME_LAST : 0,
+                                                        .list = grant, .list_count = count)), 0);
                 assert_int_equal(raw_receive(c), MSG_OK);
             }
         }
@@ -366,11 +357,9 @@ static void who_never_reads_is_not_read_from(void **state)
     uint64_t sent = 0;
     start("64M", "--trim-timeout", "10", true);
     raw_open(&r, d.socket);
-    m.what = INFO_CLIENTS;
-    m.cursor = 0;
-    m.type = MSG_INFO;
-    m.id = 3;
-    int bytes = msg_encode(&m, packet, sizeof packet), rc, refused = 0;
+    struct msg message = MSG(info, .what = INFO_CLIENTS);
+    message.id = 3;
+    int bytes = msg_encode(&message, packet, sizeof packet), rc, refused = 0;
     while (refused < 200) { /* until the socket has been full for long: what was taken from it meanwhile is little */
         rc = packet_send(r.fd, packet, (size_t)bytes, NULL, 0, MSG_DONTWAIT);
         assert_true(rc == 0 || rc == -EAGAIN);
@@ -414,10 +403,9 @@ static void a_daemon_without_descriptors_says_so_and_serves_the_rest(void **stat
     for (; count < 200 && !told; count++) {
         r.fd = fds[count] = raw_connect(d.socket);
         ssize_t got = 1;
-        hello_fields(HELLO_MONITOR);
-        raw_send(r.fd, MSG_HELLO, 1);
+        raw_send(r.fd, 1, call_hello(HELLO_MONITOR, 0));
         got = raw_receive(&r);
-        told = got == MSG_ERROR && m.error == EMFILE;
+        told = got == MSG_ERROR && m.error.error == EMFILE;
         assert_true(told || got == MSG_OK);
     }
     assert_true(told);
@@ -441,13 +429,9 @@ static int takes_it_all(void *argument)
     uint64_t got = 0;
     raw_open(&r, d.socket);
     for (unsigned c = 4; c < 60;) {
-        m.epoch = r.epoch;
-        m.span_class = c;
-        m.pages = 1024;
-        m.list_count = 0;
-        raw_send(r.fd, MSG_LEASE, 5);
+        raw_send(r.fd, 5, MSG(lease, .epoch = r.epoch, .span_class = c, .pages = 1024));
         if (raw_receive(&r) == MSG_GRANT)
-            got += m.list_count;
+            got += m.grant.list_count;
         else
             c += 2;
     }
@@ -527,11 +511,7 @@ static void files_that_a_client_cuts_off_are_made_whole(void **state)
     start("16M", "--backing", dir, false);
     raw_open(&r, d.socket);
     for (int round = 0; round < 6; round++) {
-        m.epoch = r.epoch;
-        m.span_class = 10 + 2 * (uint32_t)round;
-        m.pages = 16;
-        m.list_count = 0;
-        raw_send(r.fd, MSG_LEASE, 5);
+        raw_send(r.fd, 5, MSG(lease, .epoch = r.epoch, .span_class = 10 + 2 * (uint32_t)round, .pages = 16));
         assert_int_equal(raw_receive(&r), MSG_GRANT);
         for (int i = 0; i < 3; i++) {
             if (fstat(r.fds[i], &st) < 0 || i == 1 || st.st_size == 0)
@@ -542,8 +522,8 @@ static void files_that_a_client_cuts_off_are_made_whole(void **state)
                 assert_int_equal(ftruncate(r.fds[i], round ? 5000 : 0), 0);
         }
         assert_int_not_equal(ftruncate(r.fds[1], 0), 0); /* the map it may only read */
-        m.epoch = r.epoch; /* all that it has, as it is now */
-        raw_send(r.fd, MSG_RELEASE, 0);
+        /* all that it has, as it is now */
+        raw_send(r.fd, 0, MSG(release, .epoch = r.epoch, .list = m.grant.list, .list_count = m.grant.list_count));
         stat_of(&d, "spans");
         for (int i = 0; i < 3; i += 2)
             do /* by a tick of the daemon's */

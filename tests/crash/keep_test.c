@@ -14,7 +14,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "proto/old.h"
+#include "proto/msg.h"
 #include "shm/layout.h"
 #include "shm/span.h"
 #include "shm/tag.h"
@@ -397,15 +397,15 @@ static void other_versions_are_refused_in_words(void **state)
     daemon_start(&d, "16M", NULL);
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         struct raw r = {.fd = raw_connect(d.socket)};
-        hello_fields(0);
-        m.version_min = cases[i].version_min;
-        m.version = cases[i].version;
-        m.layout = cases[i].layout;
-        assert_int_equal(raw_send(r.fd, MSG_HELLO, 9), 0);
+        struct msg hello = call_hello(0, 0);
+        hello.hello.version_min = cases[i].version_min;
+        hello.hello.version = cases[i].version;
+        hello.hello.layout = cases[i].layout;
+        assert_int_equal(raw_send(r.fd, 9, hello), 0);
         assert_int_equal(raw_receive(&r), MSG_ERROR);
         assert_int_equal(m.id, 9);
-        assert_int_equal(m.error, EPROTONOSUPPORT);
-        assert_non_null(strstr(m.text, "use the library that came with it"));
+        assert_int_equal(m.error.error, EPROTONOSUPPORT);
+        assert_non_null(strstr(m.error.text, "use the library that came with it"));
         close(r.fd);
     }
     /* a client that speaks several, this one among them, is served */

@@ -51,16 +51,13 @@ static void monitor(struct raw *r)
 {
     memset(r, 0, sizeof *r);
     r->fd = raw_connect(d.socket);
-    hello_fields(HELLO_MONITOR);
-    assert_int_equal(raw_send(r->fd, MSG_HELLO, 1), 0);
+    assert_int_equal(raw_send(r->fd, 1, call_hello(HELLO_MONITOR, 0)), 0);
     assert_int_equal(raw_receive(r), MSG_OK);
 }
 
 static void ask(struct raw *r, unsigned what)
 {
-    m.what = what;
-    m.cursor = 0;
-    assert_int_equal(raw_send(r->fd, MSG_INFO, 2), 0);
+    assert_int_equal(raw_send(r->fd, 2, MSG(info, .what = what)), 0);
 }
 
 static unsigned log_count(const char *text)
@@ -75,13 +72,8 @@ static void make_spans(struct raw *r, uint32_t spans)
 {
     raw_greet(r, d.socket);
     raw_close_fds(r);
-    for (uint32_t got = 0; got < spans; got += m.list_count) {
-        m.epoch = r->epoch;
-        m.span_class = 3;
-        m.pages = spans - got;
-        m.flags = 0;
-        m.list_count = 0;
-        assert_int_equal(raw_send(r->fd, MSG_LEASE, 5), 0);
+    for (uint32_t got = 0; got < spans; got += m.grant.list_count) {
+        assert_int_equal(raw_send(r->fd, 5, MSG(lease, .epoch = r->epoch, .span_class = 3, .pages = spans - got)), 0);
         assert_int_equal(raw_receive(r), MSG_GRANT);
     }
 }
@@ -126,7 +118,7 @@ static void monitors_that_do_not_read_hold_so_much_and_are_cut_off(void **state)
     for (int i = 0; i < 3; i++) {
         ask(&honest, INFO_SPANS);
         assert_int_equal(raw_receive(&honest), MSG_ROWS);
-        assert_true(m.body_bytes > INFO_REPLY / 2);
+        assert_true(m.rows.body_bytes > INFO_REPLY / 2);
         assert_in_range(unread_now(r, MONITORS), 0, INFO_UNREAD_ALL / (INFO_REPLY / 2));
     }
     is_at_most(memory_of_daemon("VmHWM"), before + INFO_UNREAD_ALL + (24 << 20));
@@ -166,11 +158,9 @@ static void in_a_small_cgroup_it_outlives_four_thousand_monitors_that_do_not_rea
     for (int i = 0; i < MONITORS; i++) {
         monitor(&r[i]);
         for (int n = 0; n < DEPTH; n++) { /* as many as the socket takes, and nobody reads */
-            m.what = i % 3 ? INFO_SPANS : INFO_CLIENTS;
-            m.cursor = 0;
-            m.type = MSG_INFO;
-            m.id = (uint32_t)n + 2;
-            int bytes = msg_encode(&m, packet, sizeof packet);
+            struct msg message = MSG(info, .what = i % 3 ? INFO_SPANS : INFO_CLIENTS);
+            message.id = (uint32_t)n + 2;
+            int bytes = msg_encode(&message, packet, sizeof packet);
             assert_true(bytes > 0);
             send(r[i].fd, packet, (size_t)bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
         }
@@ -179,7 +169,7 @@ static void in_a_small_cgroup_it_outlives_four_thousand_monitors_that_do_not_rea
     for (int i = 0; i < 10; i++) {
         ask(&honest, INFO_SPANS);
         assert_int_equal(raw_receive(&honest), MSG_ROWS);
-        assert_true(m.body_bytes > INFO_REPLY / 2);
+        assert_true(m.rows.body_bytes > INFO_REPLY / 2);
     }
     is_at_most(memory_of_daemon("VmHWM"), 128 << 20);
     assert_int_equal(daemon_serving(&d), serving);
@@ -218,38 +208,30 @@ static void clients_that_come_back_need_no_memory_by_the_size_of_the_heap(void *
 {
     enum { CLIENTS = 300 };
     static struct raw r[CLIENTS];
+    static uint32_t list[MSG_LIST_MAX]; /* spread over all of the heap: none is its own */
     uint8_t id[16];
     (void)state;
+    for (uint32_t k = 0; k < MSG_LIST_MAX; k++)
+        list[k] = (uint32_t)((64ULL << 30 >> PAGE_SHIFT) / MSG_LIST_MAX * k);
     daemon_start(&d, "64G", NULL);
     for (int i = 0; i < CLIENTS; i++) {
         raw_greet(&r[i], d.socket);
-        memcpy(id, m.heap_id, sizeof id);
+        memcpy(id, m.welcome.heap_id, sizeof id);
         raw_close_fds(&r[i]);
         close(r[i].fd);
     }
     uint64_t before = memory_of_daemon("RssAnon"), shared = memory_of_daemon("VmRSS") - before;
     for (int i = 0; i < CLIENTS; i++) {
         r[i].fd = raw_connect(d.socket);
-        hello_fields(0);
-        m.tag = r[i].tag;
-        m.heap_id = id;
-        m.heap_id_bytes = sizeof id;
-        assert_int_equal(raw_send(r[i].fd, MSG_HELLO, 1), 0);
+        assert_int_equal(raw_send(r[i].fd, 1, raw_hello_again(0, id, r[i].tag)), 0);
         assert_int_equal(raw_receive(&r[i]), MSG_WELCOME);
-        hello_fields(0);
-        m.list_count = MSG_LIST_MAX; /* spread over all of the heap: none is its own */
-        for (uint32_t k = 0; k < MSG_LIST_MAX; k++)
-            m.list[k] = (uint32_t)((64ULL << 30 >> PAGE_SHIFT) / MSG_LIST_MAX * k);
-        assert_int_equal(raw_send(r[i].fd, MSG_RESUME, 2), 0);
+        assert_int_equal(raw_send(r[i].fd, 2, MSG(resume, .list = list, .list_count = MSG_LIST_MAX)), 0);
         assert_int_equal(raw_receive(&r[i]), MSG_OK);
     }
     is_at_most(memory_of_daemon("RssAnon"), before + (4 << 20));
     is_at_most(memory_of_daemon("VmRSS") - memory_of_daemon("RssAnon"), shared + (4 << 20));
     for (int i = 0; i < CLIENTS; i++) {
-        hello_fields(0);
-        m.flags = RESUME_LAST;
-        m.list_count = 0;
-        assert_int_equal(raw_send(r[i].fd, MSG_RESUME, 3), 0);
+        assert_int_equal(raw_send(r[i].fd, 3, MSG(resume, .flags = RESUME_LAST)), 0);
     }
     for (int i = 0; i < CLIENTS; i++) {
         assert_int_equal(raw_receive(&r[i]), MSG_OK);
@@ -262,21 +244,13 @@ static void come_back(struct raw *r, uint8_t *id)
 {
     close(r->fd);
     r->fd = raw_connect(d.socket);
-    hello_fields(0);
-    m.tag = r->tag;
-    m.heap_id = id;
-    m.heap_id_bytes = 16;
-    assert_int_equal(raw_send(r->fd, MSG_HELLO, 1), 0);
+    assert_int_equal(raw_send(r->fd, 1, raw_hello_again(0, id, r->tag)), 0);
     assert_int_equal(raw_receive(r), MSG_WELCOME);
 }
 
 static void resume(struct raw *r, const uint32_t *spans, uint32_t count, uint32_t flags)
 {
-    hello_fields(0);
-    m.flags = flags;
-    m.list_count = count;
-    memcpy(m.list, spans, count * sizeof *spans);
-    assert_int_equal(raw_send(r->fd, MSG_RESUME, 2), 0);
+    assert_int_equal(raw_send(r->fd, 2, MSG(resume, .flags = flags, .list = spans, .list_count = count)), 0);
     assert_int_equal(raw_receive(r), MSG_OK);
 }
 
@@ -288,18 +262,13 @@ static void a_list_that_was_begun_and_given_up_does_not_count(void **state)
     (void)state;
     daemon_start(&d, "64M", NULL);
     raw_greet(&r, d.socket);
-    memcpy(id, m.heap_id, sizeof id);
+    memcpy(id, m.welcome.heap_id, sizeof id);
     raw_close_fds(&r);
     for (int i = 0; i < 2; i++) {
-        m.epoch = r.epoch;
-        m.span_class = 3;
-        m.pages = 1;
-        m.flags = 0;
-        m.list_count = 0;
-        assert_int_equal(raw_send(r.fd, MSG_LEASE, 5), 0);
+        assert_int_equal(raw_send(r.fd, 5, MSG(lease, .epoch = r.epoch, .span_class = 3, .pages = 1)), 0);
         assert_int_equal(raw_receive(&r), MSG_GRANT);
-        assert_int_equal(m.list_count, 1);
-        spans[i] = m.list[0];
+        assert_int_equal(m.grant.list_count, 1);
+        spans[i] = m.grant.list[0];
     }
     come_back(&r, id);
     resume(&r, spans, 2, 0);

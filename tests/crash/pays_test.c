@@ -53,8 +53,7 @@ static void open_as(struct raw *r, uid_t uid)
 /* Its process lives on, so that the end of the connection alone would leave the client away. */
 static void leave(struct raw *r)
 {
-    hello_fields(0);
-    assert_int_equal(raw_send(r->fd, MSG_BYE, 9), 0);
+    assert_int_equal(raw_send(r->fd, 9, MSG(bye)), 0);
     assert_int_equal(raw_receive(r), MSG_OK);
     raw_close(r);
 }
@@ -82,27 +81,17 @@ static void user_await(uid_t uid, const char *name, uint64_t value)
         ;
 }
 
-/* LEASE: how many spans, now in m.list; 0: refused, and m is the ERROR. */
+/* LEASE: how many spans, now in m.grant.list; 0: refused, and m is the ERROR. */
 static uint32_t lease(struct raw *r, unsigned span_class, uint32_t pages)
 {
-    hello_fields(0);
-    m.epoch = r->epoch;
-    m.span_class = span_class;
-    m.pages = pages;
-    m.list_count = 0;
-    assert_int_equal(raw_send(r->fd, MSG_LEASE, 3), 0);
-    return raw_receive(r) == MSG_GRANT ? m.list_count : 0;
+    assert_int_equal(raw_send(r->fd, 3, MSG(lease, .epoch = r->epoch, .span_class = span_class, .pages = pages)), 0);
+    return raw_receive(r) == MSG_GRANT ? m.grant.list_count : 0;
 }
 
 static void release(struct raw *r, const uint32_t *list, uint32_t count)
 {
-    m.epoch = r->epoch;
-    m.list_count = count;
-    memmove(m.list, list, count * sizeof *list);
-    assert_int_equal(raw_send(r->fd, MSG_RELEASE, 0), 0);
-    hello_fields(0);
-    m.what = INFO_LIMITS; /* and waits until that was done */
-    assert_int_equal(raw_send(r->fd, MSG_INFO, 4), 0);
+    assert_int_equal(raw_send(r->fd, 0, MSG(release, .epoch = r->epoch, .list = list, .list_count = count)), 0);
+    assert_int_equal(raw_send(r->fd, 4, MSG(info, .what = INFO_LIMITS)), 0); /* and waits until that was done */
     assert_int_equal(raw_receive(r), MSG_ROWS);
 }
 
@@ -123,8 +112,8 @@ static void fill(struct raw *r, uint32_t most, uint32_t but)
     filled_count = 0;
     while (filled_count < most && (got = lease(r, CLASS, 1)) != 0)
         for (uint32_t i = 0; i < got && filled_count < SPANS_MAX; i++) {
-            fill_words(r, m.list[i], WORD_SHARED, 0);
-            filled[filled_count++] = m.list[i];
+            fill_words(r, m.grant.list[i], WORD_SHARED, 0);
+            filled[filled_count++] = m.grant.list[i];
         }
     for (uint32_t i = 0; i < filled_count; i++)
         fill_words(r, filled[i], WORD_SHARED, but);
@@ -149,7 +138,7 @@ static void bob_gets_his_own(uint64_t anns)
         uint32_t got = lease(&bob, CLASS, class_table[CLASS].pages);
         assert_true(got > 0);
         for (uint32_t k = 0; k < got; k++)
-            assert_false(was_filled(m.list[k]));
+            assert_false(was_filled(m.grant.list[k]));
         bobs += got;
     }
     assert_int_equal(user_figure(ANN, "spans_charged"), anns);
@@ -171,11 +160,11 @@ static void what_one_user_filled_is_never_another_s_to_pay(void **state)
         fill(&ann, 1000, but);
         assert_int_equal(filled_count, 1000);
         assert_int_equal(lease(&ann, CLASS + 1, 1), 0); /* at the end of it, though none is leased */
-        assert_int_equal(m.error, EDQUOT);
-        assert_non_null(strstr(m.text, "limit-user-spans is reached: 1000 of 1000"));
+        assert_int_equal(m.error.error, EDQUOT);
+        assert_non_null(strstr(m.error.text, "limit-user-spans is reached: 1000 of 1000"));
         bob_gets_his_own(1000);
         assert_true(lease(&ann, CLASS, 1) > 0); /* but what is free in her own is hers, and counts once */
-        assert_true(was_filled(m.list[0]));
+        assert_true(was_filled(m.grant.list[0]));
         assert_int_equal(user_figure(ANN, "spans_charged"), 1000);
         leave(&ann);
         leave(&bob);
@@ -209,7 +198,7 @@ static void nor_when_she_is_gone_and_after_a_restart(void **state)
     bob_gets_his_own(filled_count);
     open_as(&ann, ANN); /* another client of hers is served from them */
     assert_true(lease(&ann, CLASS, 1) > 0);
-    assert_true(was_filled(m.list[0]));
+    assert_true(was_filled(m.grant.list[0]));
     leave(&ann);
     leave(&bob);
 }
@@ -228,8 +217,7 @@ static void what_is_freed_by_anybody_is_nobody_s_any_more(void **state)
         fill_words(&bob, filled[i], WORD_FREE, 0);
         hint_set(&bob.h.hints[filled[i]]);
     }
-    hello_fields(0);
-    assert_int_equal(raw_send(bob.fd, MSG_TRIM, 5), 0);
+    assert_int_equal(raw_send(bob.fd, 5, MSG(trim)), 0);
     user_await(ANN, "spans_charged", 0);
     assert_int_equal(user_figure(ANN, "bytes_charged"), 0);
     assert_int_equal(user_figure(BOB, "spans_charged"), 0);
@@ -254,9 +242,9 @@ static void in_a_full_heap_free_places_are_their_user_s_and_free_spans_anybody_s
     snprintf(said, sizeof said, "; what is free in %u spans of this size is other users'", filled_count);
     for (int i = 0; i < 2; i++) {
         assert_int_equal(lease(&bob, classes[i], 1), 0);
-        assert_int_equal(m.error, ENOMEM);
-        assert_non_null(strstr(m.text, "the heap is full: "));
-        assert_int_equal(strstr(m.text, said) != NULL, classes[i] == CLASS);
+        assert_int_equal(m.error.error, ENOMEM);
+        assert_non_null(strstr(m.error.text, "the heap is full: "));
+        assert_int_equal(strstr(m.error.text, said) != NULL, classes[i] == CLASS);
     }
     assert_int_equal(user_figure(BOB, "spans_charged"), 0);
     for (uint32_t i = filled_count / 2; i < filled_count; i++) {
@@ -266,12 +254,12 @@ static void in_a_full_heap_free_places_are_their_user_s_and_free_spans_anybody_s
     for (int i = 0; i < 2; i++) {
         uint32_t bobs = lease(&bob, classes[i], 1);
         assert_true(bobs > 0);
-        assert_true(i == 1 || was_filled(m.list[0]));
+        assert_true(i == 1 || was_filled(m.grant.list[0]));
     }
     user_await(ANN, "spans_charged", filled_count / 2);
     assert_true(user_figure(BOB, "spans_charged") >= 2);
     assert_true(lease(&ann, CLASS, 1) > 0); /* while there is some, her own places come first */
-    assert_true(was_filled(m.list[0]));
+    assert_true(was_filled(m.grant.list[0]));
     assert_int_equal(user_figure(ANN, "spans_charged"), filled_count / 2);
     leave(&ann);
     leave(&bob);
@@ -282,17 +270,15 @@ static uint32_t take_tags(struct raw *r, const char *limit)
 {
     uint32_t got = 0;
     for (;;) {
-        hello_fields(0);
-        m.count = 64;
-        assert_int_equal(raw_send(r->fd, MSG_TX_TAGS, 3), 0);
+        assert_int_equal(raw_send(r->fd, 3, MSG(tx_tags, .count = MSG_TAGS_MAX)), 0);
         if (raw_receive(r) != MSG_TAGS)
             break;
-        got += m.list_count;
+        got += m.tags.list_count;
     }
     assert_int_equal(m.type, MSG_ERROR);
-    assert_int_equal(m.error, EDQUOT);
-    if (!strstr(m.text, limit))
-        fail_msg("should name %s, says: %s", limit, m.text);
+    assert_int_equal(m.error.error, EDQUOT);
+    if (!strstr(m.error.text, limit))
+        fail_msg("should name %s, says: %s", limit, m.error.text);
     return got;
 }
 
@@ -365,8 +351,8 @@ static void connections_of_a_user_have_a_limit_of_their_own(void **state)
         assert_int_equal(seteuid(0), 0);
     struct raw last = {.fd = fds[5]};
     assert_int_equal(raw_receive(&last), MSG_ERROR);
-    assert_int_equal(m.error, EDQUOT);
-    assert_non_null(strstr(m.text, "limit-user-connections is reached"));
+    assert_int_equal(m.error.error, EDQUOT);
+    assert_non_null(strstr(m.error.text, "limit-user-connections is reached"));
     if (geteuid() == 0) { /* another's are not fewer for that */
         assert_int_equal(user_figure(ANN, "connections"), 5);
         open_as(&bob, BOB);
@@ -376,15 +362,14 @@ static void connections_of_a_user_have_a_limit_of_their_own(void **state)
         close(fds[i]);
 }
 
-/* The daemon's answer to a newcomer of that user: 0, or the error, and m.text is why. */
+/* The daemon's answer to a newcomer of that user: 0, or the error, and m.error.text is why. */
 static unsigned greeting(struct raw *r, uid_t uid)
 {
     assert_true(geteuid() != 0 || seteuid(uid) == 0);
     r->fd = raw_connect(d.socket);
     assert_true(getuid() != 0 || seteuid(0) == 0);
-    hello_fields(HELLO_MONITOR);
-    raw_send(r->fd, MSG_HELLO, 1); /* who is refused has been told already */
-    return raw_receive(r) == MSG_ERROR ? m.error : 0;
+    raw_send(r->fd, 1, call_hello(HELLO_MONITOR, 0)); /* who is refused has been told already */
+    return raw_receive(r) == MSG_ERROR ? m.error.error : 0;
 }
 
 static void connections_of_all_have_a_limit_and_the_last_are_for_who_has_none(void **state)
@@ -401,8 +386,8 @@ static void connections_of_all_have_a_limit_and_the_last_are_for_who_has_none(vo
     while (n < ALL && greeting(&r[n], ANN) == 0)
         n++;
     assert_int_equal(n, ALL / 2);
-    assert_int_equal(m.error, EDQUOT);
-    assert_non_null(strstr(m.text, "limit-connections is reached: there are 10 connections"));
+    assert_int_equal(m.error.error, EDQUOT);
+    assert_non_null(strstr(m.error.text, "limit-connections is reached: there are 10 connections"));
     close(r[n].fd);
     for (; n < ALL - 2; n++) /* each of them has one */
         assert_int_equal(greeting(&r[n], BOB + (uid_t)n), 0);

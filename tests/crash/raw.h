@@ -5,7 +5,8 @@
 
 #include <stdint.h>
 
-#include "proto/old.h"
+#include "proto/call.h"
+#include "proto/msg.h"
 #include "shm/layout.h"
 
 struct raw {
@@ -15,19 +16,33 @@ struct raw {
     struct geometry g;
 };
 
-extern struct msg m;              /* what is sent next, what came last */
-extern uint8_t packet[MSG_MAX];   /* the same as bytes */
+extern struct msg m;            /* what came last */
+extern uint8_t packet[MSG_MAX]; /* what was sent or came last, as bytes */
 
 int raw_connect(const char *socket_path); /* its descriptor */
 
-/* m, with this type and id: 0 or a negative errno. */
-int raw_send(int fd, uint32_t type, uint32_t id);
+/* 0 or a negative errno. */
+int raw_send(int fd, uint32_t id, struct msg message);
 
 /* The next packet into m: its type, or 0 when the connection has ended. Notices are passed over. */
 uint32_t raw_receive(struct raw *r);
 
-/* The fields of a HELLO into m, all else zero. */
-void hello_fields(uint32_t flags);
+/* A value for each field that a message of the table may have. */
+struct raw_values {
+    uint32_t version_min, version, layout, flags, tag, epoch, span_class, pages, align, first, count, mode, what, error, image;
+    uint64_t expected, desired, cursor, base, heap_bytes, map_bytes, state_bytes, value, gc_mode, table, serial;
+    const char *name, *text;
+    const uint8_t *heap_id, *body;
+    uint32_t heap_id_bytes, body_bytes;
+    const uint32_t *list;
+    uint32_t list_count;
+};
+
+/* A message of any type, with those that are its own. */
+struct msg raw_message(uint32_t type, const struct raw_values *v);
+
+/* The same heap, and the tag of who comes back to it. */
+struct msg raw_hello_again(unsigned flags, const uint8_t *heap_id, unsigned tag);
 
 /* Connects as a client: the regions' descriptors are in r->fds. */
 void raw_greet(struct raw *r, const char *socket_path);

@@ -22,6 +22,7 @@ static struct {
 struct line {
     int client, daemon;
     struct msg m;
+    struct msg_space space;
     uint8_t packet[MSG_MAX];
 };
 
@@ -44,7 +45,7 @@ static uint32_t pass(struct line *l, int from, int to)
     char why[MSG_TEXT_MAX + 1];
     int fds[4], count = 0;
     ssize_t got = packet_receive(from, l->packet, sizeof l->packet, fds, 4, &count, 0);
-    if (got <= 0 || msg_decode(&l->m, l->packet, (size_t)got, why) < 0)
+    if (got <= 0 || msg_decode(&l->m, &l->space, l->packet, (size_t)got, why) < 0)
         return 0;
     if (to >= 0)
         packet_send(to, l->packet, (size_t)got, fds, count, 0);

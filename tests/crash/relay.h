@@ -3,7 +3,7 @@
 #ifndef TESTS_CRASH_RELAY_H
 #define TESTS_CRASH_RELAY_H
 
-#include "proto/old.h"
+#include "proto/msg.h"
 #include "tests/e2e/harness.h"
 
 /* Of the answer to a request of that type, once: passed on; lost with the connection, when board->cut says so; never given. */

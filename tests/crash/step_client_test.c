@@ -26,7 +26,8 @@
 
 #include "tests/e2e/harness.h"
 
-#include "proto/old.h"
+#include "proto/call.h"
+#include "proto/msg.h"
 #include "proto/packet.h"
 #include "shm/root.h"
 #include "shm/span.h"
@@ -91,20 +92,21 @@ static void map_heap(void)
 /* ---- questions to the daemon ----------------------------------------------------------------- */
 
 static int monitor = -1;
-static struct msg in, out;
+static struct msg in;
+static struct msg_space space;
+static uint32_t last_id;
 static uint8_t packet[MSG_MAX];
 
-static void ask(uint32_t type, uint32_t expect)
+static void ask(struct msg out, uint32_t expect)
 {
     char why[MSG_TEXT_MAX + 1];
-    out.type = type;
-    out.id++;
+    out.id = ++last_id;
     int bytes = msg_encode(&out, packet, sizeof packet);
     assert_true(bytes > 0);
     assert_int_equal(packet_send(monitor, packet, (size_t)bytes, NULL, 0, 0), 0);
     ssize_t got = packet_receive(monitor, packet, sizeof packet, NULL, 0, NULL, 0);
     assert_true(got > 0);
-    assert_int_equal(msg_decode(&in, packet, (size_t)got, why), 0);
+    assert_int_equal(msg_decode(&in, &space, packet, (size_t)got, why), 0);
     assert_int_equal(in.type, expect);
 }
 
@@ -114,20 +116,14 @@ static void monitor_open(void)
     monitor = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
     strncpy(address.sun_path, d.socket, sizeof address.sun_path - 1);
     assert_int_equal(connect(monitor, (struct sockaddr *)&address, sizeof address), 0);
-    memset(&out, 0, sizeof out);
-    out.version_min = out.version = PROTO_VERSION;
-    out.layout = LAYOUT_VERSION;
-    out.flags = HELLO_MONITOR;
-    ask(MSG_HELLO, MSG_OK);
+    ask(call_hello(HELLO_MONITOR, 0), MSG_OK);
 }
 
 /* All invariants; its answer is an empty array. */
 static bool check_passes(void)
 {
-    out.what = INFO_CHECK;
-    out.cursor = 0;
-    ask(MSG_INFO, MSG_ROWS);
-    return in.body_bytes == 1 && in.body[0] == 0x90;
+    ask(MSG(info, .what = INFO_CHECK), MSG_ROWS);
+    return in.rows.body_bytes == 1 && in.rows.body[0] == 0x90;
 }
 
 /* ---- what the clients do --------------------------------------------------------------------- */
@@ -335,7 +331,7 @@ static void settle(void)
 {
     for (unsigned busy = 1; busy;) {
         if (!check_passes())
-            fail_msg("check: %s", in.body_bytes > 1 ? (const char *)in.body + 1 : "");
+            fail_msg("check: %s", in.rows.body_bytes > 1 ? (const char *)in.rows.body + 1 : "");
         busy = 0;
         for (unsigned tag = 1; tag < load_acquire(&heap.header->tag_top); tag++)
             busy += tag_state(&heap, tag) != TAG_FREE;

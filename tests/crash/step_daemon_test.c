@@ -23,7 +23,7 @@
 
 #include "tests/e2e/harness.h"
 
-#include "proto/old.h"
+#include "proto/msg.h"
 #include "shm/root.h"
 #include "tests/crash/step.h"
 #include "tests/daemon/fixture.h"

@@ -33,9 +33,10 @@ enum { USER = 50000, HONEST = 50003, REFUSED = 50009, HOSTILE = 10, GOOD = 2 };
 
 static struct daemon d;
 static uint64_t seed;
+enum { TYPES = MSG_JOB(1, 8) }; /* more than a type is */
 struct board {
     _Atomic uint64_t steps[GOOD], slowest_ns[GOOD], roots[GOOD], packets, flips, refused, stop;
-    _Atomic uint64_t sent[64]; /* packets by type: every one comes in its turn */
+    _Atomic uint64_t sent[TYPES]; /* packets by type: every one comes in its turn */
 };
 static struct board *board;
 static bool anywhere;
@@ -170,23 +171,22 @@ static bool comes(struct raw *r, uint32_t flags, bool maps)
     strncpy(address.sun_path, d.socket, sizeof address.sun_path - 1);
     setsockopt(r->fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
     setsockopt(r->fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
-    hello_fields(flags);
-    if (connect(r->fd, (struct sockaddr *)&address, sizeof address) < 0 || raw_send(r->fd, MSG_HELLO, 1) < 0 ||
+    if (connect(r->fd, (struct sockaddr *)&address, sizeof address) < 0 || raw_send(r->fd, 1, call_hello(flags, 0)) < 0 ||
         raw_receive(r) != MSG_WELCOME) {
         raw_close_fds(r);
         close(r->fd);
         return false;
     }
-    r->tag = m.tag;
-    r->epoch = m.epoch;
-    if (m.heap_id_bytes == sizeof heap_id)
-        memcpy(heap_id, m.heap_id, sizeof heap_id);
+    r->tag = m.welcome.tag;
+    r->epoch = m.welcome.epoch;
+    if (m.welcome.heap_id_bytes == sizeof heap_id)
+        memcpy(heap_id, m.welcome.heap_id, sizeof heap_id);
     if (maps) {
-        void *map = mmap(NULL, m.map_bytes, PROT_READ, MAP_SHARED, r->fds[1], 0);
-        void *state = mmap(NULL, m.state_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, r->fds[2], 0);
-        void *heap = mmap(NULL, m.heap_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, r->fds[0], 0);
+        void *map = mmap(NULL, m.welcome.map_bytes, PROT_READ, MAP_SHARED, r->fds[1], 0);
+        void *state = mmap(NULL, m.welcome.state_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, r->fds[2], 0);
+        void *heap = mmap(NULL, m.welcome.heap_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, r->fds[0], 0);
         if (map == MAP_FAILED || state == MAP_FAILED || heap == MAP_FAILED ||
-            heap_check_header(map, m.map_bytes, m.state_bytes, &r->g, &why) < 0)
+            heap_check_header(map, m.welcome.map_bytes, m.welcome.state_bytes, &r->g, &why) < 0)
             _exit(91);
         heap_view(&r->h, &r->g, heap, map, state);
     }
@@ -194,47 +194,59 @@ static bool comes(struct raw *r, uint32_t flags, bool maps)
     return true;
 }
 
-static void any_message(const struct raw *r, uint64_t *s)
+static struct msg any_message(uint32_t type, const struct raw *r, uint64_t *s)
 {
     static uint8_t noise[2000];
-    hello_fields((uint32_t)rnd(s) % 5);
-    m.image = (uint32_t)rnd(s) % 3;
-    m.epoch = rnd(s) % 4 ? r->epoch : (uint32_t)rnd(s);
-    m.tag = rnd(s) % 2 ? r->tag : (uint32_t)rnd(s) % 32768;
-    if (rnd(s) % 2) {
-        m.heap_id = heap_id;
-        m.heap_id_bytes = sizeof heap_id;
-    }
-    m.span_class = 2 + (uint32_t)rnd(s) % (rnd(s) % 2 ? 130 : 254);
-    m.pages = 1 + (uint32_t)rnd(s) % (rnd(s) % 4 ? 64 : 16777215);
-    m.align = 1u << rnd(s) % 9;
-    m.first = (uint32_t)rnd(s) % 32768;
-    m.count = 1 + (uint32_t)rnd(s) % 64;
-    m.list_count = (uint32_t)rnd(s) % 20;
-    for (uint32_t i = 0; i < m.list_count; i++)
-        m.list[i] = (uint32_t)rnd(s) % 32768;
-    snprintf(m.name, sizeof m.name, "n%u", (unsigned)rnd(s) % 5000);
-    m.mode = (uint32_t)rnd(s) % 4;
-    m.expected = rnd(s) % 2 ? 0 : rnd(s) % (256 << 20);
-    m.desired = rnd(s) % 3 ? rnd(s) % (256 << 20) : rnd(s);
-    m.what = (uint32_t)rnd(s) % 12;
-    m.cursor = rnd(s) % 2 ? 0 : rnd(s);
-    m.value = rnd(s) % 3;
-    m.error = 1;
+    static uint32_t list[20];
+    static char name[16];
+    bool again = rnd(s) % 2;
+    uint32_t count = (uint32_t)rnd(s) % 20;
+    for (uint32_t i = 0; i < count; i++)
+        list[i] = (uint32_t)rnd(s) % 32768;
     for (size_t i = 0; i < sizeof noise; i++)
         noise[i] = (uint8_t)(i * *s >> 20);
-    m.body = noise;
-    m.body_bytes = (uint32_t)(rnd(s) % sizeof noise);
+    snprintf(name, sizeof name, "n%u", (unsigned)rnd(s) % 5000);
+    const struct raw_values v = {
+        .version_min = PROTO_VERSION,
+        .version = PROTO_VERSION,
+        .layout = LAYOUT_VERSION,
+        .flags = (uint32_t)rnd(s) % 5,
+        .image = (uint32_t)rnd(s) % 3,
+        .epoch = rnd(s) % 4 ? r->epoch : (uint32_t)rnd(s),
+        .tag = rnd(s) % 2 ? r->tag : (uint32_t)rnd(s) % 32768,
+        .heap_id = heap_id,
+        .heap_id_bytes = again ? sizeof heap_id : 0,
+        .span_class = 2 + (uint32_t)rnd(s) % (rnd(s) % 2 ? 130 : 254),
+        .pages = 1 + (uint32_t)rnd(s) % (rnd(s) % 4 ? 64 : 16777215),
+        .align = 1u << rnd(s) % 9,
+        .first = (uint32_t)rnd(s) % 32768,
+        .count = 1 + (uint32_t)rnd(s) % MSG_TAGS_MAX,
+        .list = list,
+        .list_count = count,
+        .name = name,
+        .mode = (uint32_t)rnd(s) % 4,
+        .expected = rnd(s) % 2 ? 0 : rnd(s) % (256 << 20),
+        .desired = rnd(s) % 3 ? rnd(s) % (256 << 20) : rnd(s),
+        .what = (uint32_t)rnd(s) % 12,
+        .cursor = rnd(s) % 2 ? 0 : rnd(s),
+        .gc_mode = rnd(s) % 3,
+        .table = rnd(s) % 3,
+        .serial = rnd(s) % 3,
+        .error = 1,
+        .body = noise,
+        .body_bytes = (uint32_t)(rnd(s) % sizeof noise),
+    };
+    return raw_message(type, &v);
 }
 
 /* Any of the table, the daemon's own too. Those that end a connection are rarer: what is behind them is not read. */
 static uint32_t any_type(uint64_t *s)
 {
-#define TYPE(name, number, sender, fields) number,
-    static const uint8_t types[] = {MSG_TABLE(TYPE)};
+#define TYPE(NAME, name, number, sender, reply, fields) MSG_##NAME,
+    static const uint32_t types[] = {MSG_TABLE(TYPE)};
 #undef TYPE
     for (;;) {
-        uint32_t type = types[rnd(s) % sizeof types];
+        uint32_t type = types[rnd(s) % (sizeof types / sizeof types[0])];
         bool ends = type == MSG_HELLO || type == MSG_RESUME || type == MSG_BYE || !msg_from_client(type);
         if (!ends || rnd(s) % 30 == 0)
             return type;
@@ -245,10 +257,9 @@ static uint32_t any_type(uint64_t *s)
 static int send_any(uint64_t *s, struct raw *r)
 {
     uint32_t type = any_type(s), odd = (uint32_t)rnd(s) % 200;
-    any_message(r, s);
-    m.type = type;
-    m.id = (uint32_t)rnd(s) % 4;
-    int bytes = msg_encode(&m, packet, sizeof packet);
+    struct msg message = any_message(type, r, s);
+    message.id = (uint32_t)rnd(s) % 4;
+    int bytes = msg_encode(&message, packet, sizeof packet);
     if (bytes < 0)
         return 0;
     if (odd < 2)
@@ -293,16 +304,12 @@ static void flip_anywhere(uint64_t *s, struct raw *r)
 
 static void flip(uint64_t *s, struct raw *r)
 {
-    any_message(r, s);
-    m.epoch = r->epoch;
-    m.pages = 8;
-    m.list_count = 0;
-    m.span_class = 2 + (uint32_t)rnd(s) % 100;
-    if (raw_send(r->fd, MSG_LEASE, 5) < 0 || raw_receive(r) != MSG_GRANT)
+    const struct msg lease = MSG(lease, .epoch = r->epoch, .pages = 8, .span_class = 2 + (uint32_t)rnd(s) % 100);
+    if (raw_send(r->fd, 5, lease) < 0 || raw_receive(r) != MSG_GRANT)
         return;
-    for (uint32_t i = 0; i < m.list_count; i++) {
+    for (uint32_t i = 0; i < m.grant.list_count; i++) {
         struct span_info span;
-        if (!span_at(&r->h, m.list[i], &span))
+        if (!span_at(&r->h, m.grant.list[i], &span))
             continue;
         for (uint32_t k = 0; k < span.objects; k++)
             if (load_relaxed(&span.words[k]) == WORD_FREE)
@@ -314,7 +321,7 @@ static void flip(uint64_t *s, struct raw *r)
         flip_anywhere(s, r);
     atomic_fetch_add(&board->flips, 1);
     if (rnd(s) % 2)
-        raw_send(r->fd, MSG_RELEASE, 0);
+        raw_send(r->fd, 0, MSG(release, .epoch = r->epoch, .list = m.grant.list, .list_count = m.grant.list_count));
 }
 
 static int hostile(void *argument) /* until it is killed */
@@ -336,11 +343,9 @@ static int hostile(void *argument) /* until it is killed */
                 flip(&s, &r);
         else if (role == 2) { /* asks, and never reads */
             for (int n = 0; n < 300; n++) {
-                hello_fields(0);
-                m.what = 1 + (uint32_t)rnd(&s) % 10;
-                m.type = MSG_INFO;
-                m.id = 1;
-                int bytes = msg_encode(&m, packet, sizeof packet);
+                struct msg message = MSG(info, .what = 1 + (uint32_t)rnd(&s) % INFO_USERS);
+                message.id = 1;
+                int bytes = msg_encode(&message, packet, sizeof packet);
                 if (packet_send(r.fd, packet, (size_t)bytes, NULL, 0, MSG_DONTWAIT) < 0)
                     pause_us(1000);
             }
@@ -367,7 +372,7 @@ static void limits_hold(void)
 /* The flood goes on until each has come. */
 static void every_message_was_sent(void)
 {
-#define SENT(name, number, sender, fields)                                                                             \
+#define SENT(NAME, name, number, sender, reply, fields)                                                                             \
     while (atomic_load(&board->sent[number]) == 0)                                                                     \
         pause_us(1000);
     MSG_TABLE(SENT)

@@ -137,13 +137,8 @@ static unsigned crowded_class(void)
 
 static void ask_spans(struct raw *r, uint32_t type, unsigned span_class, uint32_t pages, unsigned flags)
 {
-    m.epoch = r->epoch;
-    m.span_class = span_class;
-    m.pages = pages;
-    m.align = 1;
-    m.flags = flags;
-    m.list_count = 0;
-    assert_int_equal(raw_send(r->fd, type, 5), 0);
+    struct raw_values v = {.epoch = r->epoch, .span_class = span_class, .pages = pages, .align = 1, .flags = flags};
+    assert_int_equal(raw_send(r->fd, 5, raw_message(type, &v)), 0);
 }
 
 /* Leases `count` spans, by as many grants as it takes. */
@@ -152,27 +147,21 @@ static void lease(struct raw *r, unsigned span_class, uint32_t *spans, uint32_t 
     for (uint32_t got = 0; got < count;) {
         ask_spans(r, MSG_LEASE, span_class, (count - got) * class_table[span_class].pages, 0);
         assert_int_equal(raw_receive(r), MSG_GRANT);
-        assert_in_range(m.list_count, 1, count - got);
-        memcpy(spans + got, m.list, m.list_count * sizeof *spans);
-        got += m.list_count;
+        assert_in_range(m.grant.list_count, 1, count - got);
+        memcpy(spans + got, m.grant.list, m.grant.list_count * sizeof *spans);
+        got += m.grant.list_count;
     }
 }
 
 static void give_back(struct raw *r, const uint32_t *spans, uint32_t count)
 {
-    m.epoch = r->epoch;
-    m.list_count = count;
-    for (uint32_t i = 0; i < count; i++)
-        m.list[i] = spans[i];
-    assert_int_equal(raw_send(r->fd, MSG_RELEASE, 0), 0);
+    assert_int_equal(raw_send(r->fd, 0, MSG(release, .epoch = r->epoch, .list = spans, .list_count = count)), 0);
 }
 
 /* All that it sent has been handled when this is answered. */
 static void await_answer(struct raw *r)
 {
-    m.what = INFO_LIMITS;
-    m.cursor = 0;
-    assert_int_equal(raw_send(r->fd, MSG_INFO, 9), 0);
+    assert_int_equal(raw_send(r->fd, 9, MSG(info, .what = INFO_LIMITS)), 0);
     assert_int_equal(raw_receive(r), MSG_ROWS);
 }
 
@@ -183,7 +172,7 @@ static void make_free_pages(uint32_t pages)
     raw_greet(&r, d.socket);
     ask_spans(&r, MSG_LARGE, CLASS_LARGE, pages, 0);
     assert_int_equal(raw_receive(&r), MSG_GRANT);
-    uint32_t span = m.list[0];
+    uint32_t span = m.grant.list[0];
     give_back(&r, &span, 1);
     await_answer(&r);
     raw_close(&r);
@@ -261,7 +250,7 @@ static void a_turn_clears_and_backs_the_words_of_one_heavy_grant(void **state)
     continue_daemon();
     for (int i = 0; i < HEAVY_CLIENTS; i++) {
         assert_int_equal(raw_receive(&r[i]), MSG_GRANT);
-        assert_int_equal(m.list_count, LEASE_SPANS_MAX);
+        assert_int_equal(m.grant.list_count, LEASE_SPANS_MAX);
     }
     assert_in_range(most_of("words"), GRANT_WORDS, TURN_WORDS + PACKET_WORDS);
     assert_in_range(most_of("backed"), PACKET_BACKED - 2 * BACKED_STEP, TURN_BACKED + PACKET_BACKED);
@@ -302,7 +291,7 @@ static void a_turn_writes_the_page_entries_of_few_large_spans(void **state)
         raw_greet(&r[i], d.socket);
         ask_spans(&r[i], MSG_LARGE, CLASS_LARGE, PAGES, 0);
         assert_int_equal(raw_receive(&r[i]), MSG_GRANT);
-        spans[i] = m.list[0];
+        spans[i] = m.grant.list[0];
     }
     assert_in_range(most_of("entries"), PAGES, TURN_ENTRIES - 1);
     stop_daemon();
@@ -329,12 +318,11 @@ static void an_object_of_many_turns_is_written_by_turns(void **state)
     for (int round = 0; round < 3; round++) {
         ask_spans(&r, MSG_LARGE, CLASS_LARGE, PAGES, 0);
         assert_int_equal(raw_receive(&r), MSG_GRANT);
-        uint32_t span = m.list[0];
+        uint32_t span = m.grant.list[0];
         for (int grow = 1; grow >= 0; grow--) {
-            m.first = span;
-            ask_spans(&r, MSG_EXTEND, CLASS_LARGE, grow ? PAGES + MORE : 1, 0);
+            assert_int_equal(raw_send(r.fd, 5, MSG(extend, .epoch = r.epoch, .first = span, .pages = grow ? PAGES + MORE : 1)), 0);
             assert_int_equal(raw_receive(&r), MSG_OK);
-            assert_int_equal(m.value, grow ? PAGES + MORE : 1);
+            assert_int_equal(m.ok.value, grow ? PAGES + MORE : 1);
         }
         give_back(&r, &span, 1);
     }
@@ -364,9 +352,9 @@ static void a_turn_tries_so_many_waiting_requests_and_no_more(void **state)
         ask_spans(&holder, MSG_LEASE, page_class, LEASE_SPANS_MAX, LEASE_AHEAD);
         if (raw_receive(&holder) != MSG_GRANT)
             break;
-        assert_true(count + m.list_count <= PAGES);
-        memcpy(spans + count, m.list, m.list_count * sizeof *spans);
-        count += m.list_count;
+        assert_true(count + m.grant.list_count <= PAGES);
+        memcpy(spans + count, m.grant.list, m.grant.list_count * sizeof *spans);
+        count += m.grant.list_count;
     }
     assert_int_equal(m.type, MSG_ERROR);
     for (int i = 0; i < CLIENTS; i++) {

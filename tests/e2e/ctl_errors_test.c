@@ -7,7 +7,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "proto/old.h"
+#include "proto/msg.h"
 #include "tests/e2e/ctl_answers.h"
 
 /* ---- no daemon, or a strange one ------------------------------------------------------------- */
@@ -39,22 +39,15 @@ static void without_a_daemon_every_command_says_so_and_ends_with_3(void **state)
 enum manner { SILENT, REFUSES, NONSENSE, NO_ROWS, MANNERS };
 static int fake_manner;
 
-static void answer(int fd, struct msg *in)
+static void answer(int fd, const struct msg *in)
 {
-    static struct msg reply;
     static uint8_t packet[MSG_MAX];
-    memset(&reply, 0, sizeof reply);
+    struct msg reply = MSG(ok);
+    if (fake_manner == REFUSES)
+        reply = MSG(error, .error = EPROTONOSUPPORT, .text = "layout 0 is spoken\n\033[2Jhere");
+    else if (in->type == MSG_INFO)
+        reply = MSG(rows, .body = (const uint8_t *)(fake_manner == NO_ROWS ? "\x90" : "\x01"), .body_bytes = 1);
     reply.id = in->id;
-    reply.type = MSG_OK;
-    if (fake_manner == REFUSES) {
-        reply.type = MSG_ERROR;
-        reply.error = EPROTONOSUPPORT;
-        strcpy(reply.text, "layout 0 is spoken\n\033[2Jhere");
-    } else if (in->type == MSG_INFO) {
-        reply.type = MSG_ROWS;
-        reply.body = (const uint8_t *)(fake_manner == NO_ROWS ? "\x90" : "\x01");
-        reply.body_bytes = 1;
-    }
     int bytes = msg_encode(&reply, packet, sizeof packet);
     if (bytes > 0 && write(fd, packet, (size_t)bytes) != bytes)
         _exit(1);
@@ -64,13 +57,14 @@ static void answer(int fd, struct msg *in)
 static int fake_daemon(void *argument)
 {
     static struct msg in;
+    static struct msg_space space;
     static uint8_t packet[MSG_MAX];
     static char why[MSG_TEXT_MAX + 1];
     int listen_fd = *(int *)argument, fd;
     while ((fd = accept(listen_fd, NULL, NULL)) >= 0) {
         ssize_t n;
         while ((n = read(fd, packet, sizeof packet)) > 0 && fake_manner != SILENT)
-            if (msg_decode(&in, packet, (size_t)n, why) == 0)
+            if (msg_decode(&in, &space, packet, (size_t)n, why) == 0)
                 answer(fd, &in);
         close(fd);
     }

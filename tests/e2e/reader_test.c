@@ -14,7 +14,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "proto/old.h"
+#include "proto/call.h"
+#include "proto/msg.h"
 #include "proto/packet.h"
 #include "shm/layout.h"
 #include "tests/e2e/harness.h"
@@ -95,6 +96,7 @@ static int library_reader(void *argument)
 /* ---- a reader that is not the library's ------------------------------------------------------------------------------------------ */
 
 static struct msg m;
+static struct msg_space space;
 static uint8_t packet[MSG_MAX];
 
 /* Connects, says HELLO with `flags`: how many descriptors came, or -1. */
@@ -106,17 +108,13 @@ static int hello(int *ret_socket, uint32_t flags, int fds[4])
     strncpy(address.sun_path, d.socket, sizeof address.sun_path - 1);
     if (connect(fd, (struct sockaddr *)&address, sizeof address) < 0)
         return -1;
-    memset(&m, 0, sizeof m);
-    m.type = MSG_HELLO;
+    m = call_hello(flags, 0);
     m.id = 1;
-    m.version_min = m.version = PROTO_VERSION;
-    m.layout = LAYOUT_VERSION;
-    m.flags = flags;
     int bytes = msg_encode(&m, packet, sizeof packet);
     if (bytes < 0 || packet_send(fd, packet, (size_t)bytes, NULL, 0, 0) < 0)
         return -1;
     ssize_t got = packet_receive(fd, packet, sizeof packet, fds, 4, &count, 0);
-    if (got <= 0 || msg_decode(&m, packet, (size_t)got, why) < 0 || m.type != MSG_WELCOME)
+    if (got <= 0 || msg_decode(&m, &space, packet, (size_t)got, why) < 0 || m.type != MSG_WELCOME)
         return -1;
     *ret_socket = fd;
     return count;
@@ -160,21 +158,18 @@ static int raw_reader(void *argument)
             return rc;
     }
     /* and what a writer would be given is not given for the asking */
-    const uint32_t types[] = {MSG_LEASE, MSG_LARGE, MSG_ROOT, MSG_TX_TAGS, MSG_MODE};
+    const struct msg asked[] = {MSG(lease, .epoch = 1, .span_class = 20, .pages = 1),
+                                MSG(large, .epoch = 1, .span_class = CLASS_LARGE, .pages = 1, .align = 1), MSG(root, .name = "r"),
+                                MSG(tx_tags, .count = 1), MSG(ping), MSG(pins), MSG(trimmed)};
     char why[MSG_TEXT_MAX + 1];
-    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
-        memset(&m, 0, sizeof m);
-        m.type = types[i];
+    for (size_t i = 0; i < sizeof asked / sizeof asked[0]; i++) {
+        m = asked[i];
         m.id = 5;
-        m.epoch = 1;
-        m.span_class = types[i] == MSG_LARGE ? CLASS_LARGE : 20;
-        m.pages = m.align = m.count = 1;
-        strcpy(m.name, "r");
         int bytes = msg_encode(&m, packet, sizeof packet);
         if (bytes < 0 || packet_send(fd, packet, (size_t)bytes, NULL, 0, 0) < 0)
             return 11;
         ssize_t got = packet_receive(fd, packet, sizeof packet, NULL, 0, NULL, 0);
-        if (got <= 0 || msg_decode(&m, packet, (size_t)got, why) < 0 || m.type != MSG_ERROR || m.error != EPERM)
+        if (got <= 0 || msg_decode(&m, &space, packet, (size_t)got, why) < 0 || m.type != MSG_ERROR || m.error.error != EPERM)
             return 12;
     }
     close(fd);
