@@ -14,18 +14,28 @@
 
 #include "client/ctl/ctl.h"
 
-/* Is it a name of something that is open, below /proc? Its file cannot be replaced. */
+/* Is it a name of something that is open, below /proc? Its file cannot be replaced, and a link that leads to it, in as
+ * many steps as the kernel would follow (/dev/stdout -> fd/1, /dev/fd -> /proc/self/fd), must not be. */
 static bool is_descriptor(const char *path)
 {
-    char target[4096], copy[4096], real[4096];
-    ssize_t n = readlink(path, target, sizeof target - 1);
-    if (n > 0) {
-        target[n] = 0;
-        if (strncmp(target, "/proc/", 6) == 0)
+    enum { LINKS = 40 };
+    char name[4096], copy[4096], dir[4096], target[4096];
+    snprintf(name, sizeof name, "%s", path);
+    for (int links = 0; links < LINKS; links++) {
+        memcpy(copy, name, sizeof copy);
+        if (!realpath(dirname(copy), dir))
+            return false;
+        if (strncmp(dir, "/proc/", 6) == 0)
             return true;
+        ssize_t n = readlink(name, target, sizeof target - 1);
+        if (n <= 0)
+            return false;
+        target[n] = 0;
+        bool whole = target[0] == '/';
+        if (snprintf(name, sizeof name, "%s%s%s", whole ? "" : dir, whole ? "" : "/", target) >= (int)sizeof name)
+            return false;
     }
-    snprintf(copy, sizeof copy, "%s", path);
-    return realpath(dirname(copy), real) && strncmp(real, "/proc/", 6) == 0;
+    return false;
 }
 
 /* A file that is replaced keeps its mode. */
