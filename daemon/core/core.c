@@ -7,41 +7,17 @@
 #include <sys/mman.h>
 
 #include "shm/assert.h"
-#include "shm/root.h"
+#include "shm/check.h"
 
 static uint64_t dspan_bytes(const struct core *core) { return core->heap.page_count * sizeof(struct dspan); }
 
 /* ---- rebuild ---------------------------------------------------------------------------------------------------------------- */
 
-/* The states of tags and the marks of roots, before anything is built on them. */
-static const char *check_tables(const struct heap *h)
+static void first_fault(void *context, const struct finding *finding)
 {
-    for (unsigned tag = 1; tag < h->header->tag_top; tag++)
-        if (load_acquire(&h->tags[tag].state) >= TAG_STATE_COUNT) /* [TG1] */
-            return "a tag in a state that there is not";
-    for (uint32_t slot = 0; slot < h->root_slots; slot++) {
-        const char *why = root_check(h, slot);
-        if (why)
-            return why;
-    }
-    return NULL;
-}
-
-/* An update of the map that was cut short is finished or undone; every step may be repeated. */
-static void repair_map(struct core *core)
-{
-    struct heap *h = &core->heap;
-    struct redo *redo = &h->header->redo;
-    root_repair(h);
-    if (load_acquire(&redo->valid) && redo->tag < h->header->tag_top && redo->client < h->header->tag_top && /* [RD1] */
-        redo->root_slot < h->root_slots && root_name_check(redo->root_name) == 0) {
-        if (tag_state(h, redo->tag) == TAG_TX)
-            tag_set_state(h, redo->tag, TAG_TX_COMMITTED);
-        root_write(h, redo->root_slot, redo->root_name, redo->root_ref, redo->root_uid);
-        if (redo->client)
-            store_release(&h->tags[redo->client].done, redo->request); /* [TK2] */
-        store_release(&redo->valid, 0); /* [RD1] */
-    }
+    const char **why = context;
+    if (!*why)
+        *why = finding->text;
 }
 
 static int rebuild_span(struct core *core, uint64_t first, char *ret_why)
@@ -96,10 +72,6 @@ static int rebuild_pages(struct core *core, char *ret_why)
 {
     struct heap *h = &core->heap;
     uint64_t page = 1, top = load_acquire(&h->header->top); /* [TP1] page 0 is nobody's: reference 0 is null */
-    if (top > h->page_count) {
-        snprintf(ret_why, 256, "the header says that more pages were used than there are");
-        return -EUCLEAN;
-    }
     if (top == 0)
         top = 1;
     core->mheap.top = top;
@@ -142,8 +114,9 @@ int core_start(struct core *core, const struct heap *heap, const struct backing 
         return -ENOMEM;
     }
     mcentral_init(core);
-    if (core->heap.header->tag_top > TAG_COUNT) {
-        snprintf(ret_why, 256, "the header says that more tags were used than there are");
+    const char *why = check_counts(&core->heap);
+    if (why) {
+        snprintf(ret_why, 256, "%s", why);
         core_stop(core);
         return -EUCLEAN;
     }
@@ -153,9 +126,9 @@ int core_start(struct core *core, const struct heap *heap, const struct backing 
     store_relaxed(&core->heap.header->clients, 0); /* counted again */
     store_release(&core->heap.header->collecting, 0); /* [GC1] a collection that the last daemon did not finish */
     pagealloc_free_rest(&core->mheap.units, 1); /* unit 0 is nobody's */
-    repair_map(core);
+    check_repair(&core->heap);
     int rc = 0;
-    const char *why = check_tables(&core->heap);
+    check_tables(&core->heap, first_fault, &why);
     if (!why) {
         clients_rebuild(core);
         rc = rebuild_pages(core, ret_why);
