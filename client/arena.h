@@ -121,7 +121,7 @@
  *                         stack   a stack moves at every arena_frame_alloc (arena_stack.h)
  *                         escape  pointers into popped frames are reported (arena_stack.h)
  *                         pins    uses of unpinned objects are reported (arena_gc.h)
- *                         core    the heap stands in core dumps
+ *                         core    the heap stands in core dumps: `arenactl inspect --core` and gdb read it there
  *   ARENA_STACK_MAX     bytes, as 64K or 1G: the most that a stack grows to (arena_stack.h)
  *   ARENA_PROFILE       one allocation in so many is sampled (arena_profile_write); on: 65536, off
  *   ARENA_PROFILE_DIR   where arena-PID.prof is written
@@ -132,7 +132,8 @@
  * Core dumps and locked memory
  *
  * A process's core dump has nothing of the heap: a dump reads every page, also those that have no memory behind them,
- * and reading gives them some, outside every limit. ARENA_DEBUG=core leaves the heap in. For the same reason lock
+ * and reading gives them some, outside every limit. ARENA_DEBUG=core leaves the heap in, and sets
+ * the bits of mapped files in /proc/self/coredump_filter, without which the map would not be there. For the same reason lock
  * memory with mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT), never without MCL_ONFAULT, and read no page of the
  * heap that no object is in. The daemon takes such memory back, and names in its log whom it suspects.
  *

@@ -1,5 +1,8 @@
 /* Attaching: HELLO, the regions, the mapping at the common address; and a forked child that becomes a client of its own at its
  * first slow path. */
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -151,11 +154,27 @@ static bool fd_covers(int fd, uint64_t bytes)
     return fstat(fd, &st) == 0 && (uint64_t)st.st_size >= bytes;
 }
 
+/* With ARENA_DEBUG=core. The kernel takes the map for a private mapping of a file, as it is mapped from a descriptor that cannot
+ * write, and regions in a backing directory for shared files: both are left out of dumps by default, see core(5). */
+static void put_into_dumps(void)
+{
+    enum { MAPPED_PRIVATE = 1 << 2, MAPPED_SHARED = 1 << 3 };
+    char text[32];
+    int fd = open("/proc/self/coredump_filter", O_RDWR | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    if (n > 0) {
+        text[n] = 0;
+        unsigned long filter = strtoul(text, NULL, 16);
+        int length = snprintf(text, sizeof text, "0x%lx", filter | MAPPED_PRIVATE | MAPPED_SHARED);
+        n = pwrite(fd, text, (size_t)length, 0); /* what is refused leaves a dump as it was */
+    }
+    if (fd >= 0)
+        close(fd);
+}
+
 /* A dump would read every page that nobody has backed, and so make memory of it, for good and for all. */
 static void keep_out_of_dumps(struct arena *a)
 {
-    if (a->debug & DEBUG_CORE)
-        return;
     madvise(a->base, a->heap_bytes, MADV_DONTDUMP);
     madvise(a->heap.header, a->map_bytes, MADV_DONTDUMP);
     madvise(a->heap.hints, a->state_bytes, MADV_DONTDUMP);
@@ -202,7 +221,10 @@ int attach_map(struct arena *a, const struct msg_welcome *welcome, const int *fd
     a->words = a->heap.words;
     a->map_bytes = welcome->map_bytes;
     a->state_bytes = welcome->state_bytes;
-    keep_out_of_dumps(a);
+    if (a->debug & DEBUG_CORE)
+        put_into_dumps();
+    else
+        keep_out_of_dumps(a);
     return 0;
 no_heap:
     munmap(state, welcome->state_bytes);
