@@ -28,6 +28,8 @@ static const struct command commands[] = {
      cmd_escape, true},
     {"stop", "", "", "stop the daemon, and wait for its end; its heap goes if it is in memory", cmd_stop, false},
     {"reload", "", "", "have the daemon read its configuration again; 1 if it is refused", cmd_reload, false},
+    {"inspect", "[DIRECTORY|PID] [check|spans|roots|clients|word ADDRESS]", "json core",
+     "look at a heap that nobody serves; 1 if an invariant is broken", cmd_inspect, true},
     {"exec", "[--] COMMAND [ARGUMENT...]", "max",
      "run a command against a private heap that ends with it", cmd_exec, true},
 };
@@ -56,6 +58,7 @@ static const struct {
      offsetof(struct ctl, count)},
     {"interval", "SECONDS", "between two looks (2)", SECONDS, offsetof(struct ctl, interval_ms)},
     {"max", "SIZE", "what the heap may grow to", SIZE, offsetof(struct ctl, max_bytes)},
+    {"core", "FILE", "the heap is in this core file", TEXT, offsetof(struct ctl, core)},
     {"dry-run", NULL, "change nothing, say what would be", FLAG, offsetof(struct ctl, dry_run)},
 };
 enum { OPTION_COUNT = sizeof options / sizeof options[0], GLOBAL_OPTIONS = 3 };
@@ -118,9 +121,8 @@ static void usage(FILE *out, const struct command *command)
     fprintf(out, "The socket: PATH, else $ARENA_SOCKET, else $XDG_RUNTIME_DIR/arenad/default.sock "
                  "if it is there, else\n"
                  "/run/arenad/default.sock. Sizes are written 64K, 512M, 8G.\n"
-                 "Exit status: 0 done, 1 a check found a fault, 2 wrong usage, 3 the daemon cannot "
-                 "be asked, 4 the output\n"
-                 "cannot be written. See arenactl(1).\n");
+                 "Exit status: 0 done, 1 a check found a fault, 2 wrong usage, 3 the daemon cannot be asked or the heap not\n"
+                 "be read, 4 the output cannot be written. See arenactl(1).\n");
 }
 
 /* "1.5" -> 1500; UINT64_MAX: not that */

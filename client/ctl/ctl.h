@@ -42,7 +42,7 @@ struct command {
 };
 
 struct ctl {
-    const char *socket, *svg, *output, *pprof;
+    const char *socket, *svg, *output, *pprof, *core;
     bool json, ascii, folded, dry_run;
     uint64_t count, interval_ms, max_bytes, min; /* UINT64_MAX: not given */
     const struct command *command;
@@ -154,5 +154,6 @@ int cmd_top(struct ctl *ctl);
 int cmd_gc(struct ctl *ctl);
 int cmd_stop(struct ctl *ctl);
 int cmd_reload(struct ctl *ctl);
+int cmd_inspect(struct ctl *ctl);
 
 #endif

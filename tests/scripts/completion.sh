@@ -33,11 +33,19 @@ same "global options" "$("$ctl" --help | grep -oE '^  --[a-z-]+' | tr -d ' ' | s
 for command in $commands; do
     options=$("$ctl" "$command" --help | sed -n 's/^usage: //p' | grep -oE '\[--[a-z-]+' | tr -d '[' | grep -v '^--$')
     same "$command --" "$(printf '%s\n' --help --version $options | sort)" "$(offers _arenactl "$ctl" "$command" --)"
-    [ "$command" = exec ] || same "$command and nothing" "" "$(offers _arenactl "$ctl" "$command" '')"
+    [ "$command" = exec ] || [ "$command" = inspect ] || same "$command and nothing" "" "$(offers _arenactl "$ctl" "$command" '')"
 done
 : >"$work/picture.svg"
 same "--svg FILE" "$work/picture.svg" "$(offers _arenactl "$ctl" map --svg "$work/pic")"
 same "--socket PATH" "$work/picture.svg" "$(offers _arenactl "$ctl" --socket "$work/pic")"
+mkdir "$work/dir"
+views=$(printf '%s\n' check clients roots spans word)
+same "inspect DIRECTORY" "$work/dir" "$(offers _arenactl "$ctl" inspect "$work/")"
+same "inspect DIRECTORY what" "$views" "$(offers _arenactl "$ctl" inspect "$work/dir" '')"
+same "inspect --core FILE" "$work/picture.svg" "$(offers _arenactl "$ctl" inspect --core "$work/pic")"
+same "inspect --core FILE what" "$views" "$(offers _arenactl "$ctl" inspect --core "$work/dir" '')"
+same "inspect --json DIRECTORY r" roots "$(offers _arenactl "$ctl" inspect --json "$work/dir" r)"
+same "inspect DIRECTORY word ADDRESS" "" "$(offers _arenactl "$ctl" inspect "$work/dir" word '')"
 same "--count N" "" "$(offers _arenactl "$ctl" top --count '')"
 same "exec -- COMMAND" "$(compgen -c true | sort)" "$(offers _arenactl "$ctl" exec --max 1M -- true)"
 same "exec COMMAND" "$(compgen -c true | sort)" "$(offers _arenactl "$ctl" exec true)"
