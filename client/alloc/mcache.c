@@ -25,11 +25,6 @@
 #include "client/heap.h"
 #include "client/link/registry.h"
 
-enum {
-    FREES_ONLY_SLOTS = 64,         /* of a magazine of a thread that only frees in its class, */
-    FREES_ONLY_BYTES = 64 << 10,   /* whichever is less */
-};
-
 /* ---- no mcache, and the sentinel ------------------------------------------------------------------------------------ */
 
 static uint16_t sentinel_word = WORD_SHARED; /* never stored to: no `expect` is equal to it */

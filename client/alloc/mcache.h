@@ -9,10 +9,12 @@
 #include "client/link/registry.h"
 
 enum {
-    MCACHE_BYTES = 32 << 20,       /* of addresses, a thread's */
-    MCACHES_MAX = 8192,            /* threads at once */
-    MAGAZINE_BYTES = 2 << 20,      /* of objects in one magazine */
+    MCACHE_BYTES = 32 << 20,     /* of addresses, a thread's */
+    MCACHES_MAX = 8192,          /* threads at once */
+    MAGAZINE_BYTES = 2 << 20,    /* of objects in one magazine */
     MAGAZINE_SLOTS = 16384,
+    FREES_ONLY_SLOTS = 64,       /* of a magazine of a thread that only frees in its class, */
+    FREES_ONLY_BYTES = 64 << 10, /* whichever is less */
 };
 
 #define NO_WORD 0x10000u /* no state word is equal to it */
