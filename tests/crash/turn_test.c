@@ -204,6 +204,37 @@ static void a_turn_reads_so_many_packets_and_no_more(void **state)
         raw_close(&r[i]);
 }
 
+/* How many connections this user has, as rows of INFO_USERS say. */
+static unsigned connections_told(void)
+{
+    const uint8_t *at = memmem(m.rows.body, m.rows.body_bytes, "connections", 11);
+    assert_non_null(at);
+    at += 11;
+    return at[0] < 0x80 ? at[0] : at[0] == 0xcc ? at[1] : (unsigned)at[1] << 8 | at[2];
+}
+
+/* Who has waited is answered before most of those that came with it were even taken. */
+static void newcomers_are_taken_a_few_at_a_time(void **state)
+{
+    enum { NEWCOMERS = 500 };
+    static int fds[NEWCOMERS];
+    struct raw r;
+    (void)state;
+    start("16M", "--hello-timeout", "100000000");
+    raw_greet(&r, d.socket);
+    stop_daemon();
+    for (int i = 0; i < NEWCOMERS; i++)
+        fds[i] = raw_connect(d.socket);
+    assert_int_equal(raw_send(r.fd, 9, MSG(info, .what = INFO_USERS)), 0);
+    continue_daemon();
+    assert_int_equal(raw_receive(&r), MSG_ROWS);
+    assert_in_range(connections_told(), 2, NEWCOMERS / 2);
+    all_is_well();
+    for (int i = 0; i < NEWCOMERS; i++)
+        close(fds[i]);
+    raw_close(&r);
+}
+
 /* So many packets with the most words would be more than a turn may cost. */
 enum { HEAVY_WORDS = RETURN_SPANS_TURN * SPAN_WORDS_MAX, HEAVY_CLIENTS = (TURN_WORDS + PACKET_WORDS) / HEAVY_WORDS + 2 };
 
@@ -388,6 +419,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(a_turn_reads_so_many_packets_and_no_more),
+        TEST(newcomers_are_taken_a_few_at_a_time),
         TEST(a_turn_reads_the_words_of_one_heavy_packet),
         TEST(a_turn_clears_and_backs_the_words_of_one_heavy_grant),
         TEST(a_turn_behind_a_restart_backs_no_more),
