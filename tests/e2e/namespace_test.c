@@ -101,9 +101,12 @@ static bool may_enter(int flags)
     if (pid == 0) {
         if (unshare(flags) < 0)
             _exit(1);
-        _exit(flags & CLONE_NEWNS && mount("", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0);
+        _exit(flags & CLONE_NEWNS && mount("", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ? 2 : 0);
     }
-    return reap(pid) == 0;
+    int status = reap(pid);
+    if (status)
+        print_message("skipped: %s\n", status == 1 ? "the namespaces may not be made here" : "/ is no mount point here");
+    return status == 0;
 }
 
 static int daemon_flags, client_flags;
