@@ -15,6 +15,7 @@
 #include "client/link/conn.h"
 #include "client/link/hooks.h"
 #include "client/link/returns.h"
+#include "shm/collect.h"
 #include "shm/layout.h"
 #include "shm/sizeclass.h"
 #include "shm/span.h"
@@ -119,13 +120,6 @@ static inline void late_look(struct arena *a)
 static inline bool pins_are_declared(const struct arena *a) { return load_relaxed(&a->gc_mode) == GC_PINS; }
 
 /* The serial of the collection that runs; 0: none does. */
-static inline uint32_t collecting(const struct arena *a) { return load_acquire(&a->heap.header->collecting); } /* [GC1] */
-
-/* [TN1] committed words are not turned then; they are after it. */
-static inline bool snapshot_is_taken(const struct arena *a)
-{
-    uint32_t serial = load_acquire(&a->heap.header->collecting); /* [GC1] */
-    return unlikely(serial != 0) && load_acquire(&a->heap.header->snapped) != serial; /* [TN1] */
-}
+static inline uint32_t collecting(const struct arena *a) { return collect_serial(&a->heap); }
 
 #endif

@@ -1,5 +1,7 @@
 #include "shm/check.h"
 
+#include "shm/collect.h"
+#include "shm/redo.h"
 #include "shm/root.h"
 #include "shm/span.h"
 #include "shm/tag.h"
@@ -41,25 +43,25 @@ static bool redo_is_whole(const struct heap *h)
 
 void check_repair(struct heap *h)
 {
-    struct redo *redo = &h->header->redo;
     root_repair(h);
-    if (!load_acquire(&redo->valid) || !redo_is_whole(h)) /* [RD1] */
+    const struct redo *redo = redo_pending(h);
+    if (!redo || !redo_is_whole(h))
         return;
     if (tag_state(h, redo->tag) == TAG_TX)
         tag_set_state(h, redo->tag, TAG_TX_COMMITTED);
     root_write(h, redo->root_slot, redo->root_name, redo->root_ref, redo->root_uid);
     if (redo->client)
-        store_release(&h->tags[redo->client].done, redo->request); /* [TK2] */
-    store_release(&redo->valid, 0); /* [RD1] */
+        tag_set_done(h, redo->client, redo->request);
+    redo_end(h);
 }
 
 void check_unfinished(const struct heap *h, finding_fn *fn, void *context)
 {
-    if (load_acquire(&h->header->redo.valid)) /* [RD1] */
+    if (redo_pending(h))
         tell(fn, context, CHECK_HEADER, 0, true,
              redo_is_whole(h) ? "the move of a root was cut short; a daemon that starts finishes it"
                               : "a redo record that is none; a daemon that starts passes it over");
-    if (load_acquire(&h->header->collecting)) /* [GC1] */
+    if (collect_serial(h))
         tell(fn, context, CHECK_HEADER, 0, true, "a collection was under way");
     for (uint32_t slot = 0; slot < h->root_slots && root_touched(h, slot); slot++)
         if (h->roots[slot].used && !h->roots[slot].ref)

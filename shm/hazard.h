@@ -34,6 +34,7 @@ static inline uint32_t *hazard_set(const struct heap *h, unsigned owner, unsigne
     return NULL;
 }
 
+/* die: the slot is free. */
 static inline void hazard_clear(uint32_t *slot) { store_release(slot, 0); } /* [HZ1] after the swap */
 
 /* 1: somebody may be about to swap a word that bears `tag`. Its state was changed before. O(HAZARD_COUNT). */
@@ -46,7 +47,7 @@ static inline int hazard_names(const struct heap *h, unsigned tag)
     return 0;
 }
 
-/* Daemon: client `owner` is dead. */
+/* Daemon: client `owner` is dead. die: some are cleared; its tag is dying still, and this is done again. */
 static inline void hazard_clear_all(const struct heap *h, unsigned owner)
 {
     for (uint32_t i = 0; i < HAZARD_COUNT; i++) {

@@ -54,15 +54,14 @@
 #define SPAN_CLASS(size_class, noscan) ((unsigned)(size_class) * 2 + ((noscan) ? 1 : 0))
 #define SPAN_CLASS_COUNT               (SIZE_CLASS_COUNT * 2)
 #define CLASS_LARGE                    254u /* one object a span, of any number of pages; 255: noscan */
+#define CLASS_LIMIT                    256u /* of an array by span class, the large ones among them */
 #define CLASS_IS_LARGE(c)              ((c) >= CLASS_LARGE)
 #define CLASS_IS_NOSCAN(c)             ((c) & 1u)
 #define CLASS_VALID(c)                 (((c) >= 2u && (c) < SPAN_CLASS_COUNT) || CLASS_IS_LARGE(c))
 
 /* ---- header ----------------------------------------------------------------------------------------------------- */
 
-/* A redo record: what the move of a root changes in two places, the root and the state of the transaction that is
- * committed with it, or the root and `done` of the client that asked for no more. Written, made valid, applied, made
- * invalid; a daemon that finds it valid at its start applies it again, which changes nothing if it had been applied. */
+/* What the move of a root changes in two places; see shm/redo.h. */
 struct redo {
     uint32_t valid;     /* sync: daemon; store_release [RD1] after the rest */
     uint16_t tag;       /* the transaction; 0: none */
@@ -197,6 +196,9 @@ static inline uint32_t page_entry_index(uint64_t entry)
 {
     return ((uint32_t)entry >> PAGE_SHIFT) | ((uint32_t)entry & 0x1f) << 19;
 }
+
+/* A span of small objects has no more pages: so many hints are its own, and so many bits `returned` has. */
+#define SMALL_PAGES 16
 
 /* The record of a span stands at its first page. */
 struct span {

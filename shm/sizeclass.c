@@ -2,7 +2,7 @@
 
 #define MAGIC(size)        ((uint32_t)((0x100000000ULL + (size) - 1) / (size)))
 #define ROW(c, s, p, n)    [SPAN_CLASS(c, 0)] = {(s), MAGIC(s), (p), (n)}, [SPAN_CLASS(c, 1)] = {(s), MAGIC(s), (p), (n)},
-const struct class_info class_table[256] = {SIZE_CLASS_TABLE(ROW)};
+const struct class_info class_table[CLASS_LIMIT] = {SIZE_CLASS_TABLE(ROW)};
 
 const uint8_t size_class_table[SMALL_MAX / 16 + 1] = {SIZE_CLASS_LOOKUP};
 

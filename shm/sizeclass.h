@@ -16,7 +16,7 @@ struct class_info {
 };
 
 /* by span class; the entries of the large classes are zero */
-extern const struct class_info class_table[256];
+extern const struct class_info class_table[CLASS_LIMIT];
 
 /* by (size + 15) / 16, sizes up to SMALL_MAX: the size class */
 extern const uint8_t size_class_table[SMALL_MAX / 16 + 1];

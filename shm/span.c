@@ -2,19 +2,36 @@
 
 #include <stddef.h>
 
-void span_write(struct heap *h, uint64_t first, uint32_t page_count, unsigned span_class, uint32_t unit, uint16_t lessee,
-                uint16_t charged, uint32_t uid)
+void span_begin(struct heap *h, uint64_t first)
+{
+    /* entries without a record are of warm pages, unless this says otherwise */
+    store_release(&h->spans[first].returned, 0); /* [RP1] */
+}
+
+void span_write_entries(struct heap *h, uint64_t first, uint32_t from, uint32_t count, unsigned span_class, uint32_t unit)
+{
+    for (uint32_t i = from; i < from + count; i++)
+        store_relaxed(&h->pages[first + i], page_entry_make(span_class, unit, i));
+}
+
+void span_write_record(struct heap *h, uint64_t first, uint32_t page_count, unsigned span_class, uint32_t unit,
+                       uint16_t lessee, uint16_t charged, uint32_t uid)
 {
     struct span *span = &h->spans[first];
-    store_release(&span->returned, 0); /* [RP1] entries without a record are of warm pages, unless this says otherwise */
-    for (uint32_t i = 0; i < page_count; i++)
-        store_relaxed(&h->pages[first + i], page_entry_make(span_class, unit, i));
     store_relaxed(&span->page_count, page_count);
     store_relaxed(&span->unit, unit);
     store_relaxed(&span->uid, uid);
     store_relaxed(&span->charged, charged);
     store_relaxed(&span->lessee, lessee);
     store_release(&span->span_class, (uint8_t)span_class); /* [SP1] */
+}
+
+void span_write(struct heap *h, uint64_t first, uint32_t page_count, unsigned span_class, uint32_t unit,
+                uint16_t lessee, uint16_t charged, uint32_t uid)
+{
+    span_begin(h, first);
+    span_write_entries(h, first, 0, page_count, span_class, unit);
+    span_write_record(h, first, page_count, span_class, unit, lessee, charged, uid);
 }
 
 void span_clear(struct heap *h, uint64_t first)
@@ -24,30 +41,7 @@ void span_clear(struct heap *h, uint64_t first)
     uint16_t returned = load_relaxed(&span->returned);
     store_release(&span->span_class, 0); /* [SP1] */
     for (uint32_t i = 0; i < page_count; i++)
-        store_relaxed(&h->pages[first + i], i < 16 && (returned >> i & 1) ? PAGE_COLD : PAGE_WARM);
-}
-
-void span_begin(struct heap *h, uint64_t first)
-{
-    store_release(&h->spans[first].returned, 0); /* [RP1] as above */
-}
-
-void span_write_entries(struct heap *h, uint64_t first, uint32_t from, uint32_t count, unsigned span_class, uint32_t unit)
-{
-    for (uint32_t i = from; i < from + count; i++)
-        store_relaxed(&h->pages[first + i], page_entry_make(span_class, unit, i));
-}
-
-void span_write_record(struct heap *h, uint64_t first, uint32_t page_count, unsigned span_class, uint32_t unit, uint16_t lessee,
-                       uint16_t charged, uint32_t uid)
-{
-    struct span *span = &h->spans[first];
-    store_relaxed(&span->page_count, page_count);
-    store_relaxed(&span->unit, unit);
-    store_relaxed(&span->uid, uid);
-    store_relaxed(&span->charged, charged);
-    store_relaxed(&span->lessee, lessee);
-    store_release(&span->span_class, (uint8_t)span_class); /* [SP1] */
+        store_relaxed(&h->pages[first + i], i < SMALL_PAGES && (returned >> i & 1) ? PAGE_COLD : PAGE_WARM);
 }
 
 void span_clear_record(struct heap *h, uint64_t first)
@@ -55,10 +49,10 @@ void span_clear_record(struct heap *h, uint64_t first)
     store_release(&h->spans[first].span_class, 0); /* [SP1] */
 }
 
-void pages_clear(struct heap *h, uint64_t first, uint64_t pages)
+void pages_set_free(struct heap *h, uint64_t first, uint64_t count, int warm)
 {
-    for (uint64_t i = 0; i < pages; i++)
-        store_relaxed(&h->pages[first + i], PAGE_WARM);
+    for (uint64_t i = 0; i < count; i++)
+        store_relaxed(&h->pages[first + i], warm ? PAGE_WARM : PAGE_COLD);
 }
 
 uint32_t span_count_free(const struct span_info *span)
@@ -89,7 +83,7 @@ const char *span_check(const struct heap *h, uint64_t first)
     for (uint32_t i = 0; i < page_count; i++) {
         if (load_relaxed(&h->pages[first + i]) != page_entry_make(c, unit, i))
             return "a page entry disagrees with the span's record";
-        if (i == 7 && page_count > 16)
+        if (i == 7 && page_count > SMALL_PAGES)
             i = page_count - 9;
     }
     return NULL;

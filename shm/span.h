@@ -54,9 +54,52 @@ void span_write_record(struct heap *h, uint64_t first, uint32_t page_count, unsi
  * die: the record goes first: see span_write(). */
 void span_clear(struct heap *h, uint64_t first);
 
-/* The record alone; pages without a span's record become PAGE_WARM whenever, in any order. */
+/* The record alone. die: entries that no record covers; see span_write(). */
 void span_clear_record(struct heap *h, uint64_t first);
-void pages_clear(struct heap *h, uint64_t first, uint64_t pages);
+
+/* The doors below are the daemon's as well.
+ *
+ * Entries of pages that are no span's, PAGE_WARM or PAGE_COLD. die: some of them are. In any
+ * order, and a few at a time. */
+void pages_set_free(struct heap *h, uint64_t first, uint64_t count, int warm);
+
+/* A large span has grown, its entries first; or is to shrink, its entries afterwards. die: entries that no record covers; a
+ * daemon that starts clears them. */
+static inline void span_set_page_count(struct heap *h, uint64_t first, uint32_t pages)
+{
+    store_release(&h->spans[first].page_count, pages); /* [PC1] */
+}
+
+/* The client that alone may take its FREE objects; 0: nobody. die: leased to a client that was told nothing: that one will
+ * not list it when it resumes; or nobody's and not yet counted, which a daemon that starts does. */
+static inline void span_set_lessee(struct heap *h, uint64_t first, uint16_t tag)
+{
+    store_release(&h->spans[first].lessee, tag); /* [LS1] */
+}
+
+/* The client whose quota pays for it; 0: it is gone. die: another client of the same user pays, or nobody but the user. */
+static inline void span_set_charged(struct heap *h, uint64_t first, uint16_t tag) { store_relaxed(&h->spans[first].charged, tag); }
+
+/* Bit i: page i has no memory behind it. die: a page is marked that still has memory, which is found as a stray's is. */
+static inline void span_set_returned(struct heap *h, uint64_t first, uint16_t mask)
+{
+    store_release(&h->spans[first].returned, mask); /* [RP1] */
+}
+
+/* Of a span of small objects all hints, of a large one the first: by exchanges, and then the words are counted. die: no
+ * hint and not counted; whose span it is counts it again when it takes over. */
+static inline void span_clear_hints(const struct heap *h, uint64_t first, uint32_t page_count)
+{
+    for (uint32_t i = 0; i < page_count && i < SMALL_PAGES; i++)
+        hint_clear(&h->hints[first + i]);
+}
+
+/* The pages are cut into a span: its hints are of no objects. */
+static inline void span_reset_hints(const struct heap *h, uint64_t first, uint32_t page_count)
+{
+    for (uint32_t i = 0; i < page_count && i < SMALL_PAGES; i++)
+        hint_reset(&h->hints[first + i]);
+}
 
 /* How many of its words are FREE now. O(objects). */
 uint32_t span_count_free(const struct span_info *span);

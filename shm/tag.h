@@ -49,12 +49,31 @@ static inline unsigned tag_client(const struct heap *h, unsigned tag)
     return head.state >= TAG_TX && head.owner ? head.owner : tag;
 }
 
-/* Daemon only. The fields first, the state last. die: TAG_FREE still, or whole. */
+/* The functions below are the daemon's alone.
+ *
+ * No tag at or above `top` was ever used. die: a tag that is TAG_FREE. */
+static inline void tag_raise_top(struct heap *h, unsigned top) { store_release(&h->header->tag_top, top); } /* [TT1] */
+
+/* The fields first, the state last. die: TAG_FREE still, or whole; of tag_set_state():
+ * the tag's words are what its state says from then on, to the pass as well. */
 void tag_write(struct heap *h, unsigned tag, const struct tag *value);
 static inline void tag_set_state(struct heap *h, unsigned tag, enum tag_state state)
 {
     store_release(&h->tags[tag].state, (uint32_t)state); /* [TG1] */
 }
+
+/* The client's request `id` has taken effect. die: it was done, and its client is told so; before: see shm/ticket.h. */
+static inline void tag_set_done(struct heap *h, unsigned tag, uint32_t id)
+{
+    store_release(&h->tags[tag].done, id); /* [TK2] what was done is seen by who sees this */
+}
+
+/* 0: the pid is not one of header->pid_namespace. die: before or after; who looks at a pid compares its start time. */
+static inline void tag_set_pid(struct heap *h, unsigned tag, uint32_t pid) { store_relaxed(&h->tags[tag].pid, pid); }
+
+/* What the client declares to the collector. die: as if the request had been answered. */
+static inline void tag_set_gc_mode(struct heap *h, unsigned tag, enum gc_mode mode) { store_relaxed(&h->tags[tag].gc_mode, (uint8_t)mode); }
+static inline void tag_set_pins(struct heap *h, unsigned tag, uint64_t ref) { store_relaxed(&h->tags[tag].pins, ref); }
 
 /* Do two entries name one process? The inodes tell where both are known, else pid and start time. */
 static inline int tag_same_process(const struct tag *a, const struct tag *b)

@@ -36,6 +36,9 @@ static inline int ticket_cancel(const struct heap *h, unsigned tag, uint32_t id)
     return 0;
 }
 
+/* Daemon: the tag is given to a new client, whose ids begin anew. die: as before. */
+static inline void ticket_reset(const struct heap *h, unsigned tag) { store_release(&h->tickets[tag], 0); } /* [TK1] */
+
 /* Daemon: may request `id` be done? One that was taken may be, again: a client repeats with a new id.
  * die: taken and without an effect: the client learns from tag.done, and repeats it. */
 static inline int ticket_take(const struct heap *h, unsigned tag, uint32_t id)

@@ -337,8 +337,7 @@ static void look_again(struct arena *a, struct central *c, uint32_t first)
     struct span_info span;
     if (!span_at(&a->heap, first, &span))
         return;
-    for (uint32_t i = 0; i < span.page_count && i < 16; i++)
-        hint_clear(&a->heap.hints[first + i]); /* by an exchange, and then the scan */
+    span_clear_hints(&a->heap, first, span.page_count);
     uint32_t n = span_count_free(&span);
     count_free(a, first, info, (int)n - (int)a->leases[first].free);
     a->leases[first].cursor = 0;

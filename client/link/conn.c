@@ -247,7 +247,7 @@ static int take_back(struct arena *a, const struct msg *m)
         return -ENOTCONN;
     if (a->read_only) { /* it has hung up. A collection that looks from now on does not count it as at a safepoint */
         fence_seq_cst(); /* [GC1] */
-        return load_acquire(&a->heap.header->collecting) ? -EINPROGRESS : -ENOTCONN; /* [GC1] */
+        return collect_serial(&a->heap) ? -EINPROGRESS : -ENOTCONN;
     }
     if (ticket_cancel(&a->heap, a->tag, m->id))
         return -ENOTCONN;

@@ -220,14 +220,12 @@ static void discard(struct arena *a, struct mcache *mc, struct transaction *tx)
  * die: some are SHARED, the rest is found by the pass (TAG_TX_PUBLISHING); `turning` is reset with the tag. */
 static bool turn(const struct arena *a, unsigned tag, struct log *log)
 {
-    uint32_t *turning = &a->heap.turning[a->tag];
     while (log->count) {
-        fetch_add_relaxed(turning, 1);
-        fence_seq_cst(); /* [TN1] it is seen, or the flag is */
-        bool may = !snapshot_is_taken(a);
+        turning_begin(&a->heap, a->tag);
+        bool may = !snapshot_is_taken(&a->heap);
         for (unsigned n = 0; may && log->count && n < TURN_WORDS; n++)
             word_publish_swap(log->slots[--log->count].word, WORD_OWNED(tag)); /* T9 */
-        fetch_add_release(turning, (uint32_t)-1); /* [TN1] the words before it */
+        turning_end(&a->heap, a->tag);
         if (!may)
             return false;
     }
@@ -274,7 +272,7 @@ static bool settle_orphan(struct arena *a, struct transaction *tx)
 
 bool tx_turn_late(struct arena *a)
 {
-    bool waits = false, taken = snapshot_is_taken(a);
+    bool waits = false, taken = snapshot_is_taken(&a->heap);
     pthread_mutex_lock(&a->tx_lock);
     struct transaction *tx = a->tx_late, *next;
     for (next = tx; next; next = next->next)

@@ -9,6 +9,7 @@
 #include "proto/msg.h"
 #include "shm/assert.h"
 #include "shm/hazard.h"
+#include "shm/redo.h"
 #include "shm/root.h"
 
 struct uid_account *account_of(struct core *core, uint32_t uid)
@@ -81,7 +82,7 @@ static unsigned tag_take(struct core *core)
     for (unsigned n = 0; n < end; n++) {
         core->tag_cursor = core->tag_cursor + 1 < end ? core->tag_cursor + 1 : 1;
         if (core->tag_cursor >= header->tag_top) {
-            store_release(&header->tag_top, core->tag_cursor + 1); /* [TT1] */
+            tag_raise_top(&core->heap, core->tag_cursor + 1);
             return core->tag_cursor;
         }
         if (tag_state(&core->heap, core->tag_cursor) == TAG_FREE && !hazard_names(&core->heap, core->tag_cursor)) /* [HZ1] */
@@ -140,7 +141,7 @@ int client_attach(struct core *core, const struct tag *identity, struct client *
         return -ENOMEM;
     struct tag value = *identity;
     value.state = TAG_CLIENT;
-    store_release(&core->heap.tickets[tag], 0); /* [TK1] what the tag's last client gave up: ids begin anew */
+    ticket_reset(&core->heap, tag);
     tag_write(&core->heap, tag, &value);
     *ret = client;
     return 0;
@@ -280,7 +281,7 @@ int client_gc_mode(struct core *core, struct client *client, uint64_t mode)
 {
     if (mode >= GC_MODE_COUNT)
         return -EINVAL;
-    store_relaxed(&core->heap.tags[client->tag].gc_mode, (uint8_t)mode);
+    tag_set_gc_mode(&core->heap, client->tag, (enum gc_mode)mode);
     return 0;
 }
 
@@ -294,7 +295,7 @@ int client_pins(struct core *core, struct client *client, uint64_t ref)
 {
     if (!pins_may_be_at(core, ref))
         return -EINVAL;
-    store_relaxed(&core->heap.tags[client->tag].pins, ref);
+    tag_set_pins(&core->heap, client->tag, ref);
     return 0;
 }
 
@@ -383,22 +384,13 @@ static void root_move(struct core *core, struct client *client, unsigned tx, uin
                       uint64_t desired)
 {
     struct heap *h = &core->heap;
-    struct redo *redo = &h->header->redo;
-    redo->tag = (uint16_t)tx;
-    redo->client = request ? client->tag : 0;
-    redo->request = request;
-    redo->root_slot = (uint32_t)slot;
-    redo->root_uid = client->uid;
-    redo->root_ref = desired;
-    memset(redo->root_name, 0, ROOT_NAME);
-    memcpy(redo->root_name, name, strnlen(name, ROOT_NAME - 1));
-    store_release(&redo->valid, 1); /* [RD1] from here on it is done, whoever dies */
+    redo_begin(h, (uint16_t)tx, request ? client->tag : 0, request, (uint32_t)slot, name, desired, client->uid);
     if (tx)
         tag_set_state(h, tx, TAG_TX_COMMITTED);
     root_apply(core, client->uid, name, slot, desired);
     if (request)
-        store_release(&h->tags[client->tag].done, request); /* [TK2] */
-    store_release(&redo->valid, 0); /* [RD1] */
+        tag_set_done(h, client->tag, request);
+    redo_end(h);
 }
 
 int client_root(struct core *core, struct client *client, uint32_t request, const char *name, unsigned mode,
@@ -450,6 +442,7 @@ int client_tx_resolved(struct core *core, struct client *client, unsigned tag)
 void clients_rebuild(struct core *core)
 {
     struct heap *h = &core->heap;
+    count_client(core, 0); /* from the beginning */
     for (unsigned tag = 1; tag < h->header->tag_top; tag++) {
         enum tag_state state = tag_state(h, tag);
         if (state != TAG_CLIENT && state != TAG_CLIENT_DYING)

@@ -8,6 +8,7 @@
 
 #include "shm/assert.h"
 #include "shm/check.h"
+#include "shm/collect.h"
 
 static uint64_t dspan_bytes(const struct core *core) { return core->heap.page_count * sizeof(struct dspan); }
 
@@ -24,7 +25,7 @@ static int rebuild_span(struct core *core, uint64_t first, char *ret_why)
 {
     struct heap *h = &core->heap;
     struct span_info span;
-    struct span *record = &h->spans[first];
+    const struct span *record = &h->spans[first];
     const char *why = span_check(h, first);
     span_at(h, first, &span);
     if (!why && !pagealloc_all_free(&core->mheap.units, record->unit, span_units(span.objects)))
@@ -42,7 +43,7 @@ static int rebuild_span(struct core *core, uint64_t first, char *ret_why)
     struct client *lessee = lessee_tag < TAG_COUNT ? core->clients[lessee_tag] : NULL;
     struct client *charged = record->charged < TAG_COUNT ? core->clients[record->charged] : NULL;
     if (!charged)
-        store_relaxed(&record->charged, 0);
+        span_set_charged(h, first, 0);
     struct uid_account *account = account_of(core, record->uid);
     if (!account || account_spans(account, span.span_class) < 0)
         return -ENOMEM;
@@ -53,7 +54,7 @@ static int rebuild_span(struct core *core, uint64_t first, char *ret_why)
         lessee->leased_spans++;
         mcentral_list_leased(core, &span);
     } else {
-        store_relaxed(&record->lessee, 0);
+        span_set_lessee(h, first, 0);
         mcentral_place(core, &span, span_count_free(&span));
     }
     return 0;
@@ -64,7 +65,7 @@ static int rebuild_span(struct core *core, uint64_t first, char *ret_why)
 static bool was_returned(const struct heap *h, uint64_t page, uint64_t entry)
 {
     uint32_t index = page_entry_index(entry);
-    return page_entry_class(entry) && index < 16 && index <= page &&
+    return page_entry_class(entry) && index < SMALL_PAGES && index <= page &&
            (load_acquire(&h->spans[page - index].returned) >> index & 1); /* [RP1] */
 }
 
@@ -89,7 +90,7 @@ static int rebuild_pages(struct core *core, char *ret_why)
         uint64_t entry = load_relaxed(&h->pages[page]);
         bool warm = entry != PAGE_COLD && !was_returned(h, page, entry); /* what was cut or uncut by halves was warm */
         if (entry != PAGE_COLD && entry != PAGE_WARM)
-            store_relaxed(&h->pages[page], warm ? PAGE_WARM : PAGE_COLD);
+            pages_set_free(h, page, 1, warm);
         pagealloc_free(&core->mheap.free, page, 1);
         if (warm)
             pagealloc_free(&core->mheap.warm, page, 1);
@@ -121,10 +122,9 @@ int core_start(struct core *core, const struct heap *heap, const struct backing 
         return -EUCLEAN;
     }
     if (core->heap.header->tag_top == 0)
-        core->heap.header->tag_top = 1;
+        tag_raise_top(&core->heap, 1);
     core->trim_serial = load_relaxed(&core->heap.header->shortages);
-    store_relaxed(&core->heap.header->clients, 0); /* counted again */
-    store_release(&core->heap.header->collecting, 0); /* [GC1] a collection that the last daemon did not finish */
+    collect_end(&core->heap); /* one that the last daemon did not finish */
     pagealloc_free_rest(&core->mheap.units, 1); /* unit 0 is nobody's */
     check_repair(&core->heap);
     int rc = 0;

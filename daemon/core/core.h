@@ -149,7 +149,7 @@ struct core {
     struct mheap mheap;
     struct limits limits;
     struct refusal refusal;
-    struct mcentral central[256];
+    struct mcentral central[CLASS_LIMIT];
     struct dspan *dspans;
     struct client **clients; /* by tag */
     uint32_t client_count, connection_count, tag_cursor, tx_tag_count;
@@ -192,14 +192,13 @@ enum {
     TURN_NOTICES = 64,       /* clients told to trim */
     TURN_BYTES = 1 << 18,    /* of packets */
     SPAN_WORDS_MAX = 2048,   /* objects of a span */
-    SPAN_PAGES_MAX = 16,     /* pages of a span, but for a large one */
     BACKED_STEP = 1 << 18,   /* bytes of state words backed at a time */
 
     /* what it gives back is counted, then a sweep looks, then what is granted is cleared */
     PACKET_WORDS = RETURN_SPANS_TURN * SPAN_WORDS_MAX + TURN_WORDS + SPAN_WORDS_MAX + LEASE_SPANS_MAX * SPAN_WORDS_MAX,
     /* Entries of what is given back, of what a sweep finds free, and of what is granted. Those of larger spans are written and
      * cleared at once only where the turn has room for all of them; else by turns, see mcentral_entries_turn(). */
-    PACKET_ENTRIES = (RETURN_SPANS_TURN + LEASE_SWEEP_SPANS + LEASE_SPANS_MAX) * SPAN_PAGES_MAX,
+    PACKET_ENTRIES = (RETURN_SPANS_TURN + LEASE_SWEEP_SPANS + LEASE_SPANS_MAX) * SMALL_PAGES,
     /* All behind what is backed is free, and spans of one class take the lowest lines there: the words of a grant follow
      * one another, SPAN_WORDS_MAX words a span being whole lines. Then the end of a step. */
     PACKET_BACKED = LEASE_SPANS_MAX * SPAN_WORDS_MAX * 2 + BACKED_STEP,
@@ -258,7 +257,7 @@ static inline bool mcentral_entries_wait(const struct core *core) { return core-
 /* Entries that a span may have cleared at once, when it is uncut. */
 static inline uint32_t span_entries_now(const struct span_info *span)
 {
-    return span->page_count <= SPAN_PAGES_MAX ? span->page_count : 0;
+    return span->page_count <= SMALL_PAGES ? span->page_count : 0;
 }
 
 /* Notes a span that the map says is charged to a user and to a client of it (NULL: it is gone). */
@@ -284,11 +283,11 @@ bool scavenge_turn(struct core *core, uint32_t spans, uint32_t words);
 int scavenge_back(struct core *core, struct uid_account *account, unsigned span_class, uint32_t pages);
 
 /* What a page's span says of memory behind its pages, and the count of them all. */
-static inline void span_set_returned(struct core *core, struct span *record, uint16_t mask)
+static inline void core_set_returned(struct core *core, uint64_t first, uint16_t mask)
 {
     core->cold_in_spans += (uint64_t)__builtin_popcount(mask);
-    core->cold_in_spans -= (uint64_t)__builtin_popcount(record->returned);
-    store_release(&record->returned, mask); /* [RP1] */
+    core->cold_in_spans -= (uint64_t)__builtin_popcount(core->heap.spans[first].returned);
+    span_set_returned(&core->heap, first, mask);
 }
 
 /* Pages of the heap that should have memory behind them: those of spans and warm ones. What is in flight may have some. */
@@ -343,7 +342,7 @@ static inline bool client_may(const struct core *core, const struct client *clie
 static inline void client_did(struct core *core, const struct client *client, uint32_t request)
 {
     if (request)
-        store_release(&core->heap.tags[client->tag].done, request); /* [TK2] what was done is seen by who sees this */
+        tag_set_done(&core->heap, client->tag, request);
 }
 
 /* Up to count tags for transactions of this client: their number, -EDQUOT, -EUSERS. */

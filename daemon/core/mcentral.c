@@ -89,7 +89,7 @@ static void list_move(struct core *core, const struct span_info *span, enum span
 
 void mcentral_init(struct core *core)
 {
-    for (int i = 0; i < 256; i++)
+    for (int i = 0; i < (int)CLASS_LIMIT; i++)
         core->central[i].empty_first = core->central[i].empty_last = SPAN_END;
 }
 
@@ -166,8 +166,7 @@ static int take(struct core *core, struct client *client, unsigned span_class, u
         mheap_free(&core->mheap, first, pages, true);
         return rc;
     }
-    for (uint32_t i = 0; i < pages && i < 16; i++)
-        hint_reset(&core->heap.hints[first + i]);
+    span_reset_hints(&core->heap, first, pages);
     core->turn.words += objects;
     *ret_first = first;
     *ret_unit = unit;
@@ -204,7 +203,7 @@ static int cut(struct core *core, struct client *client, unsigned span_class, ui
  * in any number and order; the next start clears them. */
 static bool fits_turn(const struct core *core, uint32_t pages)
 {
-    return pages <= SPAN_PAGES_MAX || core->turn.entries + pages <= TURN_ENTRIES;
+    return pages <= SMALL_PAGES || core->turn.entries + pages <= TURN_ENTRIES;
 }
 
 static void cutting_begin(struct core *core, struct client *client, const struct cutting *begun)
@@ -232,11 +231,11 @@ static bool is_cutting(const struct client *client, unsigned span_class, uint32_
 static void clear(struct core *core, uint64_t first, uint32_t pages, uint32_t unit)
 {
     if (fits_turn(core, pages)) {
-        pages_clear(&core->heap, first, pages);
+        pages_set_free(&core->heap, first, pages, true);
         mheap_free(&core->mheap, first, pages, true);
         if (unit)
             mheap_free_units(&core->mheap, unit, 1);
-        core->turn.entries += pages <= SPAN_PAGES_MAX ? 0 : pages;
+        core->turn.entries += pages <= SMALL_PAGES ? 0 : pages;
         core->progress++;
         return;
     }
@@ -275,7 +274,7 @@ static uint32_t clear_some(struct core *core, uint32_t most)
         core->clearing = core->dspans[first].clearing.next;
         core->dspans[first] = (struct dspan){.next = SPAN_END, .prev = SPAN_END};
     }
-    pages_clear(&core->heap, first + pages, some);
+    pages_set_free(&core->heap, first + pages, some, true);
     mheap_free(&core->mheap, first + pages, some, true);
     core->mheap.clearing_pages -= some;
     if (!pages && unit)
@@ -345,7 +344,7 @@ static void uncut(struct core *core, const struct span_info *span)
     list_move(core, span, LIST_NONE);
     span_discharge(core, record);
     core->cold_in_spans -= (uint64_t)__builtin_popcount(returned);
-    if (span->page_count > SPAN_PAGES_MAX) {
+    if (span->page_count > SMALL_PAGES) {
         span_clear_record(&core->heap, span->first);
         core->spans--;
         clear(core, span->first, span->page_count, unit);
@@ -357,7 +356,7 @@ static void uncut(struct core *core, const struct span_info *span)
         mheap_free(&core->mheap, span->first, span->page_count, true);
     else
         for (uint32_t i = 0; i < span->page_count; i++)
-            mheap_free(&core->mheap, span->first + i, 1, !(i < 16 && (returned >> i & 1)));
+            mheap_free(&core->mheap, span->first + i, 1, !(i < SMALL_PAGES && (returned >> i & 1)));
     core->spans--;
     core->progress++;
 }
@@ -396,7 +395,7 @@ void mcentral_set_idle(struct core *core, const struct span_info *span)
 /* die: charged to another client of the same user than the one that lists it when it resumes, or than nobody. */
 static void lease(struct core *core, struct client *client, const struct span_info *span)
 {
-    struct span *record = &core->heap.spans[span->first];
+    const struct span *record = &core->heap.spans[span->first];
     ASSERT(record->uid == client->uid);
     list_move(core, span, LIST_EMPTY);
     core->dspans[span->first].listed = 0;
@@ -405,9 +404,9 @@ static void lease(struct core *core, struct client *client, const struct span_in
     if (record->charged != client->tag) {
         span_discharge(core, record);
         span_charged(client->account, client, span->page_count);
-        store_relaxed(&record->charged, client->tag);
+        span_set_charged(&core->heap, span->first, client->tag);
     }
-    store_release(&core->heap.spans[span->first].lessee, client->tag); /* [LS1] */
+    span_set_lessee(&core->heap, span->first, client->tag);
 }
 
 /* Spans of the user's `nonempty`, until `pages` pages' worth of free objects are found. */
@@ -508,9 +507,8 @@ int mcentral_uncache_span(struct core *core, struct client *client, uint64_t fir
         return -EPERM;
     client->leased_pages -= span.page_count;
     client->leased_spans--;
-    store_release(&core->heap.spans[first].lessee, 0); /* [LS1] */
-    for (uint32_t i = 0; i < span.page_count && i < 16; i++)
-        hint_clear(&core->heap.hints[first + i]); /* by an exchange, and then the count */
+    span_set_lessee(&core->heap, first, 0);
+    span_clear_hints(&core->heap, first, span.page_count);
     core->turn.words += span.objects;
     core->turn.entries += span_entries_now(&span); /* should it be wholly free */
     mcentral_place(core, &span, span_count_free(&span));
@@ -519,14 +517,14 @@ int mcentral_uncache_span(struct core *core, struct client *client, uint64_t fir
 
 void mcentral_list_leased(struct core *core, const struct span_info *span) { list_move(core, span, LIST_EMPTY); }
 
-/* The last pages of a large span go back. The record first: a restart finds entries that no record covers, and clears them. */
+/* The last pages of a large span go back. */
 static void shrink(struct core *core, struct client *client, const struct span_info *span, uint32_t pages)
 {
     uint32_t fewer = span->page_count - pages;
     if (!fewer)
         return;
-    store_release(&core->heap.spans[span->first].page_count, pages); /* [PC1] */
-    core->turn.entries += fewer <= SPAN_PAGES_MAX ? fewer : 0;
+    span_set_page_count(&core->heap, span->first, pages);
+    core->turn.entries += fewer <= SMALL_PAGES ? fewer : 0;
     clear(core, span->first + pages, fewer, 0);
     client->leased_pages -= fewer;
     client->charged_pages -= fewer;
@@ -576,14 +574,13 @@ int mcentral_extend(struct core *core, struct client *client, uint32_t request, 
             mheap_free(&core->mheap, first + span.page_count, more, true);
         return -ECANCELED;
     }
-    struct span *record = &core->heap.spans[first];
     if (written)
         cutting_end(client);
     else { /* die: entries that no record covers; cleared at the next start */
-        span_write_entries(&core->heap, first, span.page_count, more, span.span_class, record->unit);
+        span_write_entries(&core->heap, first, span.page_count, more, span.span_class, core->heap.spans[first].unit);
         core->turn.entries += more;
     }
-    store_release(&record->page_count, pages); /* [PC1] the entries first */
+    span_set_page_count(&core->heap, first, pages);
     client->leased_pages += more;
     client->charged_pages += more;
     client->account->charged_pages += more;

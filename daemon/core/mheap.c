@@ -138,8 +138,7 @@ void mheap_grown(struct mheap *m, uint64_t first, uint64_t pages, int error, uin
     }
     m->failed_at_ns = 0;
     raise_top(m, first + pages);
-    for (uint64_t i = 0; i < pages; i++)
-        store_relaxed(&m->heap->pages[first + i], PAGE_WARM);
+    pages_set_free(m->heap, first, pages, true);
     pagealloc_free(&m->warm, first, pages);
     for (uint64_t i = first / AGE_PAGES; i <= (first + pages - 1) / AGE_PAGES; i++)
         m->age[i] = m->tick;
@@ -350,11 +349,9 @@ uint64_t mheap_scavenge(struct mheap *m, uint8_t ticks, uint64_t most, bool forc
                 first = idle_from;
             }
         }
-        for (uint64_t i = 0; i < run; i++) /* first the map: a page that is warm there is backed */
-            store_relaxed(&m->heap->pages[first + i], PAGE_COLD);
+        pages_set_free(m->heap, first, run, false); /* first the map: a page that is warm there is backed */
         if (m->backing.give_back(m->backing.context, first, run) < 0) {
-            for (uint64_t i = 0; i < run; i++)
-                store_relaxed(&m->heap->pages[first + i], PAGE_WARM);
+            pages_set_free(m->heap, first, run, true);
             break;
         }
         pagealloc_take(&m->free, first, run);
@@ -370,8 +367,7 @@ void mheap_returned(struct mheap *m, uint64_t first, uint64_t pages, int error)
     m->returning_pages -= pages;
     pagealloc_free(&m->free, first, pages);
     if (error) { /* still backed */
-        for (uint64_t i = 0; i < pages; i++)
-            store_relaxed(&m->heap->pages[first + i], PAGE_WARM);
+        pages_set_free(m->heap, first, pages, true);
         pagealloc_free(&m->warm, first, pages);
         return;
     }

@@ -30,7 +30,7 @@ struct census {
     struct core *core;
     unsigned what;
     uint64_t cursor, page, pages_leased, bytes_used, bytes_cached;
-    struct class_count classes[256];
+    struct class_count classes[CLASS_LIMIT];
     struct tag_count *tags;
     struct fault faults[FAULTS_MAX], doubts[FAULTS_MAX]; /* broken; and suspicious, without being broken */
     uint32_t fault_count, doubt_count;
@@ -313,7 +313,7 @@ static void stats_row(struct census *census, const struct census_outside *outsid
     struct class_count sum = {0};
     uint64_t heap_id = 0;
     char id[33];
-    for (int i = 0; i < 256; i++) {
+    for (int i = 0; i < (int)CLASS_LIMIT; i++) {
         const struct class_count *c = &census->classes[i];
         sum.spans += c->spans;
         sum.leased += c->leased;
@@ -550,7 +550,7 @@ static void make_rows(struct census *census, const struct census_outside *outsid
             client_row(census, core->clients[tag]);
         }
     } else if (census->what == INFO_CLASSES) {
-        for (unsigned c = 0; c < 256; c++)
+        for (unsigned c = 0; c < CLASS_LIMIT; c++)
             class_row(census, c);
     } else if (census->what == INFO_ROOTS)
         root_rows(census);

@@ -82,6 +82,7 @@
 #include <sys/mman.h>
 
 #include "shm/assert.h"
+#include "shm/collect.h"
 #include "shm/root.h"
 
 enum {
@@ -149,15 +150,14 @@ unsigned gc_turner(const struct core *core, unsigned from)
 {
     for (unsigned tag = from ? from : 1; tag < core->heap.header->tag_top; tag++)
         if (core->clients[tag] && core->clients[tag]->state != CLIENT_DYING &&
-            load_acquire(&core->heap.turning[tag])) /* [TN1] the words that it has turned */
+            turning_is_on(&core->heap, tag))
             return tag;
     return 0;
 }
 
 void gc_snapped(struct core *core, const struct gc *gc)
 {
-    if (load_relaxed(&core->heap.header->snapped) != gc->serial)
-        store_release(&core->heap.header->snapped, gc->serial); /* [TN1] */
+    collect_snapped(&core->heap, gc->serial);
 }
 
 static void *bits_new(uint64_t bytes)
@@ -205,24 +205,19 @@ struct gc *gc_begin(struct core *core, const uint8_t *objects, uint32_t workers,
     pthread_cond_init(&gc->wake, NULL);
     gc->white = bits_new(core->heap.unit_count);
     gc->grey = bits_new(core->heap.unit_count);
-    gc->report.by_class = calloc(256, sizeof *gc->report.by_class);
+    gc->report.by_class = calloc(CLASS_LIMIT, sizeof *gc->report.by_class);
     gc->report.by_tag = calloc(TAG_COUNT, sizeof *gc->report.by_tag);
     if (!gc->white || !gc->grey || !gc->report.by_class || !gc->report.by_tag) {
         gc_free(gc);
         return NULL;
     }
-    uint32_t serial = load_relaxed(&header->collections) + 1;
-    serial += serial == 0;
-    gc->serial = serial;
-    store_relaxed(&header->collections, serial);
-    store_release(&header->collecting, serial); /* [GC1] */
-    fence_seq_cst();                            /* [GC1] before any word, pin or object is read */
+    gc->serial = collect_begin(&core->heap);
     gc->top = load_acquire(&header->top); /* [TP1] */
     mheap_hold_units(&core->mheap, true); /* A; on the loop thread, as all that gives them up */
     return gc;
 }
 
-void gc_is_over(struct core *core) { store_release(&core->heap.header->collecting, 0); /* [GC1] */ }
+void gc_is_over(struct core *core) { collect_end(&core->heap); }
 
 void gc_end(struct core *core, struct gc *gc)
 {

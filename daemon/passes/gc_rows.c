@@ -110,7 +110,7 @@ static void put_collection(struct writer *w, const struct core *core, const stru
 static void put_found(struct writer *w, const struct core *core, const struct gc_report *report)
 {
     msgpack_packer pk;
-    for (unsigned c = 0; c < 256; c++) {
+    for (unsigned c = 0; c < CLASS_LIMIT; c++) {
         if (!report->by_class[c].objects)
             continue;
         begin_row(w, &pk, 6);

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 
 #include "shm/assert.h"
+#include "shm/collect.h"
 #include "shm/hazard.h"
 
 int reclaim_init(struct core *core)
@@ -69,22 +70,21 @@ static bool is_dying(const struct core *core, unsigned tag) { return tag && core
 /* die: in the middle of the words, or before the lessee is cleared: the tag is still dying, the pass starts again. */
 static void reclaim_span(struct core *core, const struct span_info *span)
 {
-    struct span *record = &core->heap.spans[span->first];
+    const struct span *record = &core->heap.spans[span->first];
     uint32_t freed, free_count;
     uint16_t lessee = load_relaxed(&record->lessee);
     if (!lessee || is_dying(core, lessee))
-        for (uint32_t i = 0; i < span->page_count && i < 16; i++)
-            hint_clear(&core->heap.hints[span->first + i]);
+        span_clear_hints(&core->heap, span->first, span->page_count);
     free_count = reclaim_words(core, span, &freed);
     if (is_dying(core, record->charged)) {
         core->clients[record->charged]->charged_pages -= span->page_count;
         core->clients[record->charged]->charged_spans--;
-        store_relaxed(&record->charged, 0); /* its user stays charged until it is free */
+        span_set_charged(&core->heap, span->first, 0); /* its user stays charged until it is free */
     }
     if (is_dying(core, lessee)) {
         core->clients[lessee]->leased_pages -= span->page_count;
         core->clients[lessee]->leased_spans--;
-        store_release(&record->lessee, 0); /* [LS1] */
+        span_set_lessee(&core->heap, span->first, 0);
         lessee = 0;
     }
     if (!lessee)
@@ -101,7 +101,7 @@ static void retire(struct core *core, unsigned tag)
     enum tag_state state = tag_state(&core->heap, tag);
     if (state == TAG_CLIENT_DYING) {
         hazard_clear_all(&core->heap, tag);
-        store_relaxed(&core->heap.turning[tag], 0);
+        turning_reset(&core->heap, tag);
     }
     r->start[tag] = 0;
     r->dying_count--;
@@ -134,7 +134,7 @@ bool reclaim_turn(struct core *core, uint32_t words)
 {
     struct reclaim *r = &core->reclaim;
     uint64_t done = 0, passed = 0, spans = 0;
-    if (load_relaxed(&core->heap.header->collecting))
+    if (collect_serial(&core->heap))
         return false;
     while (r->running && done < words && spans < TURN_SPANS) {
         struct span_info span;

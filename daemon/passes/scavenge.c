@@ -22,7 +22,7 @@ static uint16_t free_pages(const struct span_info *span)
 {
     uint16_t mask = 0;
     ASSERT(span->size); /* a large one has one object: it is never partly used */
-    for (uint32_t i = 0; i < span->page_count && i < 16; i++) {
+    for (uint32_t i = 0; i < span->page_count && i < SMALL_PAGES; i++) {
         uint64_t from = i * PAGE_SIZE / span->size, to = ((i + 1) * PAGE_SIZE - 1) / span->size;
         bool all = true;
         for (uint64_t object = from; object <= to && object < span->objects && all; object++)
@@ -39,7 +39,7 @@ static uint16_t each_run(struct core *core, uint64_t first, uint16_t mask, run_f
 {
     struct dspan *d = &core->dspans[first];
     uint16_t taken = 0;
-    for (unsigned i = 0; i < 16; i++) {
+    for (unsigned i = 0; i < SMALL_PAGES; i++) {
         unsigned run = 0;
         while (i + run < 16 && (mask >> (i + run) & 1))
             run++;
@@ -56,11 +56,10 @@ static uint16_t each_run(struct core *core, uint64_t first, uint16_t mask, run_f
 
 static void return_pages(struct core *core, const struct span_info *span, uint16_t mask)
 {
-    struct span *record = &core->heap.spans[span->first];
     mcentral_set_busy(core, span);
-    span_set_returned(core, record, mask); /* [RP1] first the map: what is not marked there is backed */
+    core_set_returned(core, span->first, mask); /* first the map: what is not marked there is backed */
     uint16_t taken = each_run(core, span->first, mask, core->mheap.backing.give_back);
-    span_set_returned(core, record, taken); /* [RP1] */
+    core_set_returned(core, span->first, taken);
     if (!core->dspans[span->first].in_flight)
         mcentral_set_idle(core, span);
 }
@@ -128,12 +127,12 @@ static bool span_of(struct core *core, uint64_t page, struct span_info *ret)
 
 static void landed(struct core *core, const struct span_info *span, uint64_t first, uint64_t pages, bool backed)
 {
-    struct span *record = &core->heap.spans[span->first];
+    const struct span *record = &core->heap.spans[span->first];
     struct dspan *d = &core->dspans[span->first];
     uint16_t bits = (uint16_t)(((1u << pages) - 1) << (first - span->first));
     ASSERT(d->list == LIST_BUSY && d->in_flight);
     if (backed)
-        span_set_returned(core, record, (uint16_t)(record->returned & ~bits)); /* [RP1] */
+        core_set_returned(core, span->first, (uint16_t)(record->returned & ~bits));
     if (--d->in_flight == 0)
         mcentral_set_idle(core, span);
 }
@@ -171,7 +170,7 @@ static uint64_t stray_in_span(struct core *core, const struct stray_ops *ops, co
 {
     uint16_t mask = core->heap.spans[span->first].returned;
     uint64_t asked = 0;
-    for (unsigned i = 0; i < 16; i++) {
+    for (unsigned i = 0; i < SMALL_PAGES; i++) {
         unsigned run = 0;
         while (i + run < 16 && (mask >> (i + run) & 1))
             run++;

@@ -49,8 +49,7 @@ uint32_t sweep_some(struct core *core, uint32_t spans, uint32_t hints, const str
         counted++;
         if (load_relaxed(&h->spans[first].lessee))
             continue;
-        for (uint32_t i = 0; i < span.page_count && i < 16; i++)
-            hint_clear(&h->hints[first + i]); /* by an exchange, and then the count */
+        span_clear_hints(h, first, span.page_count);
         hint_clear(&h->hints[page]);
         words += span.objects;
         pages += span_entries_now(&span);

@@ -151,7 +151,7 @@ static void look_again(struct server *s)
 /* The pids of clients that cannot be told are another namespace's: here they would come to mean other processes. */
 static void forget_pid(struct server *s, struct client *client)
 {
-    s->core.heap.tags[client->tag].pid = 0;
+    tag_set_pid(&s->core.heap, client->tag, 0);
     client->pid = 0;
 }
 

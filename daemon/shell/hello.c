@@ -43,7 +43,6 @@ static void hello_resume(struct connection *c, uint32_t id, const struct msg_hel
 {
     struct server *s = c->server;
     struct client *client = s->core.clients[m->tag];
-    struct tag *t = &s->core.heap.tags[m->tag];
     if (m->heap_id_bytes != 16 || memcmp(m->heap_id, s->core.heap.header->heap_id, 16) != 0) {
         connection_error(c, id, ESTALE, "the daemon serves another heap now");
         return;
@@ -62,8 +61,10 @@ static void hello_resume(struct connection *c, uint32_t id, const struct msg_hel
         connection_error(c, id, ENOMEM, "out of memory");
         return;
     }
-    if (!client->pid) /* its pid was not seen, or another namespace's */
-        t->pid = client->pid = c->pid;
+    if (!client->pid) { /* its pid was not seen, or another namespace's */
+        client->pid = c->pid;
+        tag_set_pid(&s->core.heap, client->tag, c->pid);
+    }
     if (client->read_only) /* it declares anew what it is at: what it gave up meanwhile counts no more */
         client_gc_mode(&s->core, client, GC_RUNS);
     client->state = CLIENT_LIVE;

@@ -1,11 +1,26 @@
 #!/bin/bash
 # One door a word: each word that processes share is stored by one module of shm/. A store of it in another file is a fault,
-# be it an access of shm/atomic.h that writes, an assignment, or a memset.
+# be it an access of shm/atomic.h that writes, an assignment, or a memset. inspect.c has a copy of a heap for itself.
 set -u
-files=${*:-$(ls {shm,proto,client,client/*,daemon,daemon/*}/*.[ch] 2>/dev/null | grep -v '^client/examples/\|^shm/atomic\.h$')}
+files=${*:-$(ls {shm,proto,client,client/*,daemon,daemon/*}/*.[ch] 2>/dev/null | grep -v '^client/examples/\|^client/ctl/inspect\.c$\|^shm/atomic\.h$')}
 # what @ who may store it @ how it is written @ how a pointer to it is written
 doors='a state word @ ^(shm/state\.h|client/arena_inline\.h)$ @ (^|[^[:alnum:]_])words\[[^]]*\]$ @ (^|[.>])words?( \+.*)?$
-a hint @ ^shm/state\.h$ @ (^|[^[:alnum:]_])hints\[[^]]*\]$ @ (^|[.>])hints?( \+.*)?$'
+a hint @ ^shm/state\.h$ @ (^|[^[:alnum:]_])hints\[[^]]*\]$ @ (^|[.>])hints?( \+.*)?$
+a page entry @ ^shm/span\.[ch]$ @ (heap(\.|->)|h->|a->)pages\[[^]]*\]$ @ (heap(\.|->)|h->)pages( \+.*)?$
+a field of a span @ ^shm/span\.[ch]$ @ (record|spans\[[^]]*\]|^span)(->|\.)(lessee|charged|returned|span_class|page_count|unit|uid)$ @ ^$
+a field of a tag @ ^shm/tag\.[ch]$ @ (tags\[[^]]*\]\.|^t->)(state|owner|read_only|gc_mode|pid|uid|done|image|start_time|since_s|inode|command|pins)(\[.*)?$ @ (tags\[[^]]*\]\.|^t->)command$
+a root @ ^shm/root\.c$ @ (root->|roots\[[^]]*\]\.|bucket->|root_buckets\[[^]]*\]\.)(next|uid|ref|used|name|seq|first)$|root_gens\[|root_touched\[ @ ^$
+the redo record @ ^shm/redo\.h$ @ redo(->|\.)[a-z_]+$ @ redo(->|\.)root_name$
+a ticket @ ^shm/ticket\.h$ @ tickets\[ @ ^ticket$
+a hazard @ ^shm/hazard\.h$ @ hazards\[ @ hazards\[
+turning @ ^shm/collect\.h$ @ turning\[ @ ^turning$
+a flag of the collection @ ^shm/collect\.h$ @ header->(collecting|snapped|collections)$ @ ^$
+tag_top @ ^shm/tag\.h$ @ header->tag_top$ @ ^$
+the free roots @ ^shm/root\.c$ @ header->root_(top|free)$ @ ^$
+top @ ^daemon/core/mheap\.c$ @ header->top$ @ ^$
+the number of clients @ ^daemon/core/clients\.c$ @ header->clients$ @ ^$
+the epoch @ ^daemon/core/core\.c$ @ header->epoch$ @ ^$
+the shortages @ ^daemon/shell/waiting\.c$ @ header->shortages$ @ ^$'
 awk -v doors="$doors" '
 BEGIN {
     kinds = split(doors, lines, "\n")
@@ -75,7 +90,7 @@ FNR == 1 { comment = 0 }
         if (lvalue ~ /[!<>=]$/)
             continue
         sub(/.*[;{(,]/, "", lvalue)
-        if (lvalue !~ /[[:alnum:]_][[:space:]]+\*?[[:alnum:]_]+[[:space:]]*$/) # a declaration
+        if (lvalue !~ /[[:alnum:]_][[:space:]]+\*?(const )?[[:alnum:]_]+(\[[^]]*\])*[[:space:]]*$/) # a declaration
             stored(lvalue, 0)
     }
 }
