@@ -9,7 +9,7 @@
  *      another thread may have leased for the class, or flushed
  * What is kept is bounded (keep.h), and the bounds grow while what was let go is soon asked for again.
  *
- * Condition 1 of the design: a lease is scanned and let go under one lock, its span class's; so no FREE word of a span
+ * Condition 1 of shm/README.md: a lease is scanned and let go under one lock, its span class's; so no FREE word of a span
  * is taken after its release was sent. A span that is given back was removed from the lists before, and what is granted
  * comes onto one before conn.lock is released: a RESUME lists it.
  */
