@@ -54,6 +54,9 @@ int daemon_teardown(void **state);
 /* The pid that accepts connections: behind a keeper, its child. */
 pid_t daemon_serving(const struct daemon *d);
 int daemon_fd_count(const struct daemon *d);
+/* Its map, writable as it is for the daemon: for a test that plays the daemon between two of its steps. Of a daemon that runs on
+ * memfds as this user. */
+struct map_header *daemon_map(const struct daemon *d);
 
 /* arenactl with a command and its options: its exit status. */
 int arenactl(const struct daemon *d, char *out, size_t capacity, const char *format, ...)
