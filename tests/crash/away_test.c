@@ -1,16 +1,37 @@
 /* Goal: while the daemon stands still, or is gone, every call ends in its own time, says so, and loses nothing; what was asked
  * meanwhile is settled when it is there again.
- * Method: the serving process is stopped, continued, killed; no time is measured: a call that hangs is the test's end. */
+ * Method: the serving process is stopped, continued, killed; no time is measured: a call that hangs is the test's end. How long
+ * one has waited is told by how often the library has looked up from its socket: each 100 ms at the least. */
 #include <errno.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "tests/e2e/harness.h"
 
 static struct daemon d;
 static arena_t *a;
+
+static _Atomic unsigned looks, sends;
+
+/* In place of the C library's, for the library too. */
+__attribute__((visibility("default"))) ssize_t recvmsg(int fd, struct msghdr *message, int flags)
+{
+    ssize_t got = syscall(SYS_recvmsg, fd, message, flags);
+    atomic_fetch_add(&looks, got < 0 && errno == EAGAIN && !(flags & MSG_DONTWAIT));
+    return got;
+}
+
+__attribute__((visibility("default"))) ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
+{
+    atomic_fetch_add(&sends, 1);
+    return syscall(SYS_sendmsg, fd, message, flags);
+}
 
 static int setup(void **state)
 {
@@ -152,6 +173,39 @@ static void a_commit_that_nobody_answered_is_settled_by_an_abort_or_a_commit(voi
     close_heap();
 }
 
+/* A refill that finds one under way that was asked for ahead waits for that; then its patience is over. */
+static void a_refill_behind_one_that_was_asked_ahead_waits_once(void **state)
+{
+    enum { PATIENCE_MS = 1000, LOOK_MS = 100, MORE = 2 /* the last look, and a clock's tick */, GROWS = 1 << 20 };
+    unsigned before, sent;
+    char *last = NULL, *p;
+    (void)state;
+    open_for(PATIENCE_MS);
+    for (int i = 0; i < GROWS; i += 64, last = p) { /* its class asks ahead by now */
+        while (!(p = arena_alloc(a, 64)))
+            assert_int_equal(errno, ENOTCONN);
+        *(char **)p = last;
+    }
+    pid_t serving = daemon_serving(&d);
+    kill(serving, SIGSTOP);
+    sent = atomic_load(&sends);
+    for (;; last = p) {
+        before = atomic_load(&looks);
+        if (!(p = arena_alloc(a, 64)))
+            break;
+        *(char **)p = last;
+    }
+    assert_int_equal(errno, ENOTCONN);
+    assert_true(atomic_load(&sends) - sent >= 2); /* ahead, and once more to look */
+    assert_in_range(atomic_load(&looks) - before, 1, PATIENCE_MS / LOOK_MS + MORE);
+    kill(serving, SIGCONT);
+    while ((p = last) != NULL) {
+        last = *(char **)p;
+        arena_free(a, p);
+    }
+    close_heap();
+}
+
 static void a_wait_for_a_root_ends_in_its_own_time(void **state)
 {
     arena_ref_t ref;
@@ -182,6 +236,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(frees_and_trims_return_while_the_daemon_stands_still, setup, teardown),
         cmocka_unit_test_setup_teardown(a_commit_that_nobody_answered_is_settled_by_an_abort_or_a_commit, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_refill_behind_one_that_was_asked_ahead_waits_once, setup, teardown),
         cmocka_unit_test_setup_teardown(a_wait_for_a_root_ends_in_its_own_time, setup, teardown),
         cmocka_unit_test_setup_teardown(a_close_says_goodbye_though_the_connection_was_lost, setup, teardown),
     };

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "tests/e2e/harness.h"
@@ -416,6 +417,43 @@ static void what_another_process_frees_can_be_had_at_once(void **state)
     memset(&d, 0, sizeof d);
 }
 
+/* ---- who works on --------------------------------------------------------------------------------------------------- */
+
+/* It has freed as much as it keeps of small and of large objects, and works with one large object. */
+static int hoard_and_go_on(void *argument)
+{
+    enum { ONES = 100 };
+    static void *large[ONES];
+    _Atomic uint64_t *ready = argument;
+    arena_t *a = heap = open_heap(&d);
+    for (size_t size = 64; size <= 2048; size *= 2)
+        fill_magazines(size, 8 * MIB);
+    for (int i = 0; i < ONES; i++)
+        large[i] = arena_alloc(a, 100000);
+    for (int i = 0; i < ONES; i++)
+        arena_free(a, large[i]);
+    while (atomic_fetch_add(ready, 1) < UINT64_MAX)
+        arena_free(a, arena_alloc(a, 100000));
+    return 0;
+}
+
+static void what_another_process_hoards_that_works_is_had_by_one_that_needs_it(void **state)
+{
+    _Atomic uint64_t *ready = shared_memory(sizeof *ready);
+    (void)state;
+    daemon_start(&d, "256M", NULL);
+    pid_t pid = spawn(hoard_and_go_on, (void *)(uintptr_t)ready);
+    await_counter(ready, 1, pid);
+    arena_t *a = open_heap(&d);
+    uint64_t got = can_have(a, 32768), all = stat_of(&d, "heap_max");
+    if (got + 2 * MIB < all)
+        fail_msg("it got %llu of %llu KiB", (unsigned long long)got >> 10, (unsigned long long)all >> 10);
+    kill(pid, SIGKILL);
+    reap(pid);
+    arena_close(a);
+    munmap((void *)(uintptr_t)ready, sizeof *ready);
+}
+
 /* ---- a daemon that stands still --------------------------------------------------------------------------------------- */
 
 static void stand_still(int signal_number)
@@ -645,6 +683,7 @@ int main(void)
         TEST(what_threads_hoard_that_work_is_had_by_one_that_meets_a_limit),
         TEST(idle_threads_leave_nearly_all_of_a_small_heap_to_others),
         TEST(what_another_process_frees_can_be_had_at_once),
+        TEST(what_another_process_hoards_that_works_is_had_by_one_that_needs_it),
         TEST(a_thread_that_waits_for_the_daemon_holds_nobody_up),
         TEST(what_is_flushed_serves_who_has_waited_in_vain),
         TEST(what_a_full_socket_does_not_take_is_told_later),
