@@ -255,8 +255,9 @@ void arena_free_batch(arena_t *a, void **objects, size_t count);
  *                    full memory, and freed large objects: 32 MiB each
  *                    these three together up to H/k, at most 256 MiB, while it keeps asking for what it gave back
  * When memory is short all of it is asked back. A thread gives back at its next allocation that its magazines do not
- * serve, and at its next free of a large object; who sleeps keeps what it has. Before an allocation fails with ENOMEM
- * its own process's threads and all clients were asked, so it waits up to a fifth of a second, and trim-timeout. */
+ * serve, and at its next free of a large object; who sleeps keeps what it has. Before an allocation fails its own
+ * process's threads were asked, and all clients (ENOMEM) or those of its user (EDQUOT), so it waits up to a fifth of a
+ * second, and trim-timeout. */
 int arena_trim(arena_t *a);
 
 /* ---- ownership ------------------------------------------------------------------------------------------------ */

@@ -76,6 +76,8 @@ struct redo {
 
 enum { HEAP_ID_BYTES = 16 };
 
+enum { USER_SHORTAGES = 16 };
+
 struct map_header {
     /* sync: constant after heap_format() */
     uint64_t magic;
@@ -110,7 +112,10 @@ struct map_header {
     uint32_t snapped; /* serial of the collection whose snapshot is taken: the words of commits may be turned again. sync: daemon,
                          store_release [TN1] */
     uint32_t clients;   /* attached now: the more there are, the less each may hoard. sync: daemon, atomic */
+    uint32_t user_shortages[USER_SHORTAGES]; /* the same as shortages where a user has met a limit: uid % USER_SHORTAGES; 0: never.
+                                                sync: daemon, atomic */
 };
+_Static_assert(sizeof(struct map_header) <= 4096, "it has a page of its own: what is added at its end moves nothing");
 
 /* ---- tags: clients and transactions ----------------------------------------------------------------------------- */
 

@@ -49,6 +49,15 @@ static inline unsigned tag_client(const struct heap *h, unsigned tag)
     return head.state >= TAG_TX && head.owner ? head.owner : tag;
 }
 
+/* The last shortage that a client is to answer: of the heap's memory, or of its user's limit (or that of a user
+ * whose number falls together with its own). */
+static inline uint32_t tag_shortage(const struct heap *h, unsigned tag)
+{
+    uint32_t all = load_relaxed(&h->header->shortages);
+    uint32_t own = load_relaxed(&h->header->user_shortages[h->tags[tag].uid % USER_SHORTAGES]);
+    return (int32_t)(own - all) > 0 ? own : all;
+}
+
 /* The functions below are the daemon's alone.
  *
  * No tag at or above `top` was ever used. die: a tag that is TAG_FREE. */

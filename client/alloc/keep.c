@@ -40,10 +40,9 @@ uint64_t keep_free_least(struct keep *k) { return min(keep_most(k), FREE_FIRST);
 uint64_t keep_full_least(struct keep *k) { return min(keep_most(k), FULL_FIRST); }
 uint64_t keep_large_least(struct keep *k) { return min(keep_most(k), LARGE_FIRST); }
 
-void keep_init(struct keep *k, uint64_t heap_bytes, const struct map_header *header)
+void keep_init(struct keep *k, uint64_t heap_bytes, const struct map_header *header, uint32_t shortage)
 {
-    *k = (struct keep){.heap_bytes = KEEP_HEAP_BYTES(heap_bytes), .attached = &header->clients};
-    k->shortage_seen = load_relaxed(&header->shortages);
+    *k = (struct keep){.heap_bytes = KEEP_HEAP_BYTES(heap_bytes), .attached = &header->clients, .shortage_seen = shortage};
     keep_look_at_clients(k, load_relaxed(k->attached));
     k->free_limit = keep_free_least(k);
     k->full_limit = keep_full_least(k);

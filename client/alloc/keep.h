@@ -36,7 +36,7 @@ struct keep {
     uint64_t held_pages;   /* of all classes */
     uint64_t missed_bytes; /* flushed into spans that had been let go, since the last lease */
     uint32_t trim_serial;  /* a thread that finds it changed gives its magazines back [TR1] */
-    uint32_t shortage_seen; /* of header->shortages */
+    uint32_t shortage_seen; /* of tag_shortage() */
     uint64_t called_ms;    /* when trim_serial was last counted up for want of memory */
     uint64_t most, magazines; /* bounds of so many `clients` */
     uint32_t clients;
@@ -65,6 +65,7 @@ static inline uint64_t keep_now(struct keep *k, uint64_t limit)
     uint64_t most = keep_most(k);
     return limit < most ? limit : most;
 }
-void keep_init(struct keep *k, uint64_t heap_bytes, const struct map_header *header);
+/* shortage: the last one that there was, see tag_shortage() */
+void keep_init(struct keep *k, uint64_t heap_bytes, const struct map_header *header, uint32_t shortage);
 
 #endif

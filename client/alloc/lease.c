@@ -47,7 +47,7 @@ int lease_init(struct arena *a)
     if (fork) /* the stashes too are forgotten: another thread may have been in the middle of one */
         memset(a->central, 0, sizeof a->central);
     returns_init(a);
-    keep_init(&a->keep, a->heap_bytes, a->heap.header);
+    keep_init(&a->keep, a->heap_bytes, a->heap.header, tag_shortage(&a->heap, a->tag));
     return 0;
 }
 

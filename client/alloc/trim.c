@@ -51,7 +51,7 @@ static void answer(struct mcache *mc)
 void trim_now(struct mcache *mc)
 {
     struct arena *a = mc->arena;
-    uint32_t shortages = load_relaxed(&a->heap.header->shortages), serial;
+    uint32_t shortages = tag_shortage(&a->heap, a->tag), serial;
     if (unlikely(shortages != load_relaxed(&a->keep.shortage_seen)) &&
         exchange_relaxed(&a->keep.shortage_seen, shortages) != shortages) {
         call(a);

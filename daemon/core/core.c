@@ -124,6 +124,9 @@ int core_start(struct core *core, const struct heap *heap, const struct backing 
     if (core->heap.header->tag_top == 0)
         tag_raise_top(&core->heap, 1);
     core->trim_serial = load_relaxed(&core->heap.header->shortages);
+    for (int i = 0; i < USER_SHORTAGES; i++)
+        if ((int32_t)(core->heap.header->user_shortages[i] - (uint32_t)core->trim_serial) > 0)
+            core->trim_serial = core->heap.header->user_shortages[i];
     collect_end(&core->heap); /* one that the last daemon did not finish */
     pagealloc_free_rest(&core->mheap.units, 1); /* unit 0 is nobody's */
     check_repair(&core->heap);

@@ -129,6 +129,11 @@ struct reclaim {
     uint64_t *start;        /* by tag: pages to go until it is through; 0: not dying */
 };
 
+/* Clients that were told to trim and have not answered, though they had the time before; and those that may be told. */
+struct trimmers {
+    uint32_t awaited, able;
+};
+
 /* Work of one turn of the loop: what was done since turn_end(), and the most that any turn has done. No client can make a
  * turn longer than the bounds below, whatever it sends and writes: turn_end() asserts them. */
 struct turn {
@@ -140,8 +145,8 @@ struct turn {
     uint64_t retries; /* of requests that wait for memory */
     uint64_t trims;   /* asked for */
     uint64_t bytes;   /* of packets, read and answered: copies. No more than TURN_BYTES and what one packet may have */
-    uint64_t trims_awaited; /* clients that were told to trim and have not answered, */
-    bool trims_counted;     /* once they were counted in this turn */
+    struct trimmers trimmers;
+    bool trims_counted; /* the former, in this turn and since clients were told last */
 };
 
 struct core {
@@ -167,7 +172,7 @@ struct core {
     struct client *cutting_first, *cutting_last; /* whose entries are written by turns, */
     uint32_t clearing;       /* and first page of those that are cleared so; 0: none */
     uint64_t cold_in_spans;  /* pages of spans that have no memory behind them: the sum of `returned` in the map */
-    uint64_t trim_serial;    /* the last shortage: header->shortages */
+    uint64_t trim_serial;    /* the last shortage: header->shortages, or of a limit: header->user_shortages */
     uint64_t refused_full, refused_limit; /* requests for memory, since this daemon was started */
     struct turn turn, turn_most;
     uint64_t now_ns;         /* monotonic, as last passed in */
@@ -377,6 +382,9 @@ struct uid_account {
     uint32_t clients, roots, connections;
     uint32_t dying;        /* clients whose tags the pass has not freed yet */
     uint32_t transactions; /* tags for them, also those that the pass has not freed yet */
+    uint64_t trim_sent_ns; /* when its clients were last asked to trim because of a limit; */
+    uint64_t refused_ns, refused_progress; /* when one was refused for a limit, and core.progress then */
+    struct trimmers trimmers; /* of turn.trimmers, its own */
     uint64_t unread; /* bytes of replies to INFO that its connections have not read */
     uint64_t charged_pages, charged_spans;
     uint64_t cutting_pages; /* that its clients are being granted */

@@ -102,20 +102,33 @@ static bool is_swept(struct core *core, const struct pending *p)
 
 static bool owes_trim(const struct client *client) { return (int32_t)(client->trim_asked - client->trim_answered) > 0; }
 
+/* A client that is asked has an answer to give; who owes one from the last time sleeps, and is not waited for. */
+static void ask_client(struct core *core, struct client *client)
+{
+    client->trim_waited = !owes_trim(client);
+    client->trim_asked = core->trim_serial;
+}
+
+static void next_shortage(struct core *core)
+{
+    core->trim_serial = (uint32_t)(core->trim_serial + 1) ? (uint32_t)(core->trim_serial + 1) : 1;
+    core->turn.trims_counted = false;
+}
+
 /* Says that memory is short: in the map, which every client compares at its slow paths, and by a notice to those that have
- * leases, once a second at most. Who owes an answer from the last time sleeps, and is not waited for. */
+ * leases, once a second at most. */
 void trim_ask(struct server *s, const struct connection *except)
 {
     struct core *core = &s->core;
     bool first = !s->trim_sent_ns, notices = first || !except || core->now_ns - s->notice_sent_ns > 1000000000ULL;
     s->trim_sent_ns = core->now_ns;
-    core->trim_serial = (uint32_t)(core->trim_serial + 1) ? (uint32_t)(core->trim_serial + 1) : 1;
+    next_shortage(core);
     for (const struct connection *c = s->connections; c; c = c->next)
-        if (c->client && c != except && !c->client->read_only) {
-            c->client->trim_waited = !owes_trim(c->client);
-            c->client->trim_asked = core->trim_serial;
-        }
+        if (c->client && c != except && !c->client->read_only)
+            ask_client(core, c->client);
     store_relaxed(&core->heap.header->shortages, (uint32_t)core->trim_serial);
+    for (int i = 0; i < USER_SHORTAGES; i++) /* so that none is left behind by half of all serials */
+        store_relaxed(&core->heap.header->user_shortages[i], (uint32_t)core->trim_serial);
     if (notices) {
         s->notice_sent_ns = core->now_ns;
         s->notice_again = s->notice_at != NULL; /* who has been passed is told when the others have been */
@@ -126,62 +139,111 @@ void trim_ask(struct server *s, const struct connection *except)
     }
 }
 
-/* Nothing has changed since another request was refused just now. */
-static bool is_refused_already(const struct server *s)
+/* The same where a limit is met: it is told to the user's own clients, and to those of users whose numbers fall together. */
+static void trim_ask_user(struct server *s, const struct connection *except)
 {
-    return s->refused_progress == s->core.progress && s->core.now_ns - s->refused_ns < 1000000000ULL;
-}
-
-/* Asks the others to trim, unless they were asked since this request came; false: it is too soon. */
-static bool ask_to_trim(struct server *s, const struct pending *p)
-{
-    enum { PAUSE_NS = 50000000 }; /* who hammers at a full heap does not keep the others' caches empty */
-    uint64_t now = s->core.now_ns;
-    if (s->trim_sent_ns && s->trim_sent_ns >= p->since_ns)
-        return true;
-    if (s->trim_sent_ns && now - s->trim_sent_ns < PAUSE_NS)
-        return false;
-    trim_ask(s, p->connection);
-    return true;
+    struct core *core = &s->core;
+    uint32_t slot = except->client->uid % USER_SHORTAGES;
+    except->client->account->trim_sent_ns = core->now_ns;
+    next_shortage(core);
+    for (const struct connection *c = s->connections; c; c = c->next)
+        if (c->client && c != except && !c->client->read_only && c->client->uid % USER_SHORTAGES == slot)
+            ask_client(core, c->client);
+    store_relaxed(&core->heap.header->user_shortages[slot], (uint32_t)core->trim_serial);
 }
 
 static bool awaits_trim(const struct connection *c) { return c && c->client && c->client->trim_waited && owes_trim(c->client); }
+static bool can_trim(const struct connection *c) { return c && c->client && !c->client->read_only && !owes_trim(c->client); }
 
-/* All are looked at once a turn, however many requests wait. */
-static bool others_trim(struct server *s, const struct pending *p)
+/* All are looked at once a turn, and when they have been asked, however many requests wait. */
+static void count_trims(struct server *s)
 {
     struct turn *t = &s->core.turn;
+    if (t->trims_counted)
+        return;
+    t->trims_counted = true;
+    t->trimmers = (struct trimmers){0};
+    for (struct uid_account *account = s->core.accounts; account; account = account->hh.next)
+        account->trimmers = t->trimmers;
+    for (const struct connection *c = s->connections; c; c = c->next) {
+        if (!c->client)
+            continue;
+        struct trimmers *own = &c->client->account->trimmers;
+        t->trimmers.awaited += awaits_trim(c), own->awaited += awaits_trim(c);
+        t->trimmers.able += can_trim(c), own->able += can_trim(c);
+    }
+}
+
+static struct uid_account *account_at(const struct pending *p) { return p->connection->client->account; }
+
+/* Nothing has changed since another request was refused just now; limit: one of this user's, for a limit. */
+static bool is_refused_already(const struct server *s, const struct pending *p, bool limit)
+{
+    uint64_t progress = limit ? account_at(p)->refused_progress : s->refused_progress;
+    uint64_t ns = limit ? account_at(p)->refused_ns : s->refused_ns;
+    return ns && progress == s->core.progress && s->core.now_ns - ns < 1000000000ULL;
+}
+
+static void note_refused(struct server *s, const struct pending *p, bool limit)
+{
+    *(limit ? &account_at(p)->refused_progress : &s->refused_progress) = s->core.progress;
+    *(limit ? &account_at(p)->refused_ns : &s->refused_ns) = s->core.now_ns;
+}
+
+/* Asks the others to trim, unless they were asked since this request came, or there are none; false: it is too soon. */
+static bool ask_to_trim(struct server *s, struct pending *p, bool limit)
+{
+    enum { PAUSE_NS = 50000000 }; /* who hammers at a full heap does not keep the others' caches empty */
+    uint64_t now = s->core.now_ns, own = limit ? account_at(p)->trim_sent_ns : 0;
+    uint64_t sent = own > s->trim_sent_ns ? own : s->trim_sent_ns;
+    count_trims(s);
+    if ((limit ? account_at(p)->trimmers.able : s->core.turn.trimmers.able) <= can_trim(p->connection))
+        return p->asked_ns = sent, true; /* nobody, or who sleeps and is asked already */
+    if (!sent || (sent < p->since_ns && now - sent >= PAUSE_NS)) {
+        limit ? trim_ask_user(s, p->connection) : trim_ask(s, p->connection);
+        sent = now;
+    }
+    p->asked_ns = sent;
+    return sent >= p->since_ns;
+}
+
+static bool others_trim(struct server *s, const struct pending *p, bool limit)
+{
     if (s->core.now_ns - p->asked_ns > s->config->trim_timeout_ms * 1000000ULL)
         return false; /* whoever may have asked since */
     if (s->notice_at)
         return true; /* not all have been asked yet */
-    if (!t->trims_counted) {
-        t->trims_counted = true;
-        for (const struct connection *c = s->connections; c; c = c->next)
-            t->trims_awaited += awaits_trim(c);
-    }
-    return t->trims_awaited > awaits_trim(p->connection);
+    count_trims(s);
+    return (limit ? account_at(p)->trimmers.awaited : s->core.turn.trimmers.awaited) > awaits_trim(p->connection);
+}
+
+/* What runs already and may bring memory; or, to a user at a limit, what it is charged for. */
+static bool is_under_way(const struct server *s, const struct pending *p, bool limit)
+{
+    const struct core *core = &s->core;
+    if (limit)
+        return core->reclaim.running && account_at(p)->dying;
+    return core->reclaim.running || (s->works && core->now_ns - p->since_ns < s->config->trim_timeout_ms * 1000000ULL);
 }
 
 /* Is there something left that may still bring memory? Starts it if so: what runs already, a sweep, what the others give
- * back when they are asked, and a sweep of that. */
-static bool still_hope(struct server *s, struct pending *p)
+ * back when they are asked, and a sweep of that. limit: it is a limit that is met, and the others are the user's. */
+static bool still_hope(struct server *s, struct pending *p, bool limit)
 {
     struct core *core = &s->core;
-    if (core->reclaim.running || (s->works && core->now_ns - p->since_ns < s->config->trim_timeout_ms * 1000000ULL))
+    if (is_under_way(s, p, limit))
         return true;
     if (p->hope == HOPE_SWEEP) {
         if (!is_swept(core, p))
             return true;
-        if (is_refused_already(s))
+        if (is_refused_already(s, p, limit))
             return false;
-        if (!ask_to_trim(s, p))
+        if (!ask_to_trim(s, p, limit))
             return true;
         p->hope = HOPE_TRIM;
-        p->asked_ns = s->trim_sent_ns;
     }
     if (p->hope == HOPE_TRIM) {
-        if (others_trim(s, p))
+        if (others_trim(s, p, limit))
             return true;
         want_sweep(core, p);
         p->hope = HOPE_SWEEP_AGAIN;
@@ -206,14 +268,11 @@ static bool pending_try(struct server *s, struct pending *p)
         connection_error(c, p->id, rc, "not to be had ahead of need");
         return true;
     }
-    if (rc == -ENOMEM && p->type != MSG_EXTEND && still_hope(s, p))
-        return false;
-    if (rc == -EDQUOT && p->type != MSG_EXTEND && !is_swept(&s->core, p))
-        return false; /* it may have freed what it is charged for */
-    if (rc == -ENOMEM && p->type != MSG_EXTEND) {
-        s->refused_progress = s->core.progress;
-        s->refused_ns = s->core.now_ns;
-    }
+    bool short_of = (rc == -ENOMEM || rc == -EDQUOT) && p->type != MSG_EXTEND;
+    if (short_of && still_hope(s, p, rc == -EDQUOT))
+        return false; /* what is charged may have been freed, too */
+    if (short_of)
+        note_refused(s, p, rc == -EDQUOT);
     memory_error(c, p, rc);
     return true;
 }

@@ -437,21 +437,33 @@ static int hoard_and_go_on(void *argument)
     return 0;
 }
 
-static void what_another_process_hoards_that_works_is_had_by_one_that_needs_it(void **state)
+static void another_process_is_asked(uint64_t all)
 {
     _Atomic uint64_t *ready = shared_memory(sizeof *ready);
-    (void)state;
-    daemon_start(&d, "256M", NULL);
     pid_t pid = spawn(hoard_and_go_on, (void *)(uintptr_t)ready);
     await_counter(ready, 1, pid);
     arena_t *a = open_heap(&d);
-    uint64_t got = can_have(a, 32768), all = stat_of(&d, "heap_max");
+    uint64_t got = can_have(a, 32768);
     if (got + 2 * MIB < all)
         fail_msg("it got %llu of %llu KiB", (unsigned long long)got >> 10, (unsigned long long)all >> 10);
     kill(pid, SIGKILL);
     reap(pid);
     arena_close(a);
     munmap((void *)(uintptr_t)ready, sizeof *ready);
+}
+
+static void what_another_process_hoards_that_works_is_had_by_one_that_needs_it(void **state)
+{
+    (void)state;
+    daemon_start(&d, "256M", NULL);
+    another_process_is_asked(256 * MIB);
+}
+
+static void what_another_process_hoards_that_works_is_had_by_one_of_its_user_at_a_limit(void **state)
+{
+    (void)state;
+    daemon_start(&d, "256M", "--limit-user-bytes", "96M", NULL);
+    another_process_is_asked(96 * MIB);
 }
 
 /* ---- a daemon that stands still --------------------------------------------------------------------------------------- */
@@ -684,6 +696,7 @@ int main(void)
         TEST(idle_threads_leave_nearly_all_of_a_small_heap_to_others),
         TEST(what_another_process_frees_can_be_had_at_once),
         TEST(what_another_process_hoards_that_works_is_had_by_one_that_needs_it),
+        TEST(what_another_process_hoards_that_works_is_had_by_one_of_its_user_at_a_limit),
         TEST(a_thread_that_waits_for_the_daemon_holds_nobody_up),
         TEST(what_is_flushed_serves_who_has_waited_in_vain),
         TEST(what_a_full_socket_does_not_take_is_told_later),
