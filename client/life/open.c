@@ -30,6 +30,7 @@
 #include "client/link/registry.h"
 #include "client/link/socket.h"
 #include "client/own/tx.h"
+#include "shm/ticket.h"
 
 enum { SOCKET_PATH_MAX = sizeof((struct sockaddr_un *)0)->sun_path };
 
@@ -282,6 +283,8 @@ PUBLIC int arena_close(arena_t *a)
     pthread_mutex_unlock(&registry_lock);
     if (!foreign) {
         profile_fini(a);
+        if (!a->read_only)
+            ticket_goodbye(&a->heap, a->tag); /* if nobody reads the BYE, hanging up says it */
         attach_bye(a);
     }
     registry_enter();

@@ -21,8 +21,9 @@
  *   PINS                                                                   reader has none: it hangs up, then looks whether
  *                                                                          a collection runs
  *   INFO          changes nothing                                          the same
- *   BYE           done, it is answered ESTALE: the tag is not this         it is meant to be done later, too
- *                 client's any more
+ *   BYE           done, it is answered ESTALE: the tag is not this         it is meant to be done later, too: a ticket
+ *                 client's any more                                        says that to hang up is a goodbye. A reader has
+ *                                                                          none, and stays until its process ends
  *
  * The ticket (shm/ticket.h) is taken back before the caller is told. Where the daemon was faster and does not come to an end
  * with it in GRACE_MS, the answer is -EINPROGRESS, and the next RESUME settles it: by then the daemon has done all that it

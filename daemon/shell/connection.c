@@ -17,6 +17,7 @@
 #include "daemon/os/kept.h"
 #include "daemon/os/log.h"
 #include "daemon/os/refuse.h"
+#include "shm/ticket.h"
 
 /* Watches a client's process. It outlives the connection: a socket may close while its process lives, and a forked child
  * may hold it open when the process is dead. */
@@ -170,7 +171,10 @@ void connections_find_dead(struct server *s)
         struct client *client = s->core.clients[tag];
         if (!client || client->state != CLIENT_DETACHED)
             continue;
-        if (other_boot) {
+        if (ticket_is_goodbye(&s->core.heap, tag)) {
+            log_event(LOG_LEVEL_INFO, "bye", "tag=%u pid=%u uid=%u why=\"while no daemon ran\"", tag, client->pid, client->uid);
+            client_die(&s->core, client);
+        } else if (other_boot) {
             log_event(LOG_LEVEL_INFO, "death", "tag=%u pid=%u uid=%u while=\"no daemon ran\"", tag, client->pid, client->uid);
             client_die(&s->core, client);
         } else if (look(s, client)) {
@@ -252,7 +256,8 @@ static void connection_closed(uv_handle_t *handle)
     connection_free(c);
 }
 
-/* The client, if there is one, is not dead by this: its process may come back, and its pidfd tells when it is gone. */
+/* The client, if there is one, is not dead by this: its process may come back, and its pidfd tells when it is gone. Unless it
+ * has closed the heap. */
 void connection_close(struct connection *c, const char *why)
 {
     struct server *s = c->server;
@@ -262,6 +267,11 @@ void connection_close(struct connection *c, const char *why)
     if (why)
         log_event(LOG_LEVEL_WARNING, "cut", "pid=%u uid=%u tag=%u why=\"%s\"", c->pid, c->uid,
                   c->client ? c->client->tag : 0u, why);
+    if (c->client && ticket_is_goodbye(&s->core.heap, c->client->tag)) {
+        log_event(LOG_LEVEL_INFO, "bye", "tag=%u pid=%u uid=%u why=\"it has hung up\"", c->client->tag, c->client->pid,
+                  c->client->uid);
+        connection_leave(c);
+    }
     if (c->client) {
         mcentral_give_up(&s->core, c->client); /* what waits is dropped below */
         c->client->connection = NULL;

@@ -338,11 +338,18 @@ static int find_connection(void)
     return -1;
 }
 
-static void what_the_socket_did_not_take_is_not_done(void **state)
+/* The daemon stands still. */
+static void fill_socket(void)
 {
     const struct msg m = MSG(ping); /* without a reply, and changes nothing */
     uint8_t packet[64];
     int bytes = msg_encode(&m, packet, sizeof packet);
+    while (packet_send(find_connection(), packet, (size_t)bytes, NULL, 0, MSG_DONTWAIT) == 0)
+        ;
+}
+
+static void what_the_socket_did_not_take_is_not_done(void **state)
+{
     (void)state;
     for (int i = 0; i < REQUESTS; i++) {
         const struct request *r = &requests[i];
@@ -350,8 +357,7 @@ static void what_the_socket_did_not_take_is_not_done(void **state)
             continue;
         prepare(r, d.socket, PATIENCE_MS);
         kill(serving, SIGSTOP);
-        while (packet_send(find_connection(), packet, (size_t)bytes, NULL, 0, MSG_DONTWAIT) == 0)
-            ;
+        fill_socket();
         int rc = r->make();
         kill(serving, SIGCONT);
         if (rc != (r->always ? 0 : -ENOTCONN))
@@ -451,6 +457,26 @@ static void a_goodbye_that_was_given_up_is_said_when_the_daemon_goes_on(void **s
     assert_int_equal(check_of(&d), 0);
 }
 
+/* The same where there is no room for it, and the daemon goes on or is killed. */
+static void a_goodbye_that_the_socket_did_not_take_is_meant(void **state)
+{
+    (void)state;
+    for (int killed = 0; killed < 2; killed++) {
+        prepare(&requests[0], d.socket, PATIENCE_MS);
+        kill(serving, SIGSTOP);
+        fill_socket();
+        assert_int_equal(arena_close(a), 0);
+        a = NULL;
+        if (killed)
+            restart();
+        kill(serving, SIGCONT);
+        stat_await(&d, "clients", 0);
+        stat_await(&d, "spans_leased", 0);
+        stat_await(&d, "objects_owned", 0);
+        assert_int_equal(check_of(&d), 0);
+    }
+}
+
 /* An open that nobody answers leaves no client behind, though this process lives on. */
 static void an_open_that_was_given_up_makes_no_client(void **state)
 {
@@ -490,6 +516,7 @@ int main(void)
         cmocka_unit_test_teardown(what_a_killed_daemon_had_not_read_is_said_again, go_on),
         cmocka_unit_test_teardown(what_a_killed_daemon_had_done_is_done_once, go_on),
         cmocka_unit_test_teardown(a_goodbye_that_was_given_up_is_said_when_the_daemon_goes_on, go_on),
+        cmocka_unit_test_teardown(a_goodbye_that_the_socket_did_not_take_is_meant, go_on),
         cmocka_unit_test_teardown(an_open_that_was_given_up_makes_no_client, go_on),
     };
     return cmocka_run_group_tests(tests, setup, daemon_teardown);
