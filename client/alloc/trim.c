@@ -89,7 +89,8 @@ PUBLIC int arena_trim(arena_t *a)
 
 /* ---- when an allocation was refused --------------------------------------------------------------------------------- */
 
-/* Waits for the other threads of this process, those that answer; bounded by CALL_WAIT_MS. */
+/* Waits for the other threads of this process, those that answer; bounded by CALL_WAIT_MS. Those that wait here themselves
+ * answer one another: threads that meet the full heap together do not wait for each other's end. */
 static bool call_others(struct mcache *mc)
 {
     struct arena *a = mc->arena;
@@ -99,8 +100,9 @@ static bool call_others(struct mcache *mc)
     if (from - before >= CALL_PAUSE_MS || !before) {
         store_relaxed(&a->keep.called_ms, from);
         serial = call(a);
-        store_relaxed(&mc->trim_seen, serial); /* it has given back what it had */
-    }
+        store_release(&mc->trim_seen, serial); /* [TR1] it has given back what it had */
+    } else
+        trim_if_asked(mc);
     uint32_t open = mcaches_call(a, mc, serial);
     if (!open)
         return false;
@@ -108,6 +110,7 @@ static bool call_others(struct mcache *mc)
     while (open && now - from < CALL_WAIT_MS) {
         struct timespec pause = {.tv_nsec = 500000};
         nanosleep(&pause, NULL);
+        trim_if_asked(mc);
         open = mcaches_call(a, mc, serial);
         now = (uint64_t)now_ms();
     }

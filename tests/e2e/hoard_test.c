@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "tests/e2e/harness.h"
@@ -359,6 +361,54 @@ static void idle_threads_leave_nearly_all_of_a_small_heap_to_others(void **state
     arena_close(heap);
 }
 
+static _Atomic uint64_t naps, refusals;
+
+/* In place of the C library's, for the library too. */
+__attribute__((visibility("default"))) int nanosleep(const struct timespec *time, struct timespec *left)
+{
+    atomic_fetch_add(&naps, 1);
+    return (int)syscall(SYS_nanosleep, time, left);
+}
+
+/* Fills the heap beside others, and gives half of what it has back when it is refused. */
+static void *fill_and_be_refused(void *unused)
+{
+    enum { TIMES = 15, ONES = 4096 };
+    static __thread void *p[ONES];
+    unsigned n = 0;
+    (void)unused;
+    pthread_barrier_wait(&filled);
+    for (int times = 0; times < TIMES;) {
+        if (n < ONES && (p[n] = arena_alloc(heap, 200 + n * 37 % 3000)) != NULL) {
+            n++;
+            continue;
+        }
+        times++;
+        atomic_fetch_add(&refusals, 1);
+        for (unsigned half = n / 2; n > half;)
+            arena_free(heap, p[--n]);
+    }
+    while (n)
+        arena_free(heap, p[--n]);
+    return NULL;
+}
+
+/* Threads that are refused together ask one another. Each waits, with a look each half a millisecond, until those that work have
+ * answered; where no other client is to be asked the daemon refuses each at once. A pause there is a hundred looks of the others. */
+static void threads_that_meet_a_full_heap_together_are_refused_soon(void **state)
+{
+    enum { THREADS = 6, LOOKS_FEW = 50 };
+    (void)state;
+    daemon_start(&d, "16M", NULL);
+    heap = open_heap(&d);
+    threads_begin(THREADS, fill_and_be_refused);
+    atomic_store(&naps, 0);
+    threads_end(THREADS);
+    assert_true(atomic_load(&naps) < LOOKS_FEW * atomic_load(&refusals));
+    arena_close(heap);
+    assert_int_equal(check_of(&d), 0);
+}
+
 /* ---- who only frees ------------------------------------------------------------------------------------------------- */
 
 enum { HELD = 600 };
@@ -694,6 +744,7 @@ int main(void)
         TEST(what_threads_hoard_that_work_is_had_by_one_that_needs_it),
         TEST(what_threads_hoard_that_work_is_had_by_one_that_meets_a_limit),
         TEST(idle_threads_leave_nearly_all_of_a_small_heap_to_others),
+        TEST(threads_that_meet_a_full_heap_together_are_refused_soon),
         TEST(what_another_process_frees_can_be_had_at_once),
         TEST(what_another_process_hoards_that_works_is_had_by_one_that_needs_it),
         TEST(what_another_process_hoards_that_works_is_had_by_one_of_its_user_at_a_limit),
