@@ -109,6 +109,9 @@
  * A heap has one, the connection's. It is close-on-exec, high, and looked at before each use: if the program has
  * closed it, the connection is lost and made anew, and whatever else has its number by then is not touched. An attach
  * (arena_open, a forked child's first call) has three more while it runs, arena_gc one, arena_profile_write a file.
+ * The look and the use are two steps. So who closes descriptors that are not its own, as closefrom(3) does, does so
+ * while no other thread is inside a call: at the start, or in a forked child before exec. Else one packet may be sent
+ * to, or read from, what has got the number between the two.
  * The library is not unloaded by dlclose.
  *
  * Environment
@@ -349,7 +352,9 @@ int arena_tx_abort(arena_t *a);
  *   EACCES    this process is a reader
  *   EFAULT    with ARENA_DEBUG=escape, see arena_stack.h; the call goes on after it
  *   ENOLCK    with ARENA_DEBUG=pins, see arena_gc.h; the call goes on after it
- * The default prints the message, one line, and aborts, but for ENOLCK. With a handler that returns, the call has
+ *   ENOTCONN, EDQUOT and what else arena_open may say: this is a forked child that could not become a client, and what
+ *             it frees stays as it is
+ * The default prints the message, one line, and aborts, but for ENOLCK and in such a child. With a handler that returns, the call has
  * done nothing and the heap is whole; arena_free_batch goes on with the next object. A handler may call every
  * function, arena_close too, but where the call goes on. fn NULL: the default again. While other threads may make
  * such an error: from the default to a handler or back, not from one context to another. */

@@ -9,6 +9,7 @@
  *
  * The fast path has one branch for whatever is out of the ordinary: no small object begins here, its word is not OWNED by this
  * client, or the magazine is full. The slow path finds out which. */
+#include <stdio.h>
 #include <string.h>
 
 #include "client/alloc/large.h"
@@ -78,6 +79,21 @@ static void hand_back(struct arena *a, struct mcache *mc, void *p, const struct 
         lease_flush(a, object->span_class, &slot, 1);
 }
 
+/* A forked child frees before it has become a client: what it frees is published, or its parent's, and stays as it is. Without
+ * a handler it is said, and the child lives on: a daemon that is away is no error of its own. */
+static int no_client(struct arena *a, const void *p, int error, const char *call)
+{
+    char text[256];
+    snprintf(text, sizeof text, "%s(%p): this forked child could not become a client of the heap (%s), so nothing is freed", call, p,
+             strerror(error));
+    if (!report_handled(a, p, error, text)) {
+        cancel_off();
+        fprintf(stderr, "%s\n", text);
+        cancel_on();
+    }
+    return -error;
+}
+
 int free_slow(struct arena *a, void *p, const char *call)
 {
     struct object object;
@@ -89,8 +105,10 @@ int free_slow(struct arena *a, void *p, const char *call)
         object_bad(a, p, EACCES, call, "this process is a reader");
         return -EACCES;
     }
-    if (!mc && (heap_is_stale(a) || forked(a)))
-        return -errno; /* of the past; or a forked child that is no client yet, and owns nothing */
+    if (!mc && heap_is_stale(a))
+        return -errno; /* of the past */
+    if (!mc && forked(a))
+        return no_client(a, p, errno, call);
     late_look(a);
     if (object_at(a, p, &object, why) < 0) {
         object_bad(a, p, EINVAL, call, "%s", why);

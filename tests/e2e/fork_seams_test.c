@@ -463,9 +463,35 @@ static int has_the_small_frames_it_needs(arena_t *heap)
     return s ? 0 : 26;
 }
 
+static void *everybodys; /* published */
+static int told;
+
+static void is_told(void *context, int error, const void *p, const char *message)
+{
+    (void)context;
+    told += error == ENOTCONN && p == everybodys && strstr(message, "arena_free") && strstr(message, "client");
+}
+
+/* What it frees stays: by a handler, and without one, with which it lives on. */
+static int is_told_that_nothing_is_freed(arena_t *heap)
+{
+    arena_on_error(heap, is_told, NULL);
+    arena_free(heap, NULL);
+    arena_free(heap, everybodys);
+    if (told != 1)
+        return 27;
+    arena_on_error(heap, NULL, NULL);
+    arena_free(heap, everybodys);
+    if (arena_close(heap) != 0)
+        return 28;
+    tells(1);
+    return 0;
+}
+
 static void a_child_of_a_time_when_the_daemon_stands_still_is_told_so(void **state)
 {
-    static int (*const children[])(arena_t *) = {is_told_and_tries_again, is_told_and_closes, closes_at_once, has_the_small_frames_it_needs};
+    static int (*const children[])(arena_t *) = {is_told_and_tries_again, is_told_and_closes, closes_at_once,
+                                                 has_the_small_frames_it_needs, is_told_that_nothing_is_freed};
     enum { CHILDREN = sizeof children / sizeof *children };
     struct arena_options options = ARENA_OPTIONS_INIT;
     void *cached[8];
@@ -479,6 +505,8 @@ static void a_child_of_a_time_when_the_daemon_stands_still_is_told_so(void **sta
     for (int i = 0; i < 8; i++)
         while (!(cached[i] = arena_alloc(a, 64)))
             assert_int_equal(errno, ENOTCONN);
+    while (!(everybodys = arena_alloc_flags(a, 64, ARENA_SHARED)))
+        assert_int_equal(errno, ENOTCONN);
     for (int i = 0; i < CHILDREN * WAYS; i++) {
         pid_t serving = daemon_serving(&d);
         board->child = board->parent = 0;
@@ -507,7 +535,9 @@ static void a_child_of_a_time_when_the_daemon_stands_still_is_told_so(void **sta
         for (int k = 0; k < 128; k++)
             assert_int_equal(frame[k], 0x5a);
         stat_await(&d, "clients", 1);
+        assert_int_equal(arena_publish(a, everybodys), 0); /* it is there */
     }
+    arena_free(a, everybodys);
     arena_close(a);
     a = open_heap(&d);
     stat_await(&d, "objects_used", 0);
