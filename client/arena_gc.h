@@ -37,8 +37,8 @@ enum {
  *   -ENOMEM, -EDQUOT, -ESTALE  as of an allocation
  *
  * Threads: the others of a process at a safepoint may go on with what is theirs alone: allocate, free it, have a
- * transaction open, whose objects are roots. They use nothing that is published. They publish and commit nothing
- * before the safepoint is left.
+ * transaction open, whose objects are roots, push frames. They use nothing that is published, nor move references to
+ * it. They publish and commit nothing before the safepoint is left.
  * fork: what a child inherits as pointers is its parent's. The collector does not see them in the child, which must
  * find them anew from a root.
  * A reader that was at a safepoint when its connection broke counts as running until one of its calls has found the
@@ -93,8 +93,10 @@ struct arena_gc_stats {
 };
 
 /* Asks for a collection and waits for its end; another one that runs ends first. Clients that pin run on meanwhile. By
- * a connection of its own: other threads' calls go on. stats may be NULL. About a second a GiB of small objects.
- *   -EBUSY     a client has declared nothing, or stands still in the middle of a commit's end: see stats
+ * a connection of its own: other threads' calls go on, but for those with ARENA_GC_SAFEPOINT: these follow one another.
+ * stats may be NULL. About a second a GiB of small objects.
+ *   -EBUSY     a client has declared nothing, or stands still in the middle of a commit's end: see stats. Also this
+ *              process, without ARENA_GC_SAFEPOINT, once another of its threads has left the safepoint it had counted on
  *   -EAGAIN    it was given up: the daemon is being stopped, or a client pinned without end
  *   -EINVAL    flags
  *   -EACCES    a reader

@@ -61,6 +61,7 @@ struct arena {
     uint32_t fast_flags;  /* the highest of arena_alloc_flags that its fast path serves. sync: atomic */
     uint16_t limbo;       /* tag of what is freed after a collection; 0: none yet. sync: atomic */
     bool late;            /* something waits for the end of a collection, or of its snapshot. sync: atomic */
+    uint32_t gc_turn; /* the forks' generation in which a thread is in arena_gc with a safepoint of its own. sync: registry_lock */
     uint8_t gc_mode;      /* as last declared. sync: atomic */
     int timeout_ms;
     unsigned debug;        /* DEBUG_*, of $ARENA_DEBUG. constant after arena_open */

@@ -13,6 +13,7 @@
 #include "client/link/conn.h"
 #include "client/link/fork.h"
 #include "client/link/reason.h"
+#include "client/link/registry.h"
 #include "client/link/socket.h"
 #include "client/own/object.h"
 #include "proto/call.h"
@@ -185,6 +186,25 @@ static int ask(struct arena *a, struct asked *x, unsigned flags, struct arena_gc
     return rc;
 }
 
+/* A safepoint that lasts as long as a call is one thread's at a time: who left it first would take it from the others. A
+ * forked child has none of its parent's. */
+static void turn_take(struct arena *a)
+{
+    registry_enter();
+    while (a->gc_turn == fork_generation())
+        registry_wait();
+    a->gc_turn = fork_generation();
+    pthread_mutex_unlock(&registry_lock);
+}
+
+static void turn_end(struct arena *a)
+{
+    registry_enter();
+    a->gc_turn = 0;
+    pthread_cond_broadcast(&registry_changed);
+    pthread_mutex_unlock(&registry_lock);
+}
+
 PUBLIC int arena_gc(arena_t *a, unsigned flags, struct arena_gc_stats *stats)
 {
     struct arena_gc_stats own = {.size = sizeof own};
@@ -199,6 +219,8 @@ PUBLIC int arena_gc(arena_t *a, unsigned flags, struct arena_gc_stats *stats)
         return refused(-ENOMEM, "arena_gc: no private memory to ask with");
     cancel_off();
     late_settle(a);
+    if (flags & ARENA_GC_SAFEPOINT)
+        turn_take(a);
     int before = load_relaxed(&a->gc_mode);
     bool enter = flags & ARENA_GC_SAFEPOINT && before == GC_RUNS;
     if (!(flags & ARENA_GC_DRY_RUN) && before != GC_SAFEPOINT)
@@ -211,6 +233,8 @@ PUBLIC int arena_gc(arena_t *a, unsigned flags, struct arena_gc_stats *stats)
         int left = arena_safepoint(a, GC_RUNS);
         rc = rc < 0 ? rc : left;
     }
+    if (flags & ARENA_GC_SAFEPOINT)
+        turn_end(a);
     late_settle(a);
     cancel_on();
     if (stats) {

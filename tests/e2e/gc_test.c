@@ -3,6 +3,7 @@
  * computed here a second way, by typed walks over the test's own objects; whether an object is still there is asked
  * through arena_publish, which tells published, free and another's apart. */
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -284,6 +285,34 @@ static void it_is_refused_while_a_client_has_declared_nothing_and_says_who(void 
     assert_int_equal(arena_safepoint(a, 3), -EINVAL);
     assert_int_equal(arena_safepoint(a, -1), -EINVAL);
     talk_close(&t);
+    arena_close(a);
+}
+
+static void *collects_again_and_again(void *heap)
+{
+    for (int i = 0; i < 50; i++) {
+        int rc = arena_gc(heap, ARENA_GC_SAFEPOINT, NULL);
+        if (rc != 0)
+            return (void *)(intptr_t)rc;
+    }
+    return NULL;
+}
+
+/* Each is at a safepoint as long as its call lasts: one that is through takes it from nobody. */
+static void threads_of_one_process_collect_one_after_the_other(void **state)
+{
+    pthread_t threads[3];
+    void *rc;
+    (void)state;
+    daemon_start(&d, "16M", NULL);
+    arena_t *a = open_heap(&d);
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, collects_again_and_again, a), 0);
+    for (int i = 0; i < 3; i++) {
+        pthread_join(threads[i], &rc);
+        assert_int_equal((intptr_t)rc, 0);
+    }
+    assert_int_equal(arena_gc(a, 0, NULL), -EBUSY); /* nothing is declared */
     arena_close(a);
 }
 
@@ -583,6 +612,7 @@ int main(void)
         cmocka_unit_test_teardown(pins_are_counted_and_end_with_their_process, daemon_teardown),
         cmocka_unit_test_teardown(what_is_unpinned_after_a_collection_is_freed_by_the_next, daemon_teardown),
         cmocka_unit_test_teardown(it_is_refused_while_a_client_has_declared_nothing_and_says_who, daemon_teardown),
+        cmocka_unit_test_teardown(threads_of_one_process_collect_one_after_the_other, daemon_teardown),
         cmocka_unit_test_teardown(the_report_says_where_it_was, daemon_teardown),
         cmocka_unit_test_teardown(random_graphs_of_many_processes_agree_with_a_second_way, daemon_teardown),
     };

@@ -13,7 +13,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "client/client.h"
+#include "client/heap.h"
 #include "shm/ticket.h"
 #include "tests/e2e/harness.h"
 
