@@ -19,6 +19,7 @@
 #include "client/alloc/trim.h"
 #include "client/alloc/tx_log.h"
 #include "client/heap.h"
+#include "client/link/cancel.h"
 #include "client/link/environ.h"
 #include "client/link/fork.h"
 #include "client/link/hooks.h"
