@@ -21,7 +21,7 @@ static struct keep keep_of(uint64_t heap_bytes, uint32_t clients)
 {
     struct keep k;
     header.clients = clients;
-    keep_init(&k, heap_bytes, &header);
+    keep_init(&k, heap_bytes, &header, header.shortages);
     return k;
 }
 

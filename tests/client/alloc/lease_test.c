@@ -20,6 +20,7 @@ enum { PAGES = 64, TAG = 7, CLASS = SPAN_CLASS(44, 0), OBJECTS = 3 }; /* 2720 by
 
 static struct arena *a;
 static struct map_header header;
+static struct tag tags[2];
 static uint64_t pages[PAGES];
 static struct span spans[PAGES];
 static uint8_t hints[PAGES];
@@ -75,8 +76,8 @@ static int setup(void **state)
     memset(hints, 0, sizeof hints);
     memset(words, 0, sizeof words);
     header = (struct map_header){.clients = 1, .top = PAGES};
-    a->heap = (struct heap){.base = base, .heap_bytes = PAGES * PAGE_SIZE, .header = &header, .pages = pages, .spans = spans,
-                            .hints = hints, .words = words, .page_count = PAGES, .unit_count = PAGES};
+    a->heap = (struct heap){.base = base, .heap_bytes = PAGES * PAGE_SIZE, .header = &header, .tags = tags, .pages = pages,
+                            .spans = spans, .hints = hints, .words = words, .page_count = PAGES, .unit_count = PAGES};
     a->base = base;
     a->heap_bytes = 1ULL << 30; /* it keeps as a large one does */
     a->pages = pages;

@@ -56,7 +56,7 @@ static int setup(void **state)
     a->tag = TAG;
     a->mcache_count = 1;
     header.clients = 1;
-    keep_init(&a->keep, 1ULL << 30, &header);
+    keep_init(&a->keep, 1ULL << 30, &header, 0);
     mc = mmap(NULL, MCACHE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     mcache_init(mc, a, 0);
     given = back_count = back_batches = wanted = 0;
@@ -158,7 +158,7 @@ static void all_comes_back_once(void **state)
 static void what_is_over_the_budget_comes_and_goes_one_by_one(void **state)
 {
     (void)state;
-    keep_init(&a->keep, 1 << 20, &header);
+    keep_init(&a->keep, 1 << 20, &header, 0);
     for (uint32_t n = 1; n <= 4; n++) {
         assert_int_equal(pop(BIG), n);
         assert_int_equal(wanted, 1);
