@@ -68,6 +68,7 @@
 #define MSG_FIELD_text        STR, 0, MSG_TEXT_MAX
 #define MSG_FIELD_body        BIN, 0, MSG_BODY_MAX  /* msgpack of its own */
 #define MSG_FIELD_image       OPT32, 0, UINT32_MAX  /* of the program that the process runs; 0: not told */
+#define MSG_FIELD_copy        OPT32, 0, UINT32_MAX  /* of the library in that program; 0: not told */
 #define MSG_FIELD_job         JOB, 0, 7
 #define MSG_FIELD_pad         PAD, 0, UINT64_MAX
 
@@ -79,8 +80,10 @@
  * ERROR instead; NONE: no reply. */
 #define MSG_TABLE(MESSAGE)                                                                                             \
     /* first of all, once. tag and heap_id: those of a client that comes back; RESUME follows. image: a client of this \
-     * process with another image, neither of them 0, is gone: exec has replaced it. A monitor is answered by OK */    \
-    MESSAGE(HELLO, hello, 1, CLIENT, WELCOME, (version_min, version, layout, flags, heap_id, tag, image))              \
+     * process with another image, neither of them 0, is gone: exec has replaced it. copy: a library has one client of \
+     * a kind, reader or writer; with a HELLO without a tag it has none yet, and one that nobody is connected as is    \
+     * gone. A monitor is answered by OK */                                                                            \
+    MESSAGE(HELLO, hello, 1, CLIENT, WELCOME, (version_min, version, layout, flags, heap_id, tag, image, copy))        \
     /* after a HELLO with a tag: `list` of leased spans; flags 1: the last packet of them. flags 2: of the tags of     \
      * transactions that it knows; if there is such a packet, what it does not list was lost, and is free */           \
     MESSAGE(RESUME, resume, 2, CLIENT, OK, (flags, list))                                                              \

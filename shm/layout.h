@@ -140,6 +140,7 @@ struct tag {
     uint32_t done;       /* id of the client's last request that took effect, of those that a ticket is for, kept over a
                             RESUME; 0: none. sync: daemon, atomic, of a root's move under the redo record */
     uint32_t image;      /* of the program that the process ran when it attached: another one has replaced it by exec. 0: not told */
+    uint32_t copy;       /* of the library in that program: it has one client of a kind for each heap. 0: not told */
     uint32_t start_time; /* of the process, clock ticks since boot, the lower 32 bits; 0: could not be read */
     uint32_t since_s;    /* real time of admission */
     uint64_t inode;      /* of its pidfd in pidfs, which names the process until the next boot; 0: not known */

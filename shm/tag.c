@@ -14,6 +14,7 @@ void tag_write(struct heap *h, unsigned tag, const struct tag *value)
     t->uid = value->uid;
     store_relaxed(&t->done, value->done);
     t->image = value->image;
+    t->copy = value->copy;
     t->start_time = value->start_time;
     t->since_s = value->since_s;
     t->inode = value->inode;

@@ -152,10 +152,23 @@ static int place(struct arena *a)
     return -EMFILE;
 }
 
+/* What a HELLO for a new client says. Whoever the daemon takes for this library's client of this kind is gone: its BYE or its
+ * WELCOME was lost with a daemon. But not one whose heap is of the past here and still open: its objects may be in use. */
+static uint32_t copy_of(const uint8_t heap_id[16], bool read_only)
+{
+    bool of_the_past = false;
+    registry_enter();
+    for (int i = 0; i < HEAPS_MAX; i++)
+        of_the_past |= registry_heaps[i] && registry_heaps[i]->read_only == read_only && heap_is_stale(registry_heaps[i]) &&
+                       memcmp(registry_heaps[i]->heap.header->heap_id, heap_id, 16) == 0;
+    pthread_mutex_unlock(&registry_lock);
+    return of_the_past ? 0 : process_copy();
+}
+
 /* The heap is not open yet, and it is this thread's turn. -ESTALE: another one is there by now. */
 static int open_new(struct arena *a, const uint8_t heap_id[16], struct patience *patience)
 {
-    int fds[3] = {-1, -1, -1}, rc = attach_hello(&a->conn, attach_flags(a), fds, patience);
+    int fds[3] = {-1, -1, -1}, rc = attach_hello(&a->conn, attach_flags(a), copy_of(heap_id, a->read_only), fds, patience);
     if (rc < 0)
         return rc;
     a->tag = (uint16_t)a->conn.in.welcome.tag;
@@ -186,7 +199,7 @@ static int open_heap(struct arena *a, struct arena **ret)
     uint8_t heap_id[16];
     int rc;
     do {
-        rc = attach_greet(a, false, HELLO_LOOK, NULL, &patience);
+        rc = attach_greet(a, false, HELLO_LOOK, 0, NULL, &patience);
         if (rc < 0)
             return rc;
         memcpy(heap_id, a->conn.in.welcome.heap_id, 16);

@@ -43,11 +43,12 @@ static ssize_t receive(struct connection *c, int fds[3], int *ret_count, struct 
 
 /* Sends HELLO, as a new client or (HELLO_LOOK) to learn which heap is there, and takes the reply with its descriptors: three of
  * a client. Their number, -EPIPE: the connection was lost, or another negative errno. */
-int attach_hello(struct connection *c, unsigned flags, int fds[3], struct patience *patience)
+int attach_hello(struct connection *c, unsigned flags, uint32_t copy, int fds[3], struct patience *patience)
 {
     char why[MSG_TEXT_MAX + 1];
     int count = 0, expected = flags & HELLO_LOOK ? 0 : 3;
     struct msg request = call_hello(flags, process_image());
+    request.hello.copy = copy;
     request.id = conn_next_id(c);
     int bytes = msg_encode(&request, c->packet, sizeof c->packet);
     if (bytes < 0)
@@ -85,7 +86,7 @@ bool attach_tries_again(struct patience *patience)
 
 /* Connects and says HELLO, on and on while connections are lost - a daemon that is being started again, or one that was stopped
  * for long - and, if there was a daemon before, also while nobody is there; as long as there is patience. As attach_hello(). */
-int attach_greet(struct arena *a, bool was_there, unsigned flags, int fds[3], struct patience *patience)
+int attach_greet(struct arena *a, bool was_there, unsigned flags, uint32_t copy, int fds[3], struct patience *patience)
 {
     do {
         int rc = conn_connect(a->socket);
@@ -93,7 +94,7 @@ int attach_greet(struct arena *a, bool was_there, unsigned flags, int fds[3], st
             return rc;
         conn_init(&a->conn, rc < 0 ? -1 : rc);
         if (rc >= 0) {
-            rc = attach_hello(&a->conn, flags, fds, patience);
+            rc = attach_hello(&a->conn, flags, copy, fds, patience);
             if (rc != -EPIPE)
                 return rc;
             conn_forget(&a->conn);
@@ -259,7 +260,7 @@ static int attach_again(struct arena *a)
     struct patience patience = conn_patience(a);
     int fds[3] = {-1, -1, -1};
     conn_forget(&a->conn);
-    int rc = attach_greet(a, true, attach_flags(a), fds, &patience);
+    int rc = attach_greet(a, true, attach_flags(a), process_copy(), fds, &patience);
     if (rc < 0)
         return rc;
     attach_close_fds(fds, 3);

@@ -23,7 +23,8 @@
  *   INFO          changes nothing                                          the same
  *   BYE           done, it is answered ESTALE: the tag is not this         it is meant to be done later, too: a ticket
  *                 client's any more                                        says that to hang up is a goodbye. A reader has
- *                                                                          none, and stays until its process ends
+ *                                                                          none: it is gone when its library attaches
+ *                                                                          anew, or its process ends
  *
  * The ticket (shm/ticket.h) is taken back before the caller is told. Where the daemon was faster and does not come to an end
  * with it in GRACE_MS, the answer is -EINPROGRESS, and the next RESUME settles it: by then the daemon has done all that it
@@ -147,6 +148,7 @@ static int resume(struct arena *a, struct patience *patience)
     request.hello.heap_id = a->heap.header->heap_id;
     request.hello.heap_id_bytes = sizeof a->heap.header->heap_id;
     request.hello.tag = a->tag;
+    request.hello.copy = process_copy();
     int rc = exchange(a, &request, patience);
     if (rc < 0)
         return rc;

@@ -13,6 +13,7 @@ bool forked(const struct arena *a); /* what is here is the parent's: arena_reatt
 uint32_t fork_generation(void);     /* of this process; as forked(), for all that is not a heap's */
 bool fork_wipes(void);              /* MADV_WIPEONFORK works here */
 uint32_t process_image(void);       /* other after each exec; never 0 */
+uint32_t process_copy(void);        /* of the library, in this program; never 0 */
 void fork_start(void);              /* before main() */
 
 #endif

@@ -147,14 +147,17 @@ int client_attach(struct core *core, const struct tag *identity, struct client *
     return 0;
 }
 
-struct client *client_replaced(const struct core *core, const struct tag *identity, const struct client *after)
+struct client *client_replaced(const struct core *core, const struct tag *identity, bool fresh, const struct client *after)
 {
+    bool by_copy = fresh && identity->copy;
     if (!identity->image)
         return NULL;
     for (unsigned tag = after ? after->tag + 1u : 1; tag < core->heap.header->tag_top; tag++) {
         struct client *client = core->clients[tag];
         const struct tag *t = &core->heap.tags[tag];
-        if (client && client->state != CLIENT_DYING && t->image && t->image != identity->image && tag_same_process(t, identity))
+        if (!client || client->state == CLIENT_DYING || !t->image || !tag_same_process(t, identity))
+            continue;
+        if (t->image != identity->image || (by_copy && t->copy == identity->copy && t->read_only == identity->read_only))
             return client;
     }
     return NULL;

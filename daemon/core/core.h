@@ -322,9 +322,12 @@ void core_returned(struct core *core, uint64_t first, uint64_t pages, int error)
 /* Admits a process: *ret with a tag, in the map before this returns. -EDQUOT, -EUSERS (no tag is free), -ENOMEM. */
 int client_attach(struct core *core, const struct tag *identity, struct client **ret);
 
-/* A client of the process that `identity` names which another image of it has replaced by exec, behind `after` (NULL: the
- * first); NULL: none. Images that were not told tell nothing. */
-struct client *client_replaced(const struct core *core, const struct tag *identity, const struct client *after);
+/* A client of the process that `identity` names and that is gone though the process lives, behind `after` (NULL: the first);
+ * NULL: none.
+ *  - Another image of the process has replaced its own, by exec.
+ *  - fresh: `identity` is that of a client that is new. Then the same copy of the library has no other one of its kind.
+ * Images and copies that were not told tell nothing. */
+struct client *client_replaced(const struct core *core, const struct tag *identity, bool fresh, const struct client *after);
 
 /* Its process is dead, or said goodbye: from here on the pass frees what bears its tags. */
 void client_die(struct core *core, struct client *client);

@@ -77,20 +77,24 @@ static void hello_resume(struct connection *c, uint32_t id, const struct msg_hel
     welcome(c, id, WELCOME_RESUMED);
 }
 
-/* The memory of a program that another one has replaced by exec is gone, and so is what it held, though the process and its
- * pidfd live on. */
-static void bury_replaced(struct connection *c, const struct tag *identity)
+/* Clients that are gone though their process and its pidfd live on: see client_replaced(). One that somebody is connected as
+ * lives, whatever another connection of its process says. */
+static void bury_replaced(struct connection *c, const struct tag *identity, bool fresh)
 {
+    struct core *core = &c->server->core;
     struct client *client = NULL;
-    while ((client = client_replaced(&c->server->core, identity, client)) != NULL) {
+    while ((client = client_replaced(core, identity, fresh, client)) != NULL) {
         struct connection *old = client->connection;
-        log_event(LOG_LEVEL_INFO, "death", "tag=%u pid=%u uid=%u leased_pages=%llu by=exec", client->tag, client->pid,
-                  client->uid, (unsigned long long)client->leased_pages);
+        bool by_exec = core->heap.tags[client->tag].image != identity->image;
+        if (!by_exec && old && !connection_hung_up(old))
+            continue;
+        log_event(LOG_LEVEL_INFO, "death", "tag=%u pid=%u uid=%u leased_pages=%llu by=%s", client->tag, client->pid,
+                  client->uid, (unsigned long long)client->leased_pages, by_exec ? "exec" : "open");
         connection_unwatch(client);
         client->connection = NULL;
         if (old)
             old->client = NULL;
-        client_die(&c->server->core, client);
+        client_die(core, client);
         if (old)
             connection_close(old, NULL);
     }
@@ -121,8 +125,8 @@ void on_hello(struct connection *c, uint32_t id, const struct msg_hello *m)
         return;
     }
     struct tag identity = {.pid = c->pid, .uid = c->uid, .start_time = c->start_time, .inode = c->inode,
-                           .image = m->image, .since_s = real_s(), .read_only = (m->flags & HELLO_READ_ONLY) != 0};
-    bury_replaced(c, &identity);
+                           .image = m->image, .copy = m->copy, .since_s = real_s(), .read_only = (m->flags & HELLO_READ_ONLY) != 0};
+    bury_replaced(c, &identity, !m->tag);
     if (m->tag) {
         hello_resume(c, id, m);
         return;

@@ -1,5 +1,6 @@
 /* Goal: a HELLO says who comes. A look makes no client; another image of a process that is attached means that exec has
- * replaced the one before, whose memory comes back at once; an image that is not told means nothing.
+ * replaced the one before, whose memory comes back at once; an image that is not told means nothing. A library that attaches
+ * anew is no other client of its kind any more.
  * Method: raw clients of this process, which are the same process with the images that they say they are. */
 #include <errno.h>
 #include <string.h>
@@ -11,15 +12,19 @@
 
 static struct daemon d;
 
-static void say_hello(struct raw *r, uint32_t flags, uint32_t image)
+static void say_hello_of(struct raw *r, uint32_t flags, uint32_t image, uint32_t copy)
 {
+    struct msg hello = call_hello(flags, image);
+    hello.hello.copy = copy;
     memset(r, 0, sizeof *r);
     r->fd = raw_connect(d.socket);
-    assert_int_equal(raw_send(r->fd, 1, call_hello(flags, image)), 0);
+    assert_int_equal(raw_send(r->fd, 1, hello), 0);
     assert_int_equal(raw_receive(r), MSG_WELCOME);
     r->tag = m.welcome.tag;
     r->epoch = m.welcome.epoch;
 }
+
+static void say_hello(struct raw *r, uint32_t flags, uint32_t image) { say_hello_of(r, flags, image, 0); }
 
 static void lease_some(struct raw *r)
 {
@@ -108,6 +113,61 @@ static void the_same_image_and_one_that_is_not_told_bury_nobody(void **state)
     raw_close(&after);
 }
 
+static void a_library_has_one_client_of_a_kind_and_says_so_when_it_attaches_anew(void **state)
+{
+    struct raw lost, connected, reader, other, silent, anew;
+    (void)state;
+    say_hello_of(&lost, 0, 7, 21);
+    lease_some(&lost);
+    raw_close(&lost); /* no BYE: its process lives, so it may come back */
+    say_hello_of(&connected, 0, 7, 22);
+    say_hello_of(&reader, HELLO_READ_ONLY, 7, 21);
+    raw_close(&reader);
+    say_hello_of(&other, 0, 7, 23);
+    raw_close(&other);
+    say_hello_of(&silent, 0, 7, 0);
+    raw_close(&silent);
+    stat_await(&d, "clients", 5);
+    say_hello_of(&anew, 0, 7, 21);
+    stat_await(&d, "clients", 5); /* in place of the lost one */
+    stat_await(&d, "spans_leased", 0);
+    raw_close(&anew);
+    say_hello_of(&anew, 0, 7, 22); /* somebody is connected as that one */
+    assert_true(is_served(&connected));
+    assert_int_equal(stat_of(&d, "clients"), 6);
+    raw_close(&connected);
+    raw_close(&anew);
+}
+
+/* It has no word to write a goodbye to. */
+static void a_reader_that_closes_while_no_daemon_runs_is_gone_when_it_opens_again(void **state)
+{
+    struct arena_options options = ARENA_OPTIONS_INIT;
+    char directory[100];
+    arena_t *a;
+    (void)state;
+    temp_dir(directory, sizeof directory, "hello");
+    daemon_start(&d, "64M", "--backing", directory, "--keeper=no", NULL);
+    options.flags = ARENA_READ_ONLY;
+    assert_int_equal(arena_open(&a, d.socket, &options), 0);
+    arena_close(a);
+    options.timeout_ms = 1;
+    while (arena_open(&a, d.socket, &options) == -ENOTCONN) /* on a busy machine */
+        continue;
+    daemon_kill(&d);
+    assert_int_equal(arena_close(a), 0);
+    daemon_again(&d, "64M", "--backing", directory, "--keeper=no", NULL);
+    assert_int_equal(stat_of(&d, "clients"), 1);
+    options.timeout_ms = 0;
+    assert_int_equal(arena_open(&a, d.socket, &options), 0);
+    assert_int_equal(stat_of(&d, "clients"), 1);
+    assert_int_equal(arena_close(a), 0);
+    assert_int_equal(stat_of(&d, "clients"), 0);
+    assert_int_equal(daemon_stop(&d), 0);
+    daemon_clean(&d);
+    assert_int_equal(temp_dir_remove(directory), 0);
+}
+
 static int start(void **state) { return daemon_setup(state, &d, "64M", NULL); }
 
 int main(void)
@@ -117,6 +177,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(rows_that_there_are_not_are_refused, start, daemon_teardown),
         cmocka_unit_test_setup_teardown(another_image_buries_the_one_before_and_its_memory_comes_back, start, daemon_teardown),
         cmocka_unit_test_setup_teardown(the_same_image_and_one_that_is_not_told_bury_nobody, start, daemon_teardown),
+        cmocka_unit_test_setup_teardown(a_library_has_one_client_of_a_kind_and_says_so_when_it_attaches_anew, start, daemon_teardown),
+        cmocka_unit_test(a_reader_that_closes_while_no_daemon_runs_is_gone_when_it_opens_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

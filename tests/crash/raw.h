@@ -29,7 +29,7 @@ uint32_t raw_receive(struct raw *r);
 
 /* A value for each field that a message of the table may have. */
 struct raw_values {
-    uint32_t version_min, version, layout, flags, tag, epoch, span_class, pages, align, first, count, mode, what, error, image;
+    uint32_t version_min, version, layout, flags, tag, epoch, span_class, pages, align, first, count, mode, what, error, image, copy;
     uint64_t expected, desired, cursor, base, heap_bytes, map_bytes, state_bytes, value, gc_mode, table, serial;
     const char *name, *text;
     const uint8_t *heap_id, *body;

@@ -211,7 +211,7 @@ static struct msg any_message(uint32_t type, const struct raw *r, uint64_t *s)
         .version = PROTO_VERSION,
         .layout = LAYOUT_VERSION,
         .flags = (uint32_t)rnd(s) % 5,
-        .image = (uint32_t)rnd(s) % 3,
+        .image = (uint32_t)rnd(s) % 3, .copy = (uint32_t)rnd(s) % 3,
         .epoch = rnd(s) % 4 ? r->epoch : (uint32_t)rnd(s),
         .tag = rnd(s) % 2 ? r->tag : (uint32_t)rnd(s) % 32768,
         .heap_id = heap_id,

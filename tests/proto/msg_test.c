@@ -280,7 +280,7 @@ static void packets_are_what_they_always_were(void **state)
         size_t count;
     } always[] = {
 #define ALWAYS(bytes, ...) {__VA_ARGS__, bytes, sizeof bytes - 1}
-        ALWAYS("\x99\x01\x05\x01\x01\x09\x04\xc4\x00\x00\x00",
+        ALWAYS("\x9a\x01\x05\x01\x01\x09\x04\xc4\x00\x00\x00\x00",
                {.type = MSG_HELLO, .id = 5, .hello = {.version_min = 1, .version = 1, .layout = 9, .flags = HELLO_LOOK}}),
         ALWAYS("\x97\x03\x05\x02\x14\x04\x00\x92\x07\xcd\x01\x2c",
                {.type = MSG_LEASE, .id = 5, .lease = {.epoch = 2, .span_class = 20, .pages = 4, .list = list, .list_count = 2}}),

@@ -20,6 +20,7 @@ static void an_entry_reads_back_as_it_was_written(void **state)
                       .uid = UINT32_MAX,
                       .done = 7,
                       .image = 3,
+                      .copy = 4,
                       .start_time = UINT32_MAX - 1,
                       .since_s = 99,
                       .inode = UINT64_MAX - 1,
