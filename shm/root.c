@@ -4,6 +4,8 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "shm/fnv.h"
+
 int root_name_check(const char *name)
 {
     if (!name)
@@ -19,9 +21,7 @@ int root_name_check(const char *name)
 
 uint32_t root_hash(const char *name) /* FNV-1a with a final mix: names often differ in their last digits only */
 {
-    uint32_t hash = 2166136261u;
-    for (; *name; name++)
-        hash = (hash ^ (unsigned char)*name) * 16777619u;
+    uint32_t hash = fnv_text(name);
     hash ^= hash >> 16;
     hash *= 0x85ebca6bu;
     return hash ^ hash >> 13;

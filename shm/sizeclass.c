@@ -1,5 +1,7 @@
 #include "shm/sizeclass.h"
 
+#include "shm/fnv.h"
+
 #define MAGIC(size)        ((uint32_t)((0x100000000ULL + (size) - 1) / (size)))
 #define ROW(c, s, p, n)    [SPAN_CLASS(c, 0)] = {(s), MAGIC(s), (p), (n)}, [SPAN_CLASS(c, 1)] = {(s), MAGIC(s), (p), (n)},
 const struct class_info class_table[CLASS_LIMIT] = {SIZE_CLASS_TABLE(ROW)};
@@ -36,10 +38,9 @@ uint32_t large_pages(uint64_t size)
 
 uint32_t size_class_digest(void)
 {
-    uint32_t hash = 2166136261u;
+    uint32_t hash = FNV_START;
     for (unsigned c = 0; c < SPAN_CLASS_COUNT; c += 2) {
-        hash = (hash ^ class_table[c].size) * 16777619u;
-        hash = (hash ^ class_table[c].pages) * 16777619u;
+        hash = fnv_add(fnv_add(hash, class_table[c].size), class_table[c].pages);
     }
     return hash;
 }

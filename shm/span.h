@@ -36,6 +36,17 @@ static inline int span_at(const struct heap *h, uint64_t first, struct span_info
     return 1;
 }
 
+/* One step of a walk over spans: 1 and the span that begins at *page, which moves behind it; or 0, and *page moves on by one. */
+static inline int span_next(const struct heap *h, uint64_t *page, struct span_info *ret)
+{
+    if (!span_at(h, *page, ret) || !ret->page_count) {
+        ++*page;
+        return 0;
+    }
+    *page += ret->page_count;
+    return 1;
+}
+
 static inline uint32_t span_units(uint32_t objects) { return (objects + UNIT_WORDS - 1) / UNIT_WORDS; }
 
 /* Makes pages [first, first + page_count) a span. Daemon only; the words are FREE already.

@@ -233,13 +233,11 @@ static void look_at_heap(const struct gone *g, struct escape *e)
     uint64_t top = load_acquire(&a->heap.header->top); /* [TP1] */
     for (uint64_t page = 1; page < top && page < a->heap.page_count;) {
         struct span_info span;
-        if (!span_at(&a->heap, page, &span) || !span.page_count) {
-            page++;
+        if (!span_next(&a->heap, &page, &span))
             continue;
-        }
         uint64_t size =
             CLASS_IS_LARGE(span.span_class) ? (uint64_t)span.page_count << PAGE_SHIFT : span.size;
-        uint8_t *base = a->base + (page << PAGE_SHIFT);
+        uint8_t *base = a->base + (span.first << PAGE_SHIFT);
         for (uint32_t i = 0; i < span.objects; i++) {
             uint16_t word = load_relaxed(&span.words[i]);
             uint8_t *object = base + i * size;
@@ -248,7 +246,6 @@ static void look_at_heap(const struct gone *g, struct escape *e)
             if ((mine || word == WORD_SHARED) && object != (uint8_t *)g->k->s->base)
                 look_at_object(g, e, object, size, !mine);
         }
-        page += span.page_count;
     }
 }
 

@@ -203,16 +203,13 @@ bool client_take_back(struct core *core, struct client *client, uint64_t *cursor
     uint32_t seen = 0, words = 0;
     while (page < core->mheap.top && seen++ < TURN_SPANS && words < TURN_WORDS) {
         struct span_info span;
-        if (!span_at(&core->heap, page, &span)) {
-            uint64_t next = pagealloc_all_free(&core->mheap.free, page, 1) ? pagealloc_next_taken(&core->mheap.free, page) : page + 1;
-            page = next < core->mheap.top ? next : core->mheap.top;
+        if (!core_span_next(core, &page, &span))
             continue;
-        }
-        if (load_relaxed(&core->heap.spans[page].lessee) == client->tag && core->dspans[page].listed != client->resume_serial) {
+        if (load_relaxed(&core->heap.spans[span.first].lessee) == client->tag &&
+            core->dspans[span.first].listed != client->resume_serial) {
             words += span.objects + span_entries_now(&span);
-            mcentral_uncache_span(core, client, page);
+            mcentral_uncache_span(core, client, span.first);
         }
-        page += span.page_count;
     }
     *cursor = page;
     return page >= core->mheap.top;

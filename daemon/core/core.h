@@ -287,6 +287,19 @@ bool scavenge_turn(struct core *core, uint32_t spans, uint32_t words);
  * none, or memory cannot be had. */
 int scavenge_back(struct core *core, struct uid_account *account, unsigned span_class, uint32_t pages);
 
+/* A step of a walk over spans, as span_next(); a run of free pages is one step. */
+static inline bool core_span_next(const struct core *core, uint64_t *page, struct span_info *ret)
+{
+    uint64_t at = *page;
+    if (span_next(&core->heap, page, ret))
+        return true;
+    if (pagealloc_all_free(&core->mheap.free, at, 1)) {
+        uint64_t taken = pagealloc_next_taken(&core->mheap.free, at);
+        *page = taken < core->heap.page_count ? taken : core->heap.page_count;
+    }
+    return false;
+}
+
 /* What a page's span says of memory behind its pages, and the count of them all. */
 static inline void core_set_returned(struct core *core, uint64_t first, uint16_t mask)
 {

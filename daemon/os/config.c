@@ -19,6 +19,7 @@
 
 #include "daemon/os/log.h"
 #include "proto/text.h"
+#include "shm/fnv.h"
 
 enum {
     FILE_LINE_MAX = 190,                  /* inih takes lines in pieces of this size */
@@ -481,17 +482,14 @@ static int default_socket(struct config *config)
 uint64_t config_base_place(const char *name, uint64_t max, uint64_t nth)
 {
     uint64_t from = 0x550000000000ULL, to = 0x555555554000ULL, size = 1ULL << 30, first = 0;
-    uint32_t hash = 2166136261u;
     bool is_default = strcmp(name, "default") == 0;
     while (size < max)
         size *= 2;
     if ((to - from) / size < 2 && !(is_default && nth == 0 && max <= to - from))
         from = 0x600000000000ULL, to = 0x7a0000000000ULL;
     uint64_t places = max <= to - from && (to - from) / size == 0 ? 1 : (to - from) / size;
-    for (const char *p = name; *p; p++)
-        hash = (hash ^ (unsigned char)*p) * 16777619u;
     if (!is_default && places > 1)
-        first = 1 + hash % (places - 1);
+        first = 1 + fnv_text(name) % (places - 1);
     return nth < places ? from + (first + nth) % places * size : 0;
 }
 

@@ -677,14 +677,12 @@ bool gc_sweep(struct core *core, struct gc *gc, uint32_t words)
     uint64_t done = 0;
     while (gc->sweep_page < core->mheap.top && done < words) {
         struct span_info span;
-        if (!span_at(&core->heap, gc->sweep_page, &span)) {
-            gc->sweep_page++;
+        if (!span_next(&core->heap, &gc->sweep_page, &span)) {
             done++;
             continue;
         }
         sweep_span(core, gc, &span);
         done += span.objects / UNIT_WORDS + 1;
-        gc->sweep_page += span.page_count;
     }
     return gc->sweep_page < core->mheap.top;
 }

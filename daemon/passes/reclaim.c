@@ -146,12 +146,10 @@ bool reclaim_turn(struct core *core, uint32_t words)
             break;
         }
         spans++;
-        if (!span_at(&core->heap, at, &span)) {
-            uint64_t taken = pagealloc_all_free(&core->mheap.free, at, 1) ? pagealloc_next_taken(&core->mheap.free, at) : at + 1;
-            passed += (taken < core->heap.page_count ? taken : core->heap.page_count) - at;
+        bool found = core_span_next(core, &at, &span);
+        passed = at - r->cursor; /* before the span may be uncut */
+        if (!found)
             continue;
-        }
-        passed += span.page_count; /* before it may be uncut */
         done += span.objects + span_entries_now(&span);
         reclaim_span(core, &span);
     }

@@ -72,12 +72,8 @@ bool scavenge_turn(struct core *core, uint32_t spans, uint32_t words)
     while (page < top && spans && words) {
         struct span_info span;
         spans--;
-        if (!span_at(&core->heap, page, &span)) {
-            uint64_t next = pagealloc_all_free(&core->mheap.free, page, 1) ? pagealloc_next_taken(&core->mheap.free, page) : page + 1;
-            page = next < top ? next : top;
+        if (!core_span_next(core, &page, &span))
             continue;
-        }
-        page += span.page_count;
         struct dspan *d = &core->dspans[span.first];
         bool idle = core->scavenge_now || (uint8_t)(core->mheap.tick - d->tick) >= IDLE_TICKS;
         if (d->list != LIST_NONEMPTY || d->looked || !idle)
