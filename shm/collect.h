@@ -1,3 +1,4 @@
+/* clang-format off */
 /* The flags of a collection: what clients know of one that runs, and what it knows of them.
  *
  *     daemon                                     client
@@ -12,6 +13,7 @@
  * `collecting`, fences, and then reads. One of the two sees the other. [TN1] is the same between `turning` and the snapshot:
  * each word of a commit is SHARED in all of the snapshot, or in none of it. sync: header fields: daemon; turning[tag]: its
  * client's threads, and the daemon when that is dead. */
+/* clang-format on */
 #ifndef SHM_COLLECT_H
 #define SHM_COLLECT_H
 

@@ -1,34 +1,36 @@
-/* The state words: 16 bits an object, and the hints, a byte a page. By this protocol processes share the heap without locks.
+/* The state words: 16 bits an object, and the hints, a byte a page. By this protocol processes share the heap without
+ * locks.
  *
- * Every store into a word or a hint is one of the functions below; tests/scripts/doors.sh looks for others. The fast paths
- * of client/arena_inline.h, a public header, do T3 to T6 and T11 by themselves; tests/client/alloc/inline_test.c compares.
+ * Every store into a word or a hint is one of the functions below; tests/scripts/doors.sh looks for others. The fast
+ * paths of client/arena_inline.h, a public header, do T3 to T6 and T11 by themselves; tests/client/alloc/inline_test.c
+ * compares.
  * In the drawing t is a client's tag, x a tag of one of its transactions, y the tag of its limbo (what it frees after a
  * collection), s the tag of what it samples.
  */
 /* clang-format off */
-/*  T0  no object's -> FREE         the daemon                   word_clear        store   a span is cut, before its entries
- *  T1  FREE -> CACHED(t)           the lessee of the span       word_cache        store   refill
- *  T2  CACHED(t) -> FREE           t                            word_flush        store   flush; then the hint
- *  T3  CACHED(t) -> OWNED(t)       t, pops it                   word_alloc        store   alloc
- *  T4  CACHED(t) -> OWNED(x)       t, in transaction x          word_alloc        store   alloc
- *  T5  CACHED(t) -> SHARED         t, which does not pin        word_alloc        store   alloc, ARENA_SHARED
- *  T6  OWNED(t) -> CACHED(t)       t                            word_free         store   free
- *  T7  OWNED(x, s) -> CACHED(t)    t, any thread                word_free_swap    swap    free; abort
- *  T8  OWNED(t) -> SHARED          t                            word_publish      store   publish
- *  T9  OWNED(x, s) -> SHARED       t, any thread                word_publish_swap swap    publish; turning of what is committed
- *  T10 OWNED(t) -> OWNED(x, s)     t                            word_adopt        store   detach; a sample
- *  T11 SHARED -> CACHED(t)         any client t                 word_free_swap    swap    free
- *  T12 SHARED -> OWNED(t)          any client t                 word_claim        swap    claim
- *  T13 OWNED(t) -> OWNED(y)        t                            word_free         store   moved while a collection runs
- *      OWNED(x, s), SHARED -> OWNED(y)   t; of SHARED any t     word_free_swap    swap    the same
- *  T14 OWNED(y) -> CACHED(t)       t                            word_free_late    store   after the collection
- *  T15 CACHED(t), OWNED(t, x, y, s) -> FREE   the daemon        word_reclaim      swap    t is dead
- *  T16 OWNED(x) -> SHARED          the daemon                   word_publish_dead swap    t is dead, x was committed
- *  T17 SHARED -> FREE              the collector                word_collect      swap    unreachable
- *  T18 x is committed: no word changes. OWNED(x) counts as SHARED from then on: T11, T12 and T13 swap it as well, under a
- *      hazard (shm/hazard.h), and T7, T9 and T10 are over, but for the turning
- *  T19 OWNED(t, s) -> OWNED(x, t)  t                            word_adopt_swap   swap    realloc by another thread; what is
- *                                                                                       sampled becomes the process's again
+/*  T0  no object's -> FREE         the daemon             word_clear        store   a span is cut, before its entries
+ *  T1  FREE -> CACHED(t)           the lessee of the span word_cache        store   refill
+ *  T2  CACHED(t) -> FREE           t                      word_flush        store   flush; then the hint
+ *  T3  CACHED(t) -> OWNED(t)       t, pops it             word_alloc        store   alloc
+ *  T4  CACHED(t) -> OWNED(x)       t, in transaction x    word_alloc        store   alloc
+ *  T5  CACHED(t) -> SHARED         t, which does not pin  word_alloc        store   alloc, ARENA_SHARED
+ *  T6  OWNED(t) -> CACHED(t)       t                      word_free         store   free
+ *  T7  OWNED(x, s) -> CACHED(t)    t, any thread          word_free_swap    swap    free; abort
+ *  T8  OWNED(t) -> SHARED          t                      word_publish      store   publish
+ *  T9  OWNED(x, s) -> SHARED       t, any thread          word_publish_swap swap    publish; turning
+ *  T10 OWNED(t) -> OWNED(x, s)     t                      word_adopt        store   detach; a sample
+ *  T11 SHARED -> CACHED(t)         any client t           word_free_swap    swap    free
+ *  T12 SHARED -> OWNED(t)          any client t           word_claim        swap    claim
+ *  T13 OWNED(t) -> OWNED(y)        t                      word_free         store   moved while a collection runs
+ *      OWNED(x, s) -> OWNED(y)    t                      word_free_swap    swap    the same
+ *      SHARED -> OWNED(y)         any client t           word_free_swap    swap    the same
+ *  T14 OWNED(y) -> CACHED(t)       t                      word_free_late    store   after the collection
+ *  T15 CACHED(t), OWNED(t, x, y, s) -> FREE   the daemon  word_reclaim      swap    t is dead
+ *  T16 OWNED(x) -> SHARED          the daemon             word_publish_dead swap    t is dead, x was committed
+ *  T17 SHARED -> FREE              the collector          word_collect      swap    unreachable
+ *  T18 x is committed: no word changes. OWNED(x) counts as SHARED from then on: T11, T12 and T13 swap it as well,
+ *      under a hazard (shm/hazard.h), and T7, T9 and T10 are over, but for the turning
+ *  T19 OWNED(t, s) -> OWNED(x, t)  t                      word_adopt_swap   swap    realloc by another thread
  */
 /* clang-format on */
 /* The rule:
@@ -36,12 +38,12 @@
  *   - A SHARED word I change by compare-and-swap.
  *   - A word with another's tag I never touch.
  *   - A FREE word only the lessee of its span takes.
- * So each word has one plain writer. A transaction's words may come to count as SHARED at any moment, by its own thread:
- * others of its process change them by compare-and-swap.
+ * So each word has one plain writer. A transaction's words may come to count as SHARED at any moment, by its own
+ * thread: others of its process change them by compare-and-swap.
  *
  * Orders. [ST1] FREE is stored with release and loaded with acquire by who takes it: the object's last writes are seen
- * before its next owner's first. [PB1] A swap away from SHARED acquires what its publisher released. OWNED and CACHED are
- * relaxed: only their own client reads them. [HT1] The hint is stored with release after the FREE words; who clears it
+ * before its next owner's first. [PB1] A swap away from SHARED acquires what its publisher released. OWNED and CACHED
+ * are relaxed: only their own client reads them. [HT1] The hint is stored with release after the FREE words; who clears it
  * does so by an exchange and then scans. The hint is never skipped because it is set already: that store could be lost.
  */
 #ifndef SHM_STATE_H
@@ -71,7 +73,8 @@ static inline int word_cache(uint16_t *word, uint16_t cached)
     return 1;
 }
 
-/* T2: an entry that has left its magazine becomes FREE for the span's lessee; then comes hint_set(). 0: it is not CACHED(t).
+/* T2: an entry that has left its magazine becomes FREE for the span's lessee; then comes hint_set(). 0: it is not
+ * CACHED(t).
  * die: FREE without a hint; the pass that reclaims this client counts every span again. */
 static inline int word_flush(uint16_t *word, uint16_t cached)
 {
@@ -81,8 +84,8 @@ static inline int word_flush(uint16_t *word, uint16_t cached)
     return 1;
 }
 
-/* T3 T4 T5: a pop of a magazine, `to` being OWNED(t), OWNED(x) or SHARED. 0: the entry is stale (the object was freed twice,
- * or torn away) and must be dropped.
+/* T3 T4 T5: a pop of a magazine, `to` being OWNED(t), OWNED(x) or SHARED. 0: the entry is stale (the object was freed
+ * twice, or torn away) and must be dropped.
  * die: an object that nobody was told of; OWNED is freed by T15, SHARED waits for the collector. */
 static inline int word_alloc(uint16_t *word, uint16_t cached, uint16_t to)
 {
@@ -138,14 +141,17 @@ static inline int word_publish_dead(uint16_t *word, uint16_t seen) { return word
 static inline int word_collect(uint16_t *word) { return word_swap(word, WORD_SHARED, WORD_FREE); }
 
 /* T19: `seen` is OWNED(t, s). die: as word_adopt(). */
-static inline int word_adopt_swap(uint16_t *word, uint16_t seen, uint16_t owned) { return word_swap(word, seen, owned); }
+static inline int word_adopt_swap(uint16_t *word, uint16_t seen, uint16_t owned)
+{
+    return word_swap(word, seen, owned);
+}
 
 /* The hints. set: after the FREE words. die: a hint of a page that has not been counted.
  * clear: before the words are read. die: no hint; who reads the words begins again, see who calls it.
  * reset: a span is cut. die: no hint, of a page that is no span's. */
 static inline void hint_set(uint8_t *hint) { store_release(hint, 1); } /* [HT1] after the FREE words */
 static inline int hint_seen(const uint8_t *hint) { return load_relaxed(hint) != 0; }
-static inline int hint_clear(uint8_t *hint) { return exchange_acq_rel(hint, 0) != 0; } /* [HT1] before the words are read */
+static inline int hint_clear(uint8_t *hint) { return exchange_acq_rel(hint, 0) != 0; } /* [HT1] before the words */
 static inline void hint_reset(uint8_t *hint) { store_relaxed(hint, 0); }
 
 #endif
