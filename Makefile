@@ -132,7 +132,7 @@ include tests/tests.mk $(wildcard tests/*/*.mk) packaging/package.mk
 
 .PHONY: install clean help
 install: ## programs, library, header, units, manual: DESTDIR= PREFIX=
-install: all $(if $(shell command -v scdoc),man)
+install: all gdb $(if $(shell command -v scdoc),man)
 	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' LIBDIR='$(LIBDIR)' SYSCONFDIR='$(SYSCONFDIR)' VERSION='$(VERSION)' \
 	    packaging/install $(B)
 clean: ## remove what was built

@@ -36,6 +36,16 @@ $(B)/man/%: packaging/man/%.scd
 	@sed -n '/^# NAME/,/^# /s/^\(.*[^ ]\) *- .*/\1/p' $< | tr -d ' \\' | tr , '\n' | while read -r name; do \
 	    [ "$$name$(suffix $*)" = $* ] || echo ".so man$(patsubst .%,%,$(suffix $*))/$*" >"$(@D)/$$name$(suffix $*)"; done
 
+# what gdb has to know of the layout, then its commands
+.PHONY: gdb
+gdb: ## gdb's commands for a heap, build/arena-gdb.py
+gdb tests: $(B)/arena-gdb.py
+$(B)/gdb-layout: packaging/gdb/layout.c $(wildcard shm/*.h) $(call obj,shm/sizeclass.c) $(B)/flags
+	$(CC) $(ALL_CPPFLAGS) $(ALL_CFLAGS) $(WERROR) $(ALL_LDFLAGS) -o $@ $< $(call obj,shm/sizeclass.c)
+$(B)/arena-gdb.py: $(B)/gdb-layout packaging/gdb/arena-gdb.py
+	@sed '/^# LAYOUT$$/Q' packaging/gdb/arena-gdb.py >$@.new && $(B)/gdb-layout >>$@.new && \
+	    sed '1,/^# LAYOUT$$/d' packaging/gdb/arena-gdb.py >>$@.new && mv $@.new $@
+
 # The tracked tree and packaging/debian as its debian/, in build/deb; the packages stand there afterwards.
 deb: ## Debian packages, into build/deb
 	@$(call install_deps,$(DEPS_DEB))

@@ -13,12 +13,13 @@ DESTDIR='' PREFIX=$work/b LIBDIR=$work/b/lib SYSCONFDIR=$work/b/etc packaging/in
 for f in bin/arenad bin/arenactl lib/libarena.so lib/libarena.so.1 lib/libarena.a include/arena.h include/arena_buf.h include/arena_gc.h \
     include/arena_inline.h include/arena_stack.h include/arena_vec.h \
     lib/pkgconfig/libarena.pc lib/systemd/system/arenad.service lib/systemd/system/arenad@.service \
-    lib/systemd/system/arenad@.socket lib/sysusers.d/arenad.conf lib/tmpfiles.d/arenad.conf; do
+    lib/systemd/system/arenad@.socket share/arena/arena-gdb.py lib/sysusers.d/arenad.conf lib/tmpfiles.d/arenad.conf; do
     [ -e "$work/a/usr/$f" ] || fault "no $f below DESTDIR"
     [ -e "$work/b/$f" ] || fault "no $f below PREFIX"
 done
 [ -e "$work/a/etc/arenad/default.conf" ] || fault "no configuration below DESTDIR"
-diff <(cd "$work/a/usr" && find . | sort) <(cd "$work/b" && find . ! -path './etc*' | sort) ||
+cmp "$work/a/usr/share/gdb/auto-load/usr/lib/"*-gdb.py "$work/b/share/gdb/auto-load$work/b/lib/"*-gdb.py || fault "gdb does not load its commands"
+diff <(cd "$work/a/usr" && find . ! -path '*/gdb/*' | sort) <(cd "$work/b" && find . ! -path './etc*' ! -path '*/gdb/*' | sort) ||
     fault "PREFIX changes what is installed"
 grep -qx "ExecStart=$work/b/bin/arenad --foreground --name %i" "$work/b/lib/systemd/system/arenad@.service" ||
     fault "the unit starts another daemon"

@@ -18,6 +18,6 @@ done
 build CFLAGS=-O0 CPPFLAGS=-DX >/dev/null
 ! old CFLAGS=-O0 CPPFLAGS=-DX WERROR=-Werror || { echo "WERROR is taken for a change"; exit 1; }
 make --no-print-directory compile_commands.json
-find shm proto client daemon tests -name '*.c' ! -path 'shm/gen/*' | sort >"$work/files"
+find shm proto client daemon tests packaging -name '*.c' ! -path 'shm/gen/*' | sort >"$work/files"
 sed -n 's/.*"file": "\([^"]*\)".*/\1/p' compile_commands.json | sort | diff - "$work/files"
 make --no-print-directory help | grep -q '^compile_commands.json '
